@@ -1,0 +1,392 @@
+//! Bodies of the REST API under `/api/v1`. Every answer that reports a condition says when it was seen.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Grant, InstanceId, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, spec::ServiceSpec,
+};
+
+/// The largest compose file that is read. Bytes.
+pub const COMPOSE_MAX: usize = 256 * 1024;
+
+/// `GET /api/v1/cluster`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterView {
+    pub id: String,
+    pub name: String,
+    /// Version of the answering node.
+    pub version: String,
+    /// Host name under which the dashboard (`app.`) and services live, with the port if it is not the scheme's own.
+    pub domain: String,
+    pub dashboard_url: String,
+    /// Index of the last state change that this answer includes.
+    pub applied_index: u64,
+    /// False while fewer than three machines are members.
+    pub fault_tolerant: bool,
+    /// Who asks, and what they may do.
+    pub you: Principal,
+}
+
+/// Who a token speaks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Principal {
+    pub token: TokenId,
+    pub name: String,
+    pub grant: Grant,
+    pub expires_at: UnixMillis,
+}
+
+/// `GET /api/v1/machines`, an array of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineView {
+    pub id: NodeId,
+    pub name: MachineName,
+    pub version: String,
+    pub labels: BTreeMap<String, String>,
+    pub started_at: UnixMillis,
+    /// When the figures below were read.
+    pub observed_at: UnixMillis,
+    pub resources: MachineResources,
+    pub engine: EngineView,
+    pub instances: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MachineResources {
+    pub cpu_cores: u32,
+    /// Of all cores, 0.0 to 1.0.
+    pub cpu_used: f64,
+    pub memory_total_bytes: u64,
+    pub memory_used_bytes: u64,
+    /// Of the file system that holds the data directory.
+    pub disk_total_bytes: u64,
+    pub disk_free_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum EngineView {
+    Ready {
+        version: String,
+        api_version: String,
+        operating_system: String,
+    },
+    /// The sentence says what is wrong and what to do.
+    Unavailable {
+        message: String,
+        since: UnixMillis,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceState {
+    /// Its instance is being created or has not passed its health check yet.
+    Starting,
+    Running,
+    /// Runs, but its health check fails.
+    Unhealthy,
+    /// Ended; a restart waits for its back-off.
+    Restarting,
+    /// Ended, and by its restart policy stays so; or can't be started.
+    Failed,
+    /// Ended with exit code 0, and by its restart policy stays so.
+    Completed,
+    /// Scaled to zero.
+    Stopped,
+    /// The engine does not answer, so nobody knows; `observed_at` says how old the last knowledge is.
+    Unknown,
+}
+
+impl ServiceState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Unhealthy => "unhealthy",
+            Self::Restarting => "restarting",
+            Self::Failed => "failed",
+            Self::Completed => "completed",
+            Self::Stopped => "stopped",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// `GET /api/v1/services`, an array of it; also a row of `flotilla ps --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceView {
+    pub service: ServiceName,
+    pub stack: StackName,
+    /// Where its (first) instance is; absent while it has none.
+    pub machine: Option<MachineName>,
+    pub state: ServiceState,
+    /// One sentence for a person where the state alone does not tell: why it failed, when it is tried again.
+    pub message: Option<String>,
+    pub revision: Revision,
+    /// Where a browser opens it; absent for a service without a port.
+    pub url: Option<String>,
+    pub image: String,
+    pub replicas: u32,
+    /// When the state last changed.
+    pub since: UnixMillis,
+    /// When the state was last confirmed by the engine.
+    pub observed_at: UnixMillis,
+    pub instances: Vec<InstanceView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceView {
+    pub id: InstanceId,
+    pub machine: MachineName,
+    pub revision: Revision,
+    pub state: ServiceState,
+    pub message: Option<String>,
+    pub container: Option<String>,
+    pub started_at: Option<UnixMillis>,
+    pub restarts: u32,
+    pub exit_code: Option<i64>,
+    /// Live figures; absent while it does not run.
+    pub cpu_cores_used: Option<f64>,
+    pub memory_used_bytes: Option<u64>,
+}
+
+/// `GET /api/v1/services/{service}`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceDetail {
+    #[serde(flatten)]
+    pub view: ServiceView,
+    pub spec: ServiceSpec,
+    /// Newest first.
+    pub revisions: Vec<RevisionView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RevisionView {
+    pub revision: Revision,
+    pub image: String,
+    pub created_at: UnixMillis,
+    /// Name of the token that made it.
+    pub created_by: String,
+    pub current: bool,
+    /// Why it exists, where that is not a plain deployment: a roll back, by whom or for what reason.
+    pub note: Option<String>,
+}
+
+/// `POST /api/v1/deployments`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeployRequest {
+    /// The text of the compose file, at most [`COMPOSE_MAX`] bytes.
+    pub compose: String,
+    /// The stack's name where the file has no `name:`; usually the directory the file lies in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<String>,
+    /// For `${NAME}` in the file.
+    #[serde(default)]
+    pub variables: BTreeMap<String, String>,
+    /// Check everything, change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeployResponse {
+    pub stack: StackName,
+    pub services: Vec<Deployed>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Deployed {
+    pub service: ServiceName,
+    pub revision: Revision,
+    pub url: Option<String>,
+    /// False where the running revision already is what the file says.
+    pub changed: bool,
+}
+
+/// `POST /api/v1/services/{service}/rollback`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackRequest {
+    /// Absent: the one before the current.
+    #[serde(default)]
+    pub revision: Option<Revision>,
+}
+
+/// `POST /api/v1/services/{service}/scale`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScaleRequest {
+    pub replicas: u32,
+}
+
+/// `POST /api/v1/tokens`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateToken {
+    pub name: String,
+    pub grant: Grant,
+    /// Seconds from now; the node caps it.
+    pub ttl_seconds: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatedToken {
+    pub id: TokenId,
+    /// The JWT. It is shown once and kept nowhere.
+    pub token: String,
+    pub expires_at: UnixMillis,
+}
+
+/// `GET /api/v1/tokens`, an array of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    pub id: TokenId,
+    pub name: String,
+    pub grant: Grant,
+    pub created_at: UnixMillis,
+    pub expires_at: UnixMillis,
+    pub revoked_at: Option<UnixMillis>,
+    /// Thumbprint (RFC 7638) of the browser key that it is bound to.
+    pub bound_to: Option<String>,
+}
+
+/// `POST /api/v1/invitations`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateInvitation {
+    pub name: String,
+    pub grant: Grant,
+    /// Seconds from now until the link no longer works.
+    pub ttl_seconds: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatedInvitation {
+    pub id: TokenId,
+    /// The secret is in the fragment, which a browser never sends to a server.
+    pub url: String,
+    pub expires_at: UnixMillis,
+}
+
+/// `POST /api/v1/invitations/redeem`, without a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RedeemInvitation {
+    /// What stood in the link's fragment.
+    pub invitation: String,
+    /// The browser's public key; its private half can't be exported.
+    pub key: PublicKey,
+    /// For `token list`: which browser this is.
+    pub device: String,
+}
+
+/// `POST /api/v1/tokens/bind`: exchanges a plain token (as `Authorization: Bearer`) for one bound to the browser's key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindToken {
+    pub key: PublicKey,
+    pub device: String,
+}
+
+/// A P-256 public key as a JSON Web Key (RFC 7517, RFC 7518 6.2), coordinates in base64url without padding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicKey {
+    pub kty: String,
+    pub crv: String,
+    pub x: String,
+    pub y: String,
+}
+
+/// Answer of redeem, bind and renew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuedToken {
+    pub token: String,
+    pub principal: Principal,
+}
+
+/// `POST /api/v1/images/uploads`: begins or resumes the upload of an image archive (`docker save` format).
+///
+/// `PATCH /api/v1/images/uploads/{digest}` with the header `Upload-Offset` appends; `HEAD` tells the offset.
+/// `POST /api/v1/images/uploads/{digest}/finish` checks the digest and hands the archive to the engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BeginUpload {
+    /// SHA-256 of the whole archive, 64 hexadecimal digits.
+    pub digest: String,
+    pub size: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadView {
+    pub digest: String,
+    pub size: u64,
+    /// Bytes that are already here.
+    pub offset: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadedImages {
+    /// References that the engine now knows.
+    pub images: Vec<String>,
+}
+
+/// `GET /api/v1/images`, an array of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageView {
+    pub id: String,
+    pub references: Vec<String>,
+    pub size_bytes: u64,
+    pub created_at: UnixMillis,
+    pub used_by: Vec<ServiceName>,
+}
+
+/// A line of `GET /api/v1/services/{service}/logs` (newline-delimited JSON).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    pub at: UnixMillis,
+    pub instance: InstanceId,
+    pub stream: LogStream,
+    pub text: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogStream {
+    Out,
+    Err,
+}
+
+/// A line of `GET /api/v1/events` (newline-delimited JSON, endless), and of `GET /api/v1/audit` (an array).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventView {
+    /// Index in the state log; absent for what was only observed.
+    pub index: Option<u64>,
+    pub at: UnixMillis,
+    pub kind: String,
+    pub actor: String,
+    pub service: Option<ServiceName>,
+    /// One sentence.
+    pub message: String,
+}
+
+/// First message, as text, on `GET /api/v1/services/{service}/exec` (a WebSocket); then binary messages, whose first byte
+/// is the stream (0 input, 1 output, 2 error output), and text messages of [`ExecControl`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    pub command: Vec<String>,
+    #[serde(default)]
+    pub tty: bool,
+    #[serde(default)]
+    pub rows: u16,
+    #[serde(default)]
+    pub columns: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum ExecControl {
+    /// Client to node.
+    Resize { rows: u16, columns: u16 },
+    /// Client to node: no more input.
+    Eof,
+    /// Node to client, last.
+    Exit { code: i64 },
+    /// Node to client, last.
+    Error { error: crate::ApiError },
+}

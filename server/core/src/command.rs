@@ -1,0 +1,144 @@
+//! The commands of the state log: the only way in which the cluster's state changes.
+
+use std::collections::BTreeMap;
+
+use flotilla_api::{
+    Grant, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, spec::ServiceSpec,
+};
+use serde::{Deserialize, Serialize};
+
+/// One entry of the state log. All that varies from run to run (time, ids, secrets' hashes) was put in by whoever proposed
+/// it, so that applying it anywhere, at any time, has the same result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    pub at: UnixMillis,
+    pub actor: Actor,
+    pub command: Command,
+}
+
+/// Who asked for a change, for the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Actor {
+    /// Name of the token; `node` where the node itself decided.
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenId>,
+    /// Network address that it came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+}
+
+/// A command and the version of its meaning. A new meaning is a new variant; old ones stay readable for ever.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "version", content = "command")]
+pub enum Command {
+    #[serde(rename = "1")]
+    V1(CommandV1),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum CommandV1 {
+    /// Makes the cluster; first, and once.
+    Init {
+        cluster: ClusterRecord,
+        machine: MachineRecord,
+    },
+    /// Makes a new revision of each service that differs from what it was, all or none.
+    Deploy {
+        stack: StackName,
+        services: Vec<ServiceSpec>,
+    },
+    /// Makes the specification of an older revision the newest one.
+    RollBack {
+        service: ServiceName,
+        /// Absent: the revision before the current one.
+        #[serde(default)]
+        to: Option<Revision>,
+        #[serde(default)]
+        reason: Option<String>,
+    },
+    Scale {
+        service: ServiceName,
+        replicas: u32,
+    },
+    /// Replaces the service's instances by new ones of the same revision.
+    Restart {
+        service: ServiceName,
+    },
+    /// Ends the service. Its volumes stay (listed in `State::kept_volumes`) unless `volumes` is set.
+    Remove {
+        service: ServiceName,
+        volumes: bool,
+    },
+    /// The node has deleted the directories that `Remove` with `volumes` condemned.
+    VolumesPurged {
+        service: ServiceName,
+    },
+    IssueToken {
+        token: TokenRecord,
+    },
+    RenewToken {
+        id: TokenId,
+        expires_at: UnixMillis,
+    },
+    RevokeToken {
+        id: TokenId,
+    },
+    CreateInvitation {
+        invitation: InvitationRecord,
+    },
+    /// Uses an invitation up and issues the token it stood for, in one step.
+    RedeemInvitation {
+        id: TokenId,
+        token: TokenRecord,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    /// 16 random bytes in hexadecimal.
+    pub id: String,
+    /// A host name label: the dashboard lives at `app.<name>.localhost`.
+    pub name: StackName,
+    /// Ed25519 public key that the cluster's tokens are signed with, base64url without padding.
+    pub token_key: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    pub id: NodeId,
+    pub name: MachineName,
+    /// Ed25519 identity key of its node, base64url without padding.
+    pub public_key: String,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A token that was issued. The token itself is kept nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    pub id: TokenId,
+    pub name: String,
+    pub grant: Grant,
+    pub created_at: UnixMillis,
+    pub expires_at: UnixMillis,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<UnixMillis>,
+    /// Thumbprint (RFC 7638) of the key that its holder must prove to have (RFC 9449); absent for a bearer token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound_to: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InvitationRecord {
+    pub id: TokenId,
+    pub name: String,
+    pub grant: Grant,
+    /// SHA-256 of the secret in the link, hexadecimal.
+    pub secret_hash: String,
+    pub created_at: UnixMillis,
+    pub expires_at: UnixMillis,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_at: Option<UnixMillis>,
+}

@@ -1,0 +1,11 @@
+//! Every decision Flotilla makes, without IO, clock or randomness.
+//!
+//! Time and random ids come in as values; what shall happen goes out as values. `clippy.toml` of this crate bans the rest.
+
+pub mod command;
+pub mod compose;
+pub mod reconcile;
+pub mod state;
+
+pub use command::{Actor, Command, CommandV1, Entry};
+pub use state::{Applied, Event, Outcome, Rejected, State};

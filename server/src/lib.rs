@@ -1,0 +1,17 @@
+//! The Flotilla node: the shell around `flotilla-core` that reads clocks, sockets, disks and the container engine.
+
+pub mod assets;
+pub mod auth;
+pub mod cli;
+pub mod client;
+pub mod clock;
+pub mod config;
+pub mod demo;
+pub mod engine;
+pub mod http;
+pub mod identity;
+pub mod mesh;
+pub mod metrics;
+pub mod node;
+pub mod store;
+pub mod tunnel;
