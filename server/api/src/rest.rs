@@ -1,4 +1,28 @@
 //! Bodies of the REST API under `/api/v1`. Every answer that reports a condition says when it was seen.
+//!
+//! ```text
+//! GET    /cluster  /machines  /images  /audit          ClusterView, [MachineView], [ImageView], [EventView]
+//! GET    /events                                       EventView, newline-delimited, endless
+//! POST   /deployments            DeployRequest         DeployResponse
+//! GET    /services                                     [ServiceView]
+//! GET    /services/{service}                           ServiceDetail
+//! DELETE /services/{service}     ?RemoveQuery          204
+//! POST   /services/{service}/restart                   204
+//! POST   /services/{service}/rollback  RollbackRequest Deployed
+//! POST   /services/{service}/scale     ScaleRequest    204
+//! GET    /services/{service}/logs      ?LogQuery       LogLine, newline-delimited
+//! GET    /services/{service}/exec      WebSocket       ExecRequest, ExecControl
+//! POST   /builds                 ?BuildQuery, a tar    BuildLine, newline-delimited
+//! POST   /images/uploads         BeginUpload           UploadView
+//! HEAD   /images/uploads/{digest}                      Upload-Offset
+//! PATCH  /images/uploads/{digest}  Upload-Offset, body 204 and Upload-Offset
+//! POST   /images/uploads/{digest}/finish               LoadedImages
+//! GET    /tokens  POST /tokens   CreateToken           [TokenView], CreatedToken
+//! DELETE /tokens/{id}                                  204
+//! POST   /tokens/bind  BindToken  /tokens/renew        IssuedToken
+//! POST   /invitations            CreateInvitation      CreatedInvitation
+//! POST   /invitations/redeem     RedeemInvitation      IssuedToken
+//! ```
 
 use std::collections::BTreeMap;
 
@@ -220,6 +244,14 @@ pub struct ScaleRequest {
     pub replicas: u32,
 }
 
+/// Query of `DELETE /api/v1/services/{service}`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveQuery {
+    /// Its volumes too: their data is deleted for good.
+    #[serde(default)]
+    pub volumes: bool,
+}
+
 /// `POST /api/v1/tokens`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateToken {
@@ -326,6 +358,39 @@ pub struct LoadedImages {
     pub images: Vec<String>,
 }
 
+/// Query of `POST /api/v1/builds`, whose body is the build context as a tar archive, streamed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildQuery {
+    /// The reference to give the image.
+    pub image: String,
+    /// Path in the context; `Dockerfile` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dockerfile: Option<String>,
+    /// The stage to stop at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// A JSON object of build arguments, as the engine's own API has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<String>,
+}
+
+/// A line of the answer of `POST /api/v1/builds` (newline-delimited JSON).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum BuildLine {
+    Output {
+        text: String,
+    },
+    /// Last: the engine's id of the image.
+    Done {
+        image: String,
+    },
+    /// Last.
+    Error {
+        error: crate::ApiError,
+    },
+}
+
 /// `GET /api/v1/images`, an array of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageView {
@@ -334,6 +399,20 @@ pub struct ImageView {
     pub size_bytes: u64,
     pub created_at: UnixMillis,
     pub used_by: Vec<ServiceName>,
+}
+
+/// Query of `GET /api/v1/services/{service}/logs`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogQuery {
+    /// Go on with new lines as they come, also of instances that are started later.
+    #[serde(default)]
+    pub follow: bool,
+    /// Begin with at most so many lines of the past; absent: all that the engine kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<u32>,
+    /// Nothing older than this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<UnixMillis>,
 }
 
 /// A line of `GET /api/v1/services/{service}/logs` (newline-delimited JSON).
