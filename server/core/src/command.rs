@@ -71,6 +71,11 @@ pub enum CommandV1 {
         service: ServiceName,
         volumes: bool,
     },
+    /// The node saw the service's instances of this revision run well.
+    ConfirmRevision {
+        service: ServiceName,
+        revision: Revision,
+    },
     /// The node has deleted the directories that `Remove` with `volumes` condemned.
     VolumesPurged {
         service: ServiceName,

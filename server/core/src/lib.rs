@@ -2,6 +2,7 @@
 //!
 //! Time and random ids come in as values; what shall happen goes out as values. `clippy.toml` of this crate bans the rest.
 
+mod access;
 pub mod command;
 pub mod compose;
 pub mod reconcile;

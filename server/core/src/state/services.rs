@@ -1,0 +1,336 @@
+//! Services in the state: deploy, roll back, scale, restart, remove.
+
+use std::collections::BTreeSet;
+
+use flotilla_api::{
+    ErrorCode, NodeId, Revision, ServiceName, StackName, VolumeName, rest::Deployed, spec::ServiceSpec,
+};
+
+use super::{
+    Applied, Assignment, Event, NOTE_MAX, Outcome, REPLICAS_MAX, REVISIONS_KEPT, Rejected, RevisionRecord,
+    SERVICES_MAX, Service, State,
+};
+use crate::command::Entry;
+
+impl State {
+    pub(super) fn deploy(
+        &mut self,
+        entry: &Entry,
+        machine: &NodeId,
+        stack: &StackName,
+        services: &[ServiceSpec],
+    ) -> Result<Applied, Rejected> {
+        self.check_deploy(stack, services)?;
+        let index = self.applied + 1;
+        let mut deployed = Vec::with_capacity(services.len());
+        let mut events = Vec::new();
+        for spec in services {
+            let (revision, event) = match self.services.get_mut(&spec.name) {
+                Some(service) if service.spec() == spec => (None, None),
+                Some(service) => {
+                    let revision = service.push(entry, spec.clone(), None, None);
+                    service.replicas = spec.replicas;
+                    (Some(revision), Some(format!("`{}` was deployed as revision {revision}.", spec.name)))
+                }
+                None => {
+                    let assignment = Assignment { machine: machine.clone(), epoch: index };
+                    self.services.insert(spec.name.clone(), Service::first(entry, spec, assignment));
+                    (Some(Revision(1)), Some(format!("`{}` was deployed.", spec.name)))
+                }
+            };
+            if revision.is_some() {
+                self.take_back_volumes(spec);
+            }
+            events.extend(event.map(|message| Event::new("deployed", Some(&spec.name), message)));
+            deployed.push(Deployed {
+                service: spec.name.clone(),
+                revision: self.services[&spec.name].current,
+                url: None,
+                changed: revision.is_some(),
+            });
+        }
+        if events.is_empty() {
+            events.push(Event::new("unchanged", None, format!("The stack `{stack}` was deployed again as it was.")));
+        }
+        Ok(Applied { outcome: Outcome::Deployed(deployed), events })
+    }
+
+    fn check_deploy(&self, stack: &StackName, services: &[ServiceSpec]) -> Result<(), Rejected> {
+        if services.is_empty() {
+            return Err(Rejected::new(ErrorCode::InvalidRequest, "nothing was deployed: name at least one service"));
+        }
+        let mut names = BTreeSet::new();
+        for spec in services {
+            if !names.insert(&spec.name) {
+                return Err(Rejected::new(
+                    ErrorCode::InvalidRequest,
+                    format!("the service `{}` is named twice; keep one of the two", spec.name),
+                ));
+            }
+            if spec.stack != *stack {
+                return Err(Rejected::new(
+                    ErrorCode::InvalidRequest,
+                    format!("the service `{}` says stack `{}`, but `{stack}` is deployed", spec.name, spec.stack),
+                ));
+            }
+            if let Some(present) = self.services.get(&spec.name)
+                && present.stack != *stack
+            {
+                return Err(Rejected::new(
+                    ErrorCode::Conflict,
+                    format!(
+                        "the stack `{}` already has a service `{}`; choose another name, or remove that service first",
+                        present.stack, spec.name
+                    ),
+                ));
+            }
+            check_replicas(spec, spec.replicas)?;
+        }
+        for spec in services {
+            for dependency in &spec.depends_on {
+                let present = names.contains(dependency)
+                    || self.services.get(dependency).is_some_and(|service| service.stack == *stack);
+                if !present {
+                    return Err(Rejected::new(
+                        ErrorCode::InvalidRequest,
+                        format!(
+                            "`{}` depends on `{dependency}`, which the stack `{stack}` does not have; add it or remove the \
+                             dependency",
+                            spec.name
+                        ),
+                    ));
+                }
+            }
+        }
+        let new = names.iter().filter(|name| !self.services.contains_key(**name)).count();
+        if self.services.len() + new > SERVICES_MAX {
+            return Err(Rejected::new(
+                ErrorCode::Conflict,
+                format!("a cluster has at most {SERVICES_MAX} services; remove some first"),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn roll_back(
+        &mut self,
+        entry: &Entry,
+        name: &ServiceName,
+        to: Option<Revision>,
+        reason: Option<&str>,
+    ) -> Result<Applied, Rejected> {
+        let service = self.service_mut(name)?;
+        let target = match to {
+            Some(target) => target,
+            None => service.revisions.range(..service.current).next_back().map(|(revision, _)| *revision).ok_or_else(
+                || {
+                    Rejected::new(
+                        ErrorCode::RevisionNotFound,
+                        format!(
+                            "`{name}` has no revision before {}; there is nothing to roll back to",
+                            service.current
+                        ),
+                    )
+                },
+            )?,
+        };
+        let Some(record) = service.revisions.get(&target) else {
+            return Err(Rejected::new(
+                ErrorCode::RevisionNotFound,
+                format!("`{name}` has no revision {target}; `flotilla inspect {name}` lists those that are kept"),
+            ));
+        };
+        if record.spec == *service.spec() {
+            return Err(Rejected::new(
+                ErrorCode::Conflict,
+                format!("`{name}` already runs what revision {target} says; choose another revision"),
+            ));
+        }
+        let spec = record.spec.clone();
+        let from = service.current;
+        let note = match reason {
+            Some(reason) => format!("rolled back from revision {from} to {target}: {}", clip(reason)),
+            None => format!("rolled back from revision {from} to {target}"),
+        };
+        service.replicas = spec.replicas;
+        let revision = service.push(entry, spec.clone(), Some(target), Some(note.clone()));
+        self.take_back_volumes(&spec);
+        Ok(Applied {
+            outcome: Outcome::RolledBack { service: name.clone(), revision },
+            events: vec![Event::new("rolled-back", Some(name), format!("`{name}` was {note}."))],
+        })
+    }
+
+    pub(super) fn scale(&mut self, entry: &Entry, name: &ServiceName, replicas: u32) -> Result<Applied, Rejected> {
+        let service = self.service_mut(name)?;
+        check_replicas(service.spec(), replicas)?;
+        let before = std::mem::replace(&mut service.replicas, replicas);
+        service.changed_at = entry.at;
+        let message = match replicas {
+            0 => format!("`{name}` was stopped."),
+            _ => format!("`{name}` was scaled from {before} to {replicas}."),
+        };
+        Ok(Applied::done(Event::new("scaled", Some(name), message)))
+    }
+
+    pub(super) fn restart(&mut self, entry: &Entry, name: &ServiceName) -> Result<Applied, Rejected> {
+        let service = self.service_mut(name)?;
+        service.restarts += 1;
+        service.changed_at = entry.at;
+        Ok(Applied::done(Event::new("restarted", Some(name), format!("`{name}` was restarted."))))
+    }
+
+    pub(super) fn remove(&mut self, name: &ServiceName, with_volumes: bool) -> Result<Applied, Rejected> {
+        let kept = self.kept_volumes.contains_key(name);
+        let Some(service) = self.services.get(name) else {
+            // What is left of a service that was removed before can still be deleted.
+            if with_volumes && kept {
+                self.kept_volumes.remove(name);
+                self.condemned_volumes.insert(name.clone());
+                return Ok(Applied::done(Event::new(
+                    "volumes-condemned",
+                    Some(name),
+                    format!("The volumes that `{name}` had left behind were given up."),
+                )));
+            }
+            return Err(unknown(name));
+        };
+        let volumes = service.volumes();
+        self.services.remove(name);
+        let message = match (with_volumes, volumes.is_empty() && !kept) {
+            (_, true) => format!("`{name}` was removed."),
+            (true, false) => {
+                self.kept_volumes.remove(name);
+                self.condemned_volumes.insert(name.clone());
+                format!("`{name}` was removed with its volumes.")
+            }
+            (false, false) => {
+                self.kept_volumes.entry(name.clone()).or_default().extend(volumes);
+                format!("`{name}` was removed; its volumes are kept.")
+            }
+        };
+        Ok(Applied::done(Event::new("removed", Some(name), message)))
+    }
+
+    pub(super) fn confirm(&mut self, name: &ServiceName, revision: Revision) -> Result<Applied, Rejected> {
+        let service = self.service_mut(name)?;
+        if service.current != revision {
+            return Err(Rejected::new(
+                ErrorCode::Conflict,
+                format!("`{name}` is at revision {}, no longer at {revision}", service.current),
+            ));
+        }
+        if service.confirmed == Some(revision) {
+            return Err(Rejected::new(
+                ErrorCode::Conflict,
+                format!("revision {revision} of `{name}` is confirmed already"),
+            ));
+        }
+        service.confirmed = Some(revision);
+        Ok(Applied::done(Event::new("confirmed", Some(name), format!("Revision {revision} of `{name}` runs well."))))
+    }
+
+    pub(super) fn volumes_purged(&mut self, name: &ServiceName) -> Result<Applied, Rejected> {
+        if !self.condemned_volumes.remove(name) {
+            return Err(Rejected::new(
+                ErrorCode::Conflict,
+                format!("nobody asked for the volumes of `{name}` to be deleted"),
+            ));
+        }
+        Ok(Applied::done(Event::new("volumes-deleted", Some(name), format!("The volumes of `{name}` were deleted."))))
+    }
+
+    fn service_mut(&mut self, name: &ServiceName) -> Result<&mut Service, Rejected> {
+        self.services.get_mut(name).ok_or_else(|| unknown(name))
+    }
+
+    /// A service that comes back finds the volumes that it left.
+    fn take_back_volumes(&mut self, spec: &ServiceSpec) {
+        if let Some(kept) = self.kept_volumes.get_mut(&spec.name) {
+            for mount in &spec.volumes {
+                kept.remove(&mount.volume);
+            }
+            if kept.is_empty() {
+                self.kept_volumes.remove(&spec.name);
+            }
+        }
+    }
+}
+
+impl Service {
+    fn first(entry: &Entry, spec: &ServiceSpec, assignment: Assignment) -> Self {
+        let record = RevisionRecord {
+            spec: spec.clone(),
+            created_at: entry.at,
+            created_by: entry.actor.name.clone(),
+            restores: None,
+            note: None,
+        };
+        Self {
+            name: spec.name.clone(),
+            stack: spec.stack.clone(),
+            current: Revision(1),
+            revisions: [(Revision(1), record)].into(),
+            replicas: spec.replicas,
+            restarts: 0,
+            confirmed: None,
+            assignment,
+            changed_at: entry.at,
+        }
+    }
+
+    /// Makes `spec` the newest revision, and forgets the oldest when there are too many.
+    fn push(&mut self, entry: &Entry, spec: ServiceSpec, restores: Option<Revision>, note: Option<String>) -> Revision {
+        self.current = Revision(self.current.0 + 1);
+        let created_by = entry.actor.name.clone();
+        self.revisions.insert(self.current, RevisionRecord { spec, created_at: entry.at, created_by, restores, note });
+        self.changed_at = entry.at;
+        while self.revisions.len() > REVISIONS_KEPT {
+            // The last revision that ran well outlives older ones that did not: it is the way back.
+            let oldest = self.revisions.keys().copied().find(|revision| Some(*revision) != self.confirmed);
+            let Some(oldest) = oldest else { break };
+            self.revisions.remove(&oldest);
+        }
+        self.current
+    }
+
+    /// Volumes of all revisions that are kept: a directory stays until the whole service goes.
+    fn volumes(&self) -> BTreeSet<VolumeName> {
+        self.revisions.values().flat_map(|record| &record.spec.volumes).map(|mount| mount.volume.clone()).collect()
+    }
+}
+
+/// Two writers would spoil one volume, so a service that writes one runs once.
+fn check_replicas(spec: &ServiceSpec, replicas: u32) -> Result<(), Rejected> {
+    if replicas > REPLICAS_MAX {
+        return Err(Rejected::new(
+            ErrorCode::InvalidRequest,
+            format!("`{}` can't have {replicas} replicas; use at most {REPLICAS_MAX}", spec.name),
+        ));
+    }
+    if let Some(mount) = spec.volumes.iter().find(|mount| replicas > 1 && !mount.read_only) {
+        return Err(Rejected::new(
+            ErrorCode::InvalidRequest,
+            format!(
+                "`{}` writes the volume `{}`, so it can't have {replicas} replicas; use one, or mount the volume read-only",
+                spec.name, mount.volume
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn unknown(name: &ServiceName) -> Rejected {
+    Rejected::new(
+        ErrorCode::ServiceNotFound,
+        format!("there is no service `{name}`; `flotilla ps` lists those that there are"),
+    )
+}
+
+fn clip(text: &str) -> String {
+    let mut clipped: String = text.chars().take(NOTE_MAX).collect();
+    if clipped.len() < text.len() {
+        clipped.push('…');
+    }
+    clipped
+}
