@@ -16,7 +16,14 @@
 //! its own stream and no other, and memory is bounded by the number of streams.
 //!
 //! A browser sends all frames of a stream on the lane of its `Open`. A node sends all frames of a stream on one lane,
-//! which it chooses with `Head`: the bulk lane for what is large, so that a download does not delay a click.
+//! which it chooses with `Head`: the bulk lane for what is large, so that a download does not delay a click. `Credit` frames
+//! are no part of that order and may come on either lane; `Credit`, `Data`, `End` and `Reset` of a stream that is over are ignored.
+//!
+//! A request body without a `content-length` among the headers of its `Open` is held at the node until it is complete, because
+//! many applications refuse chunked bodies; a browser side that knows the length says it.
+//!
+//! A WebSocket that the service refuses gets a `Head` with the service's status (not 101) and an `End`; one that does not reach
+//! the service gets a `Reset`.
 
 use std::{fmt, str::FromStr};
 

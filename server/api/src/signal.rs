@@ -29,6 +29,16 @@ pub enum FromBrowser {
         proof: Option<String>,
         offer: String,
     },
+    /// First, in place of `Connect`, on a new socket: goes on with the signalling of a session whose connection may still live
+    /// though its socket was lost. Answered with [`FromNode::Resumed`], or with an error after which only `Connect` helps.
+    Resume {
+        version: u32,
+        /// As in [`FromNode::Answer`].
+        session: String,
+        token: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proof: Option<String>,
+    },
     /// A later candidate; `None` ends them.
     Candidate {
         candidate: Option<Candidate>,
@@ -40,6 +50,7 @@ pub enum FromBrowser {
     /// A renewed token for the same session.
     Renew {
         token: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         proof: Option<String>,
     },
     Bye,
@@ -52,7 +63,14 @@ pub enum FromNode {
     Answer {
         version: u32,
         answer: String,
+        /// For [`FromBrowser::Resume`], and worth nothing without the token.
+        #[serde(default)]
+        session: String,
     },
+    /// Answers `Resume`: the session lives. Its connection may still need a `Restart`.
+    Resumed,
+    /// Answers `Renew`: the session now ends when the new token does.
+    Renewed,
     Candidate {
         candidate: Option<Candidate>,
     },
