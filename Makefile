@@ -1,0 +1,42 @@
+# Every target can be run on a fresh Debian or Ubuntu machine with git and Rust: what is missing is installed first.
+
+CARGO ?= cargo
+# Of `make demo`: where it keeps its state, its port, and a file that gets one JSON object once all is healthy.
+STATE ?= target/demo
+PORT ?= 7070
+READY_FILE ?=
+
+export CARGO_TERM_COLOR ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench web images
+
+help: ## Says what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Installs what is missing, and starts Docker Engine if none answers
+	tests/setup/install build engine tests
+
+demo: ## A cluster on this machine, with a sample service to open
+	tests/setup/install build engine
+	$(CARGO) build --release --bin flotilla
+	tests/setup/docker-group target/release/flotilla demo --state "$(STATE)" --port "$(PORT)" $(if $(READY_FILE),--ready-file "$(READY_FILE)")
+
+test: setup ## Every test: units, properties, API, engine, and end to end in Chromium
+	tests/setup/docker-group tests/setup/run-tests
+
+lint: ## Formatting and clippy, where every warning is an error
+	tests/setup/install build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+bench: setup ## The figures of docs/BENCHMARKS.md, side by side, in a release build
+	$(CARGO) build --release --locked --bins -p flotilla -p flotilla-tests
+	tests/setup/docker-group target/release/flotilla-bench $(BENCH)
+
+web: ## The web app alone, as it is embedded in the node
+	tests/setup/install build
+	$(CARGO) build --bin flotilla
+
+images: ## The container images that the end-to-end tests use
+	tests/setup/docker-group tests/images/build nginx jupyter
