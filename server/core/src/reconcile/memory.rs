@@ -1,0 +1,283 @@
+//! What the reconciler remembers between rounds: failures and their back-off, and what is under way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flotilla_api::{ApiError, ErrorCode, Revision, ServiceName, StackName, UnixMillis, spec::Restart};
+
+use super::{Action, BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Container, Generation, Health, RECOVERED_AFTER_MS, Status};
+use crate::state::State;
+
+/// What the reconciler remembers between rounds, per service and replica. Lost on a daemon's restart, which does no harm.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Memory {
+    pub instances: BTreeMap<(ServiceName, u32), Attempts>,
+    /// Why a service was not started in the last round: a sentence for people.
+    pub waits: BTreeMap<ServiceName, String>,
+    /// Condemned volumes that were deleted, which the state does not know yet.
+    pub(super) purged: BTreeSet<ServiceName>,
+    /// Work that failed, or was proposed, and when it may be tried again.
+    chores: BTreeMap<Chore, Retry>,
+    /// Actions under way, per service, and per stack for its network.
+    busy: BTreeMap<Owner, u32>,
+    /// When the last action of each ended: an observation that began no later does not show it for certain.
+    ended: BTreeMap<Owner, UnixMillis>,
+}
+
+/// Starts that failed in a row, and when the next may be tried.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attempts {
+    pub failures: u32,
+    pub not_before: UnixMillis,
+    /// Total restarts, for people.
+    pub restarts: u32,
+    /// The engine's last error on creating or starting it.
+    pub last_error: Option<String>,
+    /// Those of `failures` that speak against the revision; a full disk does not.
+    pub(super) faults: u32,
+    /// All of this is about instances of this generation; another begins afresh.
+    pub(super) generation: Generation,
+    /// It was started at least once.
+    started: bool,
+    /// Container and time of the exit that was counted last.
+    exit_seen: Option<(String, UnixMillis)>,
+    /// Container that is unhealthy, and since when.
+    pub(super) unhealthy: Option<(String, UnixMillis)>,
+}
+
+/// Work that is no start of an instance, but may fail like one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Chore {
+    Network(StackName),
+    Container(String),
+    Volumes(ServiceName),
+    Purged(ServiceName),
+    Confirm(ServiceName, Revision),
+    RollBack(ServiceName, Revision),
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Retry {
+    failures: u32,
+    at: UnixMillis,
+    /// Asked for in this round; what nobody asks for is forgotten.
+    asked: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Owner {
+    Service(ServiceName),
+    Stack(StackName),
+}
+
+/// Whether an observation can be planned from.
+pub(super) enum Settled {
+    Yes,
+    /// Another one is needed, that began no earlier than this.
+    After(UnixMillis),
+    /// An action is under way; its end starts the next round.
+    WhenDone,
+}
+
+impl Memory {
+    /// The shell is about to execute the action.
+    pub fn begin(&mut self, action: &Action) {
+        if let Some(owner) = Owner::of(action) {
+            *self.busy.entry(owner).or_default() += 1;
+        }
+    }
+
+    /// The shell has executed the action, or dropped it after it had begun.
+    pub fn end(&mut self, action: &Action, now: UnixMillis, result: Result<(), &ApiError>) {
+        if let Some(owner) = Owner::of(action) {
+            if let Some(count) = self.busy.get_mut(&owner) {
+                *count -= 1;
+                if *count == 0 {
+                    self.busy.remove(&owner);
+                }
+            }
+            self.ended.insert(owner, now);
+        }
+        match (action, result) {
+            (Action::Run { spec, replica, revision, restarts, epoch, .. }, _) => {
+                let generation = Generation { revision: *revision, restarts: *restarts, epoch: *epoch };
+                let known = self.instances.get(&(spec.name.clone(), *replica));
+                if known.is_some_and(|attempts| attempts.generation == generation) {
+                    self.tried(&spec.name, *replica, now, result);
+                }
+            }
+            (Action::Start { service, replica, .. }, _) => self.tried(service, *replica, now, result),
+            (Action::DeleteVolumes { service }, Ok(())) => {
+                self.purged.insert(service.clone());
+                self.chores.remove(&Chore::Volumes(service.clone()));
+            }
+            (_, result) => {
+                let Some(chore) = Chore::of(action) else { return };
+                match result {
+                    Ok(()) => drop(self.chores.remove(&chore)),
+                    Err(_) => {
+                        let retry = self.chores.entry(chore).or_default();
+                        retry.failures = retry.failures.saturating_add(1);
+                        retry.at = now.plus(backoff(retry.failures));
+                    }
+                }
+            }
+        }
+    }
+
+    /// An instance was started.
+    pub fn started(&mut self, service: &ServiceName, replica: u32) {
+        let attempts = self.instances.entry((service.clone(), replica)).or_default();
+        if std::mem::replace(&mut attempts.started, true) {
+            attempts.restarts = attempts.restarts.saturating_add(1);
+        }
+        attempts.last_error = None;
+        attempts.unhealthy = None;
+    }
+
+    /// An instance could not be created or started.
+    pub fn failed(&mut self, service: &ServiceName, replica: u32, now: UnixMillis, error: &ApiError) {
+        let attempts = self.instances.entry((service.clone(), replica)).or_default();
+        attempts.fail(now, !matches!(error.code, ErrorCode::EngineUnavailable | ErrorCode::DiskFull));
+        attempts.last_error = Some(error.message.clone());
+    }
+
+    fn tried(&mut self, service: &ServiceName, replica: u32, now: UnixMillis, result: Result<(), &ApiError>) {
+        match result {
+            Ok(()) => self.started(service, replica),
+            Err(error) => self.failed(service, replica, now, error),
+        }
+    }
+
+    pub(super) fn begin_round(&mut self, now: UnixMillis, desired: &State) {
+        // When the clock was set back, what lay in the future would lie there for long.
+        self.ended.retain(|_, at| *at <= now);
+        let latest = now.plus(BACKOFF_MAX_MS);
+        for attempts in self.instances.values_mut() {
+            attempts.not_before = attempts.not_before.min(latest);
+        }
+        for retry in self.chores.values_mut() {
+            retry.at = retry.at.min(latest);
+            retry.asked = false;
+        }
+        self.instances.retain(|(name, replica), attempts| {
+            desired
+                .services
+                .get(name)
+                .is_some_and(|service| *replica <= service.replicas && attempts.generation == service.generation())
+        });
+        self.purged.retain(|name| desired.condemned_volumes.contains(name));
+        self.waits.clear();
+    }
+
+    pub(super) fn end_round(&mut self, now: UnixMillis) {
+        self.chores.retain(|_, retry| retry.asked || retry.at.plus(BACKOFF_MAX_MS) > now);
+    }
+
+    /// Does what was observed at that time show all that was done?
+    pub(super) fn settled(&self, owner: &Owner, observed_at: UnixMillis) -> Settled {
+        if self.busy.contains_key(owner) {
+            return Settled::WhenDone;
+        }
+        match self.ended.get(owner) {
+            Some(ended) if *ended >= observed_at => Settled::After(ended.plus(1)),
+            _ => Settled::Yes,
+        }
+    }
+
+    /// When the chore may be tried again, if not now.
+    pub(super) fn retry_at(&mut self, chore: &Chore, now: UnixMillis) -> Option<UnixMillis> {
+        let retry = self.chores.get_mut(chore)?;
+        retry.asked = true;
+        (retry.at > now).then_some(retry.at)
+    }
+
+    pub(super) fn hold(&mut self, chore: Chore, until: UnixMillis) {
+        let retry = self.chores.entry(chore).or_default();
+        retry.at = until;
+        retry.asked = true;
+    }
+
+    pub(super) fn attempts(&mut self, service: &ServiceName, replica: u32, generation: Generation) -> &mut Attempts {
+        let attempts = self.instances.entry((service.clone(), replica)).or_default();
+        attempts.generation = generation;
+        attempts
+    }
+}
+
+impl Attempts {
+    fn fail(&mut self, at: UnixMillis, fault: bool) {
+        self.failures = self.failures.saturating_add(1);
+        self.faults = self.faults.saturating_add(u32::from(fault));
+        self.not_before = at.plus(backoff(self.failures));
+    }
+
+    /// Takes in what the engine shows of the instance.
+    pub(super) fn observe(&mut self, now: UnixMillis, container: &Container, restart: Restart) {
+        match &container.status {
+            Status::Exited { code, at, .. } => {
+                self.started = true;
+                self.unhealthy = None;
+                let exit = (container.id.clone(), *at);
+                if self.exit_seen.as_ref() == Some(&exit) {
+                    return;
+                }
+                self.exit_seen = Some(exit);
+                if *code != 0 || restart == Restart::Always {
+                    self.fail((*at).min(now), true);
+                }
+            }
+            Status::Running { health: Health::Unhealthy, .. } => {
+                self.started = true;
+                if self.unhealthy.as_ref().is_none_or(|(id, _)| *id != container.id) {
+                    self.unhealthy = Some((container.id.clone(), now));
+                }
+            }
+            Status::Running { since, health } => {
+                self.started = true;
+                self.unhealthy = None;
+                if *health != Health::Starting && now.since(*since) >= RECOVERED_AFTER_MS {
+                    self.failures = 0;
+                    self.faults = 0;
+                }
+            }
+            Status::Created | Status::Paused | Status::Dead => {}
+        }
+    }
+
+    /// It was replaced because its health check failed.
+    pub(super) fn gave_up_on_unhealthy(&mut self, now: UnixMillis) {
+        self.fail(now, true);
+        self.unhealthy = None;
+    }
+}
+
+impl Chore {
+    fn of(action: &Action) -> Option<Self> {
+        match action {
+            Action::CreateNetwork { stack } | Action::RemoveNetwork { stack } => Some(Self::Network(stack.clone())),
+            Action::Remove { container, .. } => Some(Self::Container(container.clone())),
+            Action::DeleteVolumes { service } => Some(Self::Volumes(service.clone())),
+            // Proposals are held back when they are made, until the state shows them.
+            Action::Run { .. } | Action::Start { .. } | Action::Propose(_) => None,
+        }
+    }
+}
+
+impl Owner {
+    fn of(action: &Action) -> Option<Self> {
+        match action {
+            Action::CreateNetwork { stack } | Action::RemoveNetwork { stack } => Some(Self::Stack(stack.clone())),
+            Action::Run { spec, .. } => Some(Self::Service(spec.name.clone())),
+            Action::Start { service, .. } | Action::Remove { service, .. } | Action::DeleteVolumes { service } => {
+                Some(Self::Service(service.clone()))
+            }
+            Action::Propose(_) => None,
+        }
+    }
+}
+
+/// 1, 2, 4 … 60 seconds.
+pub(super) fn backoff(failures: u32) -> u64 {
+    let doublings = failures.saturating_sub(1).min(16);
+    (BACKOFF_FIRST_MS << doublings).min(BACKOFF_MAX_MS)
+}

@@ -1,0 +1,312 @@
+//! From what shall be and what is to what is to be done next: `reconcile` is pure, its plan can be printed and tested.
+
+//!
+//! The shell's loop is: observe, [`reconcile`], [`Memory::begin`] each action, execute it, [`Memory::end`] it with its result,
+//! and again. A service with an action under way is left alone, and so is one that was last observed before its last action
+//! ended; so the shell may run services side by side and reconcile at any time.
+
+mod condition;
+mod memory;
+mod service;
+
+use std::collections::BTreeSet;
+
+use flotilla_api::{InstanceId, NodeId, Revision, ServiceName, StackName, UnixMillis, spec::ServiceSpec};
+
+pub use condition::{Condition, InstanceCondition, condition, serving};
+pub use memory::{Attempts, Memory};
+
+use crate::{
+    command::CommandV1,
+    state::{Service, State},
+};
+use memory::{Chore, Owner, Settled};
+
+/// An observation older than this tells nothing about now. Milliseconds.
+pub const OBSERVATION_STALE_MS: u64 = 30_000;
+/// The wait before the first restart; it doubles with each failure in a row. Milliseconds.
+pub const BACKOFF_FIRST_MS: u64 = 1_000;
+/// The longest wait between two restarts. Milliseconds.
+pub const BACKOFF_MAX_MS: u64 = 60_000;
+/// An instance that ran this long has recovered: its next failure is counted as the first. Milliseconds.
+pub const RECOVERED_AFTER_MS: u64 = 30_000;
+/// An instance without a health check counts as ready when it has run this long: most broken ones end sooner. Milliseconds.
+pub const READY_AFTER_MS: u64 = 2_000;
+/// A revision without a health check counts as good when it has run this long. Milliseconds.
+pub const CONFIRMED_AFTER_MS: u64 = 10_000;
+/// How long an instance may be unhealthy, by the engine's word, before it is replaced. Milliseconds.
+pub const UNHEALTHY_PATIENCE_MS: u64 = 10_000;
+/// Failures in a row after which a revision that never ran well gives way to the last one that did.
+pub const ROLLBACK_AFTER: u32 = 3;
+/// A proposal that was made, and has changed nothing, is made again after this time. Milliseconds.
+const PROPOSAL_PATIENCE_MS: u64 = 30_000;
+/// How long a container may take to stop when its specification is no longer known. Milliseconds.
+const GRACE_UNKNOWN_MS: u64 = 10_000;
+
+/// What a node's engine shows, read at one time. Only containers and networks that carry this cluster's label.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// When the reading *began*: whatever happened later may be missing.
+    pub at: UnixMillis,
+    pub containers: Vec<Container>,
+    pub networks: Vec<StackName>,
+}
+
+/// A container with our labels; they hold all that a restarted daemon needs to adopt it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Container {
+    /// The engine's id.
+    pub id: String,
+    pub instance: InstanceId,
+    pub service: ServiceName,
+    pub stack: StackName,
+    pub revision: Revision,
+    /// From 1.
+    pub replica: u32,
+    /// `Service::restarts` at its creation.
+    pub restarts: u64,
+    pub epoch: u64,
+    pub status: Status,
+    /// Address on its stack's network, while it runs.
+    pub address: Option<std::net::IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    Created,
+    Running {
+        since: UnixMillis,
+        health: Health,
+    },
+    Paused,
+    Exited {
+        code: i64,
+        at: UnixMillis,
+        out_of_memory: bool,
+    },
+    /// The engine is removing it, or can't.
+    Dead,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It has no health check: running is healthy.
+    None,
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+/// One step. The shell executes those of one service in order, and services side by side; after one that failed, the rest of
+/// its service is dropped until the next round.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    CreateNetwork {
+        stack: StackName,
+    },
+    RemoveNetwork {
+        stack: StackName,
+    },
+    /// Creates and starts a container.
+    Run {
+        instance: InstanceId,
+        spec: Box<ServiceSpec>,
+        revision: Revision,
+        replica: u32,
+        restarts: u64,
+        epoch: u64,
+    },
+    /// Starts a container that ended or was only created.
+    Start {
+        container: String,
+        service: ServiceName,
+        replica: u32,
+    },
+    /// Stops, within the grace of its specification, and removes.
+    Remove {
+        container: String,
+        service: ServiceName,
+        grace_ms: u64,
+    },
+    /// Deletes the directories of all of the service's volumes; that there are none is no error. Once it has succeeded
+    /// ([`Memory::end`]), the next plan proposes `VolumesPurged`.
+    DeleteVolumes {
+        service: ServiceName,
+    },
+    /// To the state log, in the node's own name.
+    Propose(CommandV1),
+}
+
+/// The plan for one node, and when to look again even if nothing happens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    pub actions: Vec<Action>,
+    pub wake_at: Option<UnixMillis>,
+}
+
+impl Container {
+    /// Which specification, under which epoch, it was made for.
+    fn generation(&self) -> Generation {
+        Generation { revision: self.revision, restarts: self.restarts, epoch: self.epoch }
+    }
+
+    /// Could it take requests, or write a volume, now?
+    fn is_running(&self) -> bool {
+        matches!(self.status, Status::Running { .. } | Status::Paused)
+    }
+
+    /// Does it run well enough that others may count on it?
+    fn is_ready(&self, now: UnixMillis) -> bool {
+        match self.status {
+            Status::Running { health: Health::Healthy, .. } => true,
+            Status::Running { health: Health::None, since } => now.since(since) >= READY_AFTER_MS,
+            _ => false,
+        }
+    }
+}
+
+/// What makes a container the right one; a container of another generation is replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Generation {
+    pub revision: Revision,
+    pub restarts: u64,
+    pub epoch: u64,
+}
+
+impl Service {
+    pub fn generation(&self) -> Generation {
+        Generation { revision: self.current, restarts: self.restarts, epoch: self.assignment.epoch }
+    }
+}
+
+/// One round's work: what goes in, and the plan as it grows.
+struct Round<'a> {
+    now: UnixMillis,
+    desired: &'a State,
+    observed: &'a Observed,
+    memory: &'a mut Memory,
+    fresh: &'a mut dyn FnMut() -> String,
+    plan: Plan,
+}
+
+/// The plan for `node`. `fresh` gives the random part of new instance ids.
+pub fn reconcile(
+    now: UnixMillis,
+    node: &NodeId,
+    desired: &State,
+    observed: &Observed,
+    memory: &mut Memory,
+    fresh: &mut dyn FnMut() -> String,
+) -> Plan {
+    memory.begin_round(now, desired);
+    let mut round = Round { now, desired, observed, memory, fresh, plan: Plan::default() };
+    round.create_networks(node);
+    let mut names: BTreeSet<&ServiceName> = observed.containers.iter().map(|container| &container.service).collect();
+    names.extend(desired.services.keys());
+    names.extend(&desired.condemned_volumes);
+    for name in names {
+        if !round.settled(&Owner::Service(name.clone())) {
+            continue;
+        }
+        let assigned = desired.services.get(name).filter(|service| service.assignment.machine == *node);
+        round.service(name, assigned);
+        round.purge(name);
+    }
+    round.remove_networks();
+    let plan = round.plan;
+    memory.end_round(now);
+    plan
+}
+
+impl Round<'_> {
+    fn wake_at(&mut self, at: UnixMillis) {
+        let at = at.max(self.now);
+        self.plan.wake_at = Some(self.plan.wake_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    fn settled(&mut self, owner: &Owner) -> bool {
+        match self.memory.settled(owner, self.observed.at) {
+            Settled::Yes => true,
+            Settled::WhenDone => false,
+            Settled::After(at) => {
+                self.wake_at(at);
+                false
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        self.plan.actions.push(action);
+    }
+
+    /// May a chore that failed before be tried again? Plans the time if not.
+    fn due(&mut self, chore: &Chore) -> bool {
+        match self.memory.retry_at(chore, self.now) {
+            None => true,
+            Some(at) => {
+                self.wake_at(at);
+                false
+            }
+        }
+    }
+
+    fn create_networks(&mut self, node: &NodeId) {
+        let wanted: BTreeSet<&StackName> = self
+            .desired
+            .services
+            .values()
+            .filter(|service| service.assignment.machine == *node && service.replicas > 0)
+            .map(|service| &service.stack)
+            .collect();
+        for stack in wanted {
+            if !self.observed.networks.contains(stack)
+                && self.settled(&Owner::Stack(stack.clone()))
+                && self.due(&Chore::Network(stack.clone()))
+            {
+                self.act(Action::CreateNetwork { stack: stack.clone() });
+            }
+        }
+    }
+
+    /// A stack's network goes after its last container.
+    fn remove_networks(&mut self) {
+        for stack in &self.observed.networks {
+            let used = self.desired.services.values().any(|service| service.stack == *stack)
+                || self.observed.containers.iter().any(|container| container.stack == *stack);
+            if !used && self.settled(&Owner::Stack(stack.clone())) && self.due(&Chore::Network(stack.clone())) {
+                self.act(Action::RemoveNetwork { stack: stack.clone() });
+            }
+        }
+    }
+
+    /// Volumes go after the last container that could write them, and before the next one that shall.
+    fn purge(&mut self, name: &ServiceName) {
+        let in_use = self.observed.containers.iter().any(|container| container.service == *name);
+        if !self.desired.condemned_volumes.contains(name) || in_use {
+            return;
+        }
+        if !self.memory.purged.contains(name) {
+            if self.due(&Chore::Volumes(name.clone())) {
+                self.act(Action::DeleteVolumes { service: name.clone() });
+            }
+        } else if self.due(&Chore::Purged(name.clone())) {
+            self.memory.hold(Chore::Purged(name.clone()), self.now.plus(PROPOSAL_PATIENCE_MS));
+            self.act(Action::Propose(CommandV1::VolumesPurged { service: name.clone() }));
+        }
+    }
+
+    fn remove(&mut self, container: &Container) {
+        if self.due(&Chore::Container(container.id.clone())) {
+            let spec = self
+                .desired
+                .services
+                .get(&container.service)
+                .and_then(|service| service.revisions.get(&container.revision));
+            self.act(Action::Remove {
+                container: container.id.clone(),
+                service: container.service.clone(),
+                grace_ms: spec.map_or(GRACE_UNKNOWN_MS, |record| record.spec.stop_grace_ms),
+            });
+        }
+    }
+}

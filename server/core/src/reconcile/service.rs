@@ -1,0 +1,349 @@
+//! The plan for one service.
+
+use flotilla_api::{InstanceId, ServiceName, UnixMillis, spec::Restart};
+
+use super::{
+    Action, CONFIRMED_AFTER_MS, Container, Health, PROPOSAL_PATIENCE_MS, READY_AFTER_MS, RECOVERED_AFTER_MS,
+    ROLLBACK_AFTER, Round, Status, UNHEALTHY_PATIENCE_MS,
+    memory::{Chore, backoff},
+};
+use crate::{command::CommandV1, state::Service};
+
+/// How one replica's instance of the current generation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// It runs well, or has done its work.
+    Good,
+    Pending,
+    /// By its restart policy it stays ended.
+    Ended,
+}
+
+impl Round<'_> {
+    pub(super) fn service(&mut self, name: &ServiceName, assigned: Option<&Service>) {
+        let observed = self.observed;
+        let (dead, containers): (Vec<&Container>, Vec<&Container>) = observed
+            .containers
+            .iter()
+            .filter(|container| container.service == *name)
+            .partition(|container| container.status == Status::Dead);
+        // The engine may never be rid of them; they run no more and stand in nobody's way.
+        for container in dead {
+            self.remove(container);
+        }
+        let Some(service) = assigned.filter(|service| service.replicas > 0) else {
+            for container in containers {
+                self.remove(container);
+            }
+            return;
+        };
+        if self.desired.condemned_volumes.contains(name) {
+            self.memory.waits.insert(name.clone(), "waits until its former volumes are deleted".to_owned());
+            for container in containers {
+                self.remove(container);
+            }
+            return;
+        }
+        for container in containers.iter().filter(|container| !(1..=service.replicas).contains(&container.replica)) {
+            self.remove(container);
+        }
+        let waits = self.obstacle(service);
+        if let Some(why) = &waits {
+            self.memory.waits.insert(name.clone(), why.clone());
+        }
+        let mut progress = Vec::new();
+        for replica in 1..=service.replicas {
+            let slot = Slot::of(service, replica, &containers, self.now);
+            progress.push(self.slot(service, replica, &slot, waits.is_some()));
+        }
+        self.judge_revision(service, &progress);
+    }
+
+    /// Why no new container may be made now, if so.
+    fn obstacle(&mut self, service: &Service) -> Option<String> {
+        if !self.observed.networks.contains(&service.stack) {
+            return Some(format!("waits for the network of `{}`", service.stack));
+        }
+        for name in &service.spec().depends_on {
+            // A dependency that was removed or stopped by hand would otherwise hold its dependents for ever.
+            let Some(dependency) = self.desired.services.get(name).filter(|dependency| dependency.replicas > 0) else {
+                continue;
+            };
+            let met = (1..=dependency.replicas).all(|replica| {
+                self.observed.containers.iter().any(|container| {
+                    container.service == *name
+                        && container.replica == replica
+                        && container.generation() == dependency.generation()
+                        && match container.status {
+                            Status::Running { health, .. } => matches!(health, Health::None | Health::Healthy),
+                            Status::Exited { code, .. } => stays_ended(dependency, code),
+                            _ => false,
+                        }
+                })
+            });
+            if !met {
+                return Some(format!("waits for `{name}`, which it depends on"));
+            }
+        }
+        None
+    }
+
+    fn slot(&mut self, service: &Service, replica: u32, slot: &Slot<'_>, held: bool) -> Progress {
+        for duplicate in &slot.duplicates {
+            self.remove(duplicate);
+        }
+        let attempts = self.memory.attempts(&service.name, replica, service.generation());
+        if let Some(container) = slot.current {
+            attempts.observe(self.now, container, service.spec().restart);
+        }
+        match slot.current {
+            None if held => Progress::Pending,
+            None => {
+                if self.clear_the_way(slot) && self.may_start(service, replica) {
+                    self.run(service, replica);
+                }
+                Progress::Pending
+            }
+            Some(container) => match container.status {
+                Status::Running { since, health } => self.running(service, replica, slot, container, since, health),
+                // Somebody froze it, and shall thaw it.
+                Status::Paused | Status::Dead => Progress::Pending,
+                Status::Created => {
+                    self.start(service, replica, slot, container);
+                    Progress::Pending
+                }
+                Status::Exited { code, .. } => self.exited(service, replica, slot, container, code),
+            },
+        }
+    }
+
+    fn running(
+        &mut self,
+        service: &Service,
+        replica: u32,
+        slot: &Slot<'_>,
+        container: &Container,
+        since: UnixMillis,
+        health: Health,
+    ) -> Progress {
+        if container.is_ready(self.now) || slot.exclusive {
+            for stale in &slot.stale {
+                self.remove(stale);
+            }
+        } else {
+            self.keep_one_serving(slot);
+        }
+        let attempts = self.memory.attempts(&service.name, replica, service.generation());
+        let recovering = attempts.failures > 0 && health != Health::Starting;
+        let unhealthy = attempts.unhealthy.as_ref().map(|(_, since)| *since);
+        let patience = UNHEALTHY_PATIENCE_MS.max(backoff(attempts.failures + 1));
+        for after in [READY_AFTER_MS, CONFIRMED_AFTER_MS] {
+            if health == Health::None && self.now.since(since) < after {
+                self.wake_at(since.plus(after));
+            }
+        }
+        if recovering {
+            self.wake_at(since.plus(RECOVERED_AFTER_MS));
+        }
+        if let Some(unhealthy) = unhealthy
+            && service.spec().restart != Restart::Never
+        {
+            if self.now.since(unhealthy) >= patience {
+                let now = self.now;
+                self.memory.attempts(&service.name, replica, service.generation()).gave_up_on_unhealthy(now);
+                self.remove(container);
+            } else {
+                self.wake_at(unhealthy.plus(patience));
+            }
+        }
+        match health {
+            Health::Healthy => Progress::Good,
+            Health::None if self.now.since(since) >= CONFIRMED_AFTER_MS => Progress::Good,
+            _ => Progress::Pending,
+        }
+    }
+
+    fn exited(
+        &mut self,
+        service: &Service,
+        replica: u32,
+        slot: &Slot<'_>,
+        container: &Container,
+        code: i64,
+    ) -> Progress {
+        let failures = self.memory.attempts(&service.name, replica, service.generation()).failures;
+        let progress = match service.spec().restart {
+            Restart::Always => Progress::Pending,
+            _ if code == 0 => Progress::Good,
+            Restart::Never => Progress::Ended,
+            Restart::OnFailure { max: Some(max) } if failures > max => Progress::Ended,
+            Restart::OnFailure { .. } => Progress::Pending,
+        };
+        match progress {
+            Progress::Pending => self.start(service, replica, slot, container),
+            Progress::Good => {
+                for stale in &slot.stale {
+                    self.remove(stale);
+                }
+            }
+            Progress::Ended => self.keep_one_serving(slot),
+        }
+        progress
+    }
+
+    /// Starts a container that does not run; one that could not be started before is made anew.
+    fn start(&mut self, service: &Service, replica: u32, slot: &Slot<'_>, container: &Container) {
+        if !self.clear_the_way(slot) || !self.may_start(service, replica) {
+            return;
+        }
+        let attempts = self.memory.attempts(&service.name, replica, service.generation());
+        if attempts.last_error.is_some() {
+            self.remove(container);
+        } else {
+            self.act(Action::Start { container: container.id.clone(), service: service.name.clone(), replica });
+        }
+    }
+
+    fn run(&mut self, service: &Service, replica: u32) {
+        let random = (self.fresh)();
+        self.act(Action::Run {
+            instance: InstanceId(format!("{}-{}-{replica}-{random}", service.name, service.current)),
+            spec: Box::new(service.spec().clone()),
+            revision: service.current,
+            replica,
+            restarts: service.restarts,
+            epoch: service.assignment.epoch,
+        });
+    }
+
+    fn may_start(&mut self, service: &Service, replica: u32) -> bool {
+        let not_before = self.memory.attempts(&service.name, replica, service.generation()).not_before;
+        if not_before > self.now {
+            self.wake_at(not_before);
+        }
+        not_before <= self.now
+    }
+
+    /// True when an instance may start beside what is there. One that shares a volume with another that could write may not:
+    /// the other is removed, and only when an observation no longer shows it the way is clear.
+    fn clear_the_way(&mut self, slot: &Slot<'_>) -> bool {
+        if !slot.exclusive {
+            self.keep_one_serving(slot);
+            return true;
+        }
+        for stale in &slot.stale {
+            self.remove(stale);
+        }
+        slot.alone
+    }
+
+    /// Until the new instance is ready, the best of the old ones answers.
+    fn keep_one_serving(&mut self, slot: &Slot<'_>) {
+        let best = slot.stale.iter().position(|stale| stale.is_running());
+        for (index, stale) in slot.stale.iter().enumerate() {
+            if Some(index) != best {
+                self.remove(stale);
+            }
+        }
+    }
+
+    /// Tells the state that the current revision is good, or goes back to the last one that was.
+    fn judge_revision(&mut self, service: &Service, progress: &[Progress]) {
+        if service.confirmed == Some(service.current) {
+            return;
+        }
+        if progress.iter().all(|progress| *progress == Progress::Good) {
+            let command = CommandV1::ConfirmRevision { service: service.name.clone(), revision: service.current };
+            self.propose(Chore::Confirm(service.name.clone(), service.current), command);
+            return;
+        }
+        // A roll back that fails too is no reason for another: that would never end.
+        let Some(good) = service.confirmed.filter(|_| service.record().restores.is_none()) else { return };
+        if service.revisions.get(&good).is_none_or(|record| record.spec == *service.spec()) {
+            return;
+        }
+        let generation = service.generation();
+        let failed = (1..=service.replicas).find(|replica| {
+            let faults = self.memory.attempts(&service.name, *replica, generation).faults;
+            faults >= ROLLBACK_AFTER || progress[*replica as usize - 1] == Progress::Ended
+        });
+        let Some(replica) = failed else { return };
+        let attempts = self.memory.attempts(&service.name, replica, generation);
+        let reason = match &attempts.last_error {
+            Some(error) => format!("it could not be started: {error}"),
+            None if attempts.faults == 1 => "it ended without ever having run well".to_owned(),
+            None => format!("it failed {} times without ever having run well", attempts.faults),
+        };
+        let command = CommandV1::RollBack { service: service.name.clone(), to: Some(good), reason: Some(reason) };
+        self.propose(Chore::RollBack(service.name.clone(), service.current), command);
+    }
+
+    fn propose(&mut self, chore: Chore, command: CommandV1) {
+        if self.due(&chore) {
+            self.memory.hold(chore, self.now.plus(PROPOSAL_PATIENCE_MS));
+            self.act(Action::Propose(command));
+        }
+    }
+}
+
+/// The containers of one replica.
+struct Slot<'a> {
+    /// The one of the current generation.
+    current: Option<&'a Container>,
+    /// More of the current generation than there shall be.
+    duplicates: Vec<&'a Container>,
+    /// Of other generations, the best first.
+    stale: Vec<&'a Container>,
+    /// Two of them may never run at once, for one would spoil the other's volume.
+    exclusive: bool,
+    /// The service has no container but the current one.
+    alone: bool,
+}
+
+impl<'a> Slot<'a> {
+    fn of(service: &Service, replica: u32, containers: &[&'a Container], now: UnixMillis) -> Self {
+        let (mut current, mut stale): (Vec<&Container>, Vec<&Container>) = containers
+            .iter()
+            .copied()
+            .filter(|container| container.replica == replica)
+            .partition(|container| container.generation() == service.generation());
+        current.sort_by(|a, b| rank(a, now).cmp(&rank(b, now)));
+        stale.sort_by(|a, b| rank(a, now).cmp(&rank(b, now)));
+        let duplicates = if current.is_empty() { Vec::new() } else { current.split_off(1) };
+        let current = current.first().copied();
+        let exclusive = writes(service, service.current)
+            || containers
+                .iter()
+                .any(|container| container.generation() != service.generation() && writes_as_made(service, container));
+        let alone = containers.iter().all(|container| current.is_some_and(|current| current.id == container.id));
+        Self { current, duplicates, stale, exclusive, alone }
+    }
+}
+
+/// Better containers first; then by age and id, so that the order never changes by chance.
+fn rank(container: &Container, now: UnixMillis) -> (bool, u8, UnixMillis, &str) {
+    let (order, since) = match &container.status {
+        Status::Running { health: Health::Healthy | Health::None, since } => (0, *since),
+        Status::Running { health: Health::Starting, since } => (1, *since),
+        Status::Running { health: Health::Unhealthy, since } => (2, *since),
+        Status::Paused => (3, UnixMillis(0)),
+        Status::Created => (4, UnixMillis(0)),
+        Status::Exited { at, .. } => (5, *at),
+        Status::Dead => (6, UnixMillis(0)),
+    };
+    (!container.is_ready(now), order, since, &container.id)
+}
+
+fn writes(service: &Service, revision: flotilla_api::Revision) -> bool {
+    // What a forgotten revision mounted is not known any more.
+    service.revisions.get(&revision).is_none_or(|record| record.spec.volumes.iter().any(|mount| !mount.read_only))
+}
+
+/// A container of an earlier assignment may come from a former life of the service, of which nothing is known.
+fn writes_as_made(service: &Service, container: &Container) -> bool {
+    container.epoch != service.assignment.epoch || writes(service, container.revision)
+}
+
+fn stays_ended(service: &Service, code: i64) -> bool {
+    code == 0 && service.spec().restart != Restart::Always
+}
