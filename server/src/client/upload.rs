@@ -1,0 +1,189 @@
+//! Resumable upload of image archives: the digest first, then pieces at the offset that the node names.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use flotilla_api::{
+    ErrorCode,
+    rest::{BeginUpload, LoadedImages, UploadView},
+};
+use reqwest::Method;
+use sha2::{Digest as _, Sha256};
+
+use super::{Client, ENGINE_TIMEOUT, Error, UPLOAD_OFFSET};
+
+/// One `PATCH`: small enough to lose when a connection breaks, large enough that its round trip does not count. Bytes.
+pub const PIECE_LEN: usize = 8 * 1024 * 1024;
+
+/// How long one piece may take: 8 MiB at 0.5 Mbit/s.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(135);
+
+/// Attempts in a row that bring not one byte forward before the upload is given up; with the pauses below, 30 s.
+const ATTEMPTS_MAX: u32 = 8;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// An image archive on this machine's disk, read once for its digest.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    path: PathBuf,
+    digest: String,
+    size: u64,
+}
+
+impl Archive {
+    /// Reads the whole file; `progress` is told the bytes read so far.
+    pub async fn open(path: &Path, mut progress: impl FnMut(u64) + Send + 'static) -> Result<Self, Error> {
+        let path = path.to_owned();
+        blocking(move || {
+            let mut read = || -> io::Result<(String, u64)> {
+                let mut file = File::open(&path)?;
+                let mut sha = Sha256::new();
+                let mut buffer = vec![0; 256 * 1024];
+                let mut size = 0;
+                loop {
+                    match file.read(&mut buffer)? {
+                        0 => break,
+                        len => {
+                            sha.update(&buffer[..len]);
+                            size += len as u64;
+                            progress(size);
+                        }
+                    }
+                }
+                Ok((hex(&sha.finalize()), size))
+            };
+            match read() {
+                Ok((digest, size)) => Ok(Self { path, digest, size }),
+                Err(source) => Err(Error::File { path, source }),
+            }
+        })
+        .await
+    }
+
+    /// SHA-256, 64 hexadecimal digits.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    async fn piece(&self, offset: u64) -> Result<Bytes, Error> {
+        let path = self.path.clone();
+        let wanted = usize::try_from(self.size - offset).unwrap_or(usize::MAX).min(PIECE_LEN);
+        blocking(move || {
+            let read = || -> io::Result<Bytes> {
+                let mut file = File::open(&path)?;
+                file.seek(SeekFrom::Start(offset))?;
+                let mut piece = vec![0; wanted];
+                file.read_exact(&mut piece)?;
+                Ok(piece.into())
+            };
+            read().map_err(|source| Error::File { path: path.clone(), source })
+        })
+        .await
+    }
+}
+
+impl Client {
+    /// Sends the archive and has the engine load it. After a broken connection it goes on where the node has got to, and
+    /// what an earlier, broken off upload has sent is not sent again. `progress` is told the bytes that the node has.
+    pub async fn upload(&self, archive: &Archive, mut progress: impl FnMut(u64)) -> Result<LoadedImages, Error> {
+        let mut offset = None;
+        let mut attempts = 0;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match self.advance(archive, &mut offset).await {
+                Ok(reached) => {
+                    progress(reached);
+                    if reached < archive.size {
+                        (attempts, pause) = (0, FIRST_PAUSE);
+                        continue;
+                    }
+                    match self.finish_upload(archive).await {
+                        Err(error) if error.is_transient() || error.code() == Some(ErrorCode::UploadNotFound) => error,
+                        result => return result,
+                    }
+                }
+                Err(error) => error,
+            };
+            // The node may have forgotten an unfinished upload (it was cleaned up, or its data directory is new).
+            if !error.is_transient() && error.code() != Some(ErrorCode::UploadNotFound) {
+                return Err(error);
+            }
+            attempts += 1;
+            if attempts >= ATTEMPTS_MAX {
+                return Err(error);
+            }
+            tracing::debug!(%error, attempts, "upload interrupted; asking the node how far it has got");
+            offset = None;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// One step: learns the offset if it is unknown, else sends the piece there. The result is how far the node has got.
+    async fn advance(&self, archive: &Archive, offset: &mut Option<u64>) -> Result<u64, Error> {
+        let reached = match *offset {
+            None => self.begin_upload(archive).await?.offset,
+            Some(at) if at < archive.size => self.append(archive, at).await?,
+            Some(at) => at,
+        };
+        if reached > archive.size {
+            return Err(Error::Answer { why: "it claims to have more than was sent".into() });
+        }
+        *offset = Some(reached);
+        Ok(reached)
+    }
+
+    /// Begins an upload, or finds one that was begun: the node answers with how far it has got.
+    async fn begin_upload(&self, archive: &Archive) -> Result<UploadView, Error> {
+        self.post("images/uploads", &BeginUpload { digest: archive.digest.clone(), size: archive.size }).await
+    }
+
+    async fn append(&self, archive: &Archive, offset: u64) -> Result<u64, Error> {
+        let piece = archive.piece(offset).await?;
+        let end = offset + piece.len() as u64;
+        let request = self
+            .request(Method::PATCH, &format!("images/uploads/{}", archive.digest))
+            .header(UPLOAD_OFFSET, offset)
+            .header(reqwest::header::CONTENT_TYPE, "application/offset+octet-stream")
+            .timeout(PIECE_TIMEOUT)
+            .body(piece);
+        let response = self.send(request).await?;
+        let told = response.headers().get(UPLOAD_OFFSET).and_then(|value| value.to_str().ok()?.parse().ok());
+        match told {
+            Some(told) if told > offset => Ok(told),
+            Some(told) => Err(Error::Answer { why: format!("it took a piece and still is at byte {told}") }),
+            None => Ok(end),
+        }
+    }
+
+    async fn finish_upload(&self, archive: &Archive) -> Result<LoadedImages, Error> {
+        let path = format!("images/uploads/{}/finish", archive.digest);
+        self.json(self.request(Method::POST, &path).timeout(ENGINE_TIMEOUT)).await
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
