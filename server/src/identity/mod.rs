@@ -1,1 +1,314 @@
+//! The data directory and the keys in it.
 //!
+//! ```text
+//! <data>/            0700
+//!   lock             held by the daemon as long as it runs; holds its process id
+//!   keys/node.pem    Ed25519, PKCS#8: who this node is
+//!   keys/cluster.pem Ed25519, PKCS#8: signs the cluster's tokens
+//!   keys/webrtc.pem  certificate and key of the WebRTC connections
+//!   state.db         the state log
+//!   uploads/         image archives on their way to the engine
+//!   volumes/         the services' volumes
+//! ```
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use ed25519_dalek::{
+    SigningKey,
+    pkcs8::{DecodePrivateKey, EncodePrivateKey, spki::der::pem::LineEnding},
+};
+use flotilla_api::NodeId;
+use sha2::{Digest, Sha256};
+
+/// Bytes of a key file. A PEM file with certificate and key has about 1 KiB.
+const KEY_FILE_MAX: u64 = 64 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("failed to {action} `{path}`: {source}", path = path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the data directory `{path}` is in use by {holder}; stop it first, or choose another with --data-dir", path = path.display())]
+    InUse { path: PathBuf, holder: String },
+    #[error("`{path}` is no directory; choose another data directory with --data-dir", path = path.display())]
+    NotADirectory { path: PathBuf },
+    #[error("there is no cluster in `{path}`; make one with `flotilla init`", path = path.display())]
+    NotInitialised { path: PathBuf },
+    #[error("there is a cluster in `{path}` already; choose another data directory to make a new one", path = path.display())]
+    AlreadyInitialised { path: PathBuf },
+    #[error("the key in `{path}` is damaged ({what}); restore the file from a backup", path = path.display())]
+    DamagedKey { path: PathBuf, what: String },
+    #[error("failed to make the certificate for WebRTC: {0}")]
+    Certificate(String),
+}
+
+/// A data directory that this process holds alone, until this value is dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes the directory where it is missing (mode 0700) and takes its lock.
+    ///
+    /// # Errors
+    /// Names the process that holds the lock.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        create_directory(path)?;
+        let lock_path = path.join("lock");
+        let failed = |action| {
+            let path = lock_path.clone();
+            move |source| Error::Io { action, path, source }
+        };
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(failed("open"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                // The holder may not have written its id yet.
+                let _ = (&lock).take(32).read_to_string(&mut pid);
+                let holder = match pid.trim().parse::<u32>() {
+                    Ok(pid) => format!("another flotilla process (pid {pid})"),
+                    Err(_) => "another flotilla process".to_owned(),
+                };
+                return Err(Error::InUse { path: path.to_owned(), holder });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
+        }
+        // Not synced and allowed to fail on a full disk: the lock is what counts, the number is for people.
+        let _ = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));
+        for directory in ["keys", "uploads", "volumes"] {
+            create_directory(&path.join(directory))?;
+        }
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.path.join("state.db")
+    }
+
+    pub fn uploads(&self) -> PathBuf {
+        self.path.join("uploads")
+    }
+
+    pub fn volumes(&self) -> PathBuf {
+        self.path.join("volumes")
+    }
+
+    fn key(&self, name: &str) -> PathBuf {
+        self.path.join("keys").join(name)
+    }
+}
+
+/// The keys of this node, and the one that signs the cluster's tokens.
+pub struct Identity {
+    pub node: SigningKey,
+    pub cluster: SigningKey,
+    /// Certificate and private key, as the WebRTC library writes them.
+    pub webrtc_pem: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("node", &self.node_id()).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Makes all keys, on disk when this returns. `certificate` makes the certificate and key for WebRTC.
+    ///
+    /// # Errors
+    /// Refuses a directory that has keys.
+    pub fn create(
+        directory: &DataDir,
+        certificate: impl FnOnce() -> Result<String, String>,
+    ) -> Result<Self, Error> {
+        if ["cluster.pem", "node.pem"].iter().any(|name| directory.key(name).exists()) {
+            return Err(Error::AlreadyInitialised { path: directory.path.clone() });
+        }
+        let identity = Self {
+            node: SigningKey::generate(&mut rand::rng()),
+            cluster: SigningKey::generate(&mut rand::rng()),
+            webrtc_pem: certificate().map_err(Error::Certificate)?,
+        };
+        write_private(&directory.key("webrtc.pem"), identity.webrtc_pem.as_bytes())?;
+        write_key(&directory.key("node.pem"), &identity.node)?;
+        write_key(&directory.key("cluster.pem"), &identity.cluster)?;
+        Ok(identity)
+    }
+
+    /// # Errors
+    /// Keys that are missing or damaged.
+    pub fn load(directory: &DataDir) -> Result<Self, Error> {
+        if !directory.key("cluster.pem").exists() {
+            return Err(Error::NotInitialised { path: directory.path.clone() });
+        }
+        Ok(Self {
+            node: read_key(&directory.key("node.pem"))?,
+            cluster: read_key(&directory.key("cluster.pem"))?,
+            webrtc_pem: read_text(&directory.key("webrtc.pem"))?,
+        })
+    }
+
+    pub fn node_id(&self) -> NodeId {
+        let digest = Sha256::digest(self.node.verifying_key().as_bytes());
+        NodeId(hexadecimal(&digest[..16]))
+    }
+
+    /// Public half of the node's key, base64url without padding.
+    pub fn node_key(&self) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(self.node.verifying_key().as_bytes())
+    }
+
+    /// Public half of the key that signs tokens, base64url without padding.
+    pub fn cluster_key(&self) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(self.cluster.verifying_key().as_bytes())
+    }
+}
+
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Takes away what others may do with an existing directory, too.
+fn create_directory(path: &Path) -> Result<(), Error> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => Error::NotADirectory { path: path.to_owned() },
+        _ => Error::Io { action: "make the directory", path: path.to_owned(), source },
+    })?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(|source| Error::Io {
+        action: "restrict the directory",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Writes beside, syncs, renames, syncs the directory: after a power loss there is the whole file or none.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let beside = path.with_extension("new");
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        match path.parent() {
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    write().map_err(|source| {
+        let _ = fs::remove_file(&beside);
+        Error::Io { action: "write", path: path.to_owned(), source }
+    })
+}
+
+fn write_key(path: &Path, key: &SigningKey) -> Result<(), Error> {
+    let pem = key
+        .to_pkcs8_pem(LineEnding::LF)
+        .map_err(|error| Error::DamagedKey { path: path.to_owned(), what: error.to_string() })?;
+    write_private(path, pem.as_bytes())
+}
+
+fn read_key(path: &Path) -> Result<SigningKey, Error> {
+    SigningKey::from_pkcs8_pem(&read_text(path)?)
+        .map_err(|error| Error::DamagedKey { path: path.to_owned(), what: error.to_string() })
+}
+
+fn read_text(path: &Path) -> Result<String, Error> {
+    let failed = |source| Error::Io { action: "read", path: path.to_owned(), source };
+    let mut text = String::new();
+    File::open(path).map_err(failed)?.take(KEY_FILE_MAX).read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn certificate() -> Result<String, String> {
+        Ok("certificate".to_owned())
+    }
+
+    #[test]
+    fn keys_stay_the_same_and_are_for_their_owner_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data");
+        let made = {
+            let data = DataDir::open(&path).unwrap();
+            Identity::create(&data, certificate).unwrap()
+        };
+        let data = DataDir::open(&path).unwrap();
+        let read = Identity::load(&data).unwrap();
+        assert_eq!(read.node, made.node);
+        assert_eq!(read.cluster, made.cluster);
+        assert_eq!(read.webrtc_pem, "certificate");
+        assert_eq!(read.node_id(), made.node_id());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        for name in ["node.pem", "cluster.pem", "webrtc.pem"] {
+            assert_eq!(fs::metadata(data.key(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_second_process_is_refused_and_told_who_is_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = DataDir::open(directory.path()).unwrap();
+        let error = DataDir::open(directory.path()).unwrap_err();
+        assert!(error.to_string().contains(&format!("(pid {})", std::process::id())), "{error}");
+        drop(first);
+        DataDir::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_cluster_is_made_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = DataDir::open(directory.path()).unwrap();
+        assert!(matches!(Identity::load(&data), Err(Error::NotInitialised { .. })));
+        Identity::create(&data, certificate).unwrap();
+        assert!(matches!(Identity::create(&data, certificate), Err(Error::AlreadyInitialised { .. })));
+    }
+
+    #[test]
+    fn a_damaged_key_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = DataDir::open(directory.path()).unwrap();
+        Identity::create(&data, certificate).unwrap();
+        fs::write(data.key("node.pem"), "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
+        let error = Identity::load(&data).unwrap_err();
+        assert!(matches!(&error, Error::DamagedKey { path, .. } if path.ends_with("node.pem")), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_no_data_directory() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = DataDir::open(file.path()).unwrap_err();
+        assert!(matches!(error, Error::NotADirectory { .. }), "{error}");
+    }
+}
