@@ -125,6 +125,17 @@ pub enum ServiceState {
 }
 
 impl ServiceState {
+    pub const ALL: &'static [Self] = &[
+        Self::Starting,
+        Self::Running,
+        Self::Unhealthy,
+        Self::Restarting,
+        Self::Failed,
+        Self::Completed,
+        Self::Stopped,
+        Self::Unknown,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",

@@ -137,26 +137,23 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Makes all keys, on disk when this returns. `certificate` makes the certificate and key for WebRTC.
+    /// Makes the keys that are not there yet, on disk when this returns, so that a start that was cut short can be repeated.
+    /// `certificate` makes the certificate and key for WebRTC.
     ///
     /// # Errors
-    /// Refuses a directory that has keys.
-    pub fn create(
-        directory: &DataDir,
-        certificate: impl FnOnce() -> Result<String, String>,
-    ) -> Result<Self, Error> {
-        if ["cluster.pem", "node.pem"].iter().any(|name| directory.key(name).exists()) {
-            return Err(Error::AlreadyInitialised { path: directory.path.clone() });
+    /// Keys that are there and damaged are not replaced.
+    pub fn create(directory: &DataDir, certificate: impl FnOnce() -> Result<String, String>) -> Result<Self, Error> {
+        let webrtc = directory.key("webrtc.pem");
+        if !webrtc.exists() {
+            write_private(&webrtc, certificate().map_err(Error::Certificate)?.as_bytes())?;
         }
-        let identity = Self {
-            node: SigningKey::generate(&mut rand::rng()),
-            cluster: SigningKey::generate(&mut rand::rng()),
-            webrtc_pem: certificate().map_err(Error::Certificate)?,
-        };
-        write_private(&directory.key("webrtc.pem"), identity.webrtc_pem.as_bytes())?;
-        write_key(&directory.key("node.pem"), &identity.node)?;
-        write_key(&directory.key("cluster.pem"), &identity.cluster)?;
-        Ok(identity)
+        for name in ["node.pem", "cluster.pem"] {
+            let path = directory.key(name);
+            if !path.exists() {
+                write_key(&path, &SigningKey::generate(&mut rand::rng()))?;
+            }
+        }
+        Self::load(directory)
     }
 
     /// # Errors
@@ -287,12 +284,15 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_is_made_once() {
+    fn keys_are_made_once() {
         let directory = tempfile::tempdir().unwrap();
         let data = DataDir::open(directory.path()).unwrap();
         assert!(matches!(Identity::load(&data), Err(Error::NotInitialised { .. })));
-        Identity::create(&data, certificate).unwrap();
-        assert!(matches!(Identity::create(&data, certificate), Err(Error::AlreadyInitialised { .. })));
+        let first = Identity::create(&data, certificate).unwrap();
+        fs::remove_file(data.key("cluster.pem")).unwrap();
+        let second = Identity::create(&data, certificate).unwrap();
+        assert_eq!(first.node, second.node, "a key that was there was replaced");
+        assert_ne!(first.cluster, second.cluster);
     }
 
     #[test]

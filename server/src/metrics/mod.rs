@@ -1,1 +1,224 @@
-//!
+//! What the node tells of itself to Prometheus, at `/metrics`.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use flotilla_api::rest::ServiceState;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+/// What a request on the listener was for. No class holds bytes of a service: those go over data channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Traffic {
+    /// Files of the web app.
+    Bootstrap,
+    Api,
+    /// The WebSocket that sets connections up.
+    Signal,
+    /// `/healthz`, `/readyz`, `/metrics`.
+    Probe,
+    /// A host, an origin or a path that is not served, and what was no HTTP.
+    Refused,
+}
+
+impl Traffic {
+    pub const ALL: [Self; 5] = [Self::Bootstrap, Self::Api, Self::Signal, Self::Probe, Self::Refused];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+            Self::Api => "api",
+            Self::Signal => "signal",
+            Self::Probe => "probe",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl EncodeLabelValue for Traffic {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.as_str().encode(encoder)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    Received,
+    Sent,
+}
+
+impl EncodeLabelValue for Direction {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        match self {
+            Self::Received => "received",
+            Self::Sent => "sent",
+        }
+        .encode(encoder)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ListenerBytes {
+    pub traffic: Traffic,
+    pub direction: Direction,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    traffic: Traffic,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Class {
+    traffic: Traffic,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InState {
+    state: &'static str,
+}
+
+/// Clones count into the same figures.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Mutex<Registry>>,
+    requests: Family<Request, Counter>,
+    durations: Family<Class, Histogram>,
+    bytes: Family<ListenerBytes, Counter>,
+    connections: Gauge,
+    state_index: Gauge,
+    services: Family<InState, Gauge>,
+    memory: Gauge,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// Figures that are read when somebody asks, rather than kept up to date.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    pub state_index: u64,
+    pub services: Vec<ServiceState>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let metrics = Self {
+            registry: Arc::new(Mutex::new(Registry::with_prefix("flotilla"))),
+            requests: Family::default(),
+            // From a cached page (1 ms) to an image that is pulled (minutes).
+            durations: Family::new_with_constructor(|| {
+                Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0])
+            }),
+            bytes: Family::default(),
+            connections: Gauge::default(),
+            state_index: Gauge::default(),
+            services: Family::default(),
+            memory: Gauge::default(),
+        };
+        for traffic in Traffic::ALL {
+            for direction in [Direction::Received, Direction::Sent] {
+                // Shown from the start: a figure that is zero is not one that is missing.
+                drop(metrics.bytes.get_or_create(&ListenerBytes { traffic, direction }));
+            }
+        }
+        metrics.register(|registry| {
+            registry.register("http_requests", "Requests on the listener", metrics.requests.clone());
+            registry.register(
+                "http_request_duration_seconds",
+                "From a request's head to its answer's head",
+                metrics.durations.clone(),
+            );
+            registry.register("listener_bytes", "Bytes of the listener's connections", metrics.bytes.clone());
+            registry.register("listener_connections", "Open connections of the listener", metrics.connections.clone());
+            registry.register("state_index", "Index of the last state change", metrics.state_index.clone());
+            registry.register("services", "Services in each state", metrics.services.clone());
+            registry.register("process_resident_memory_bytes", "Memory of the daemon", metrics.memory.clone());
+        });
+        metrics
+    }
+
+    /// Adds a module's own metrics; their names get the prefix `flotilla_`.
+    pub fn register(&self, add: impl FnOnce(&mut Registry)) {
+        add(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub fn request(&self, traffic: Traffic, status: u16, seconds: f64) {
+        self.requests.get_or_create(&Request { traffic, status }).inc();
+        self.durations.get_or_create(&Class { traffic }).observe(seconds);
+    }
+
+    /// The counter of one kind of bytes, for a connection to keep.
+    pub fn listener_bytes(&self, traffic: Traffic, direction: Direction) -> Counter {
+        self.bytes.get_or_create_owned(&ListenerBytes { traffic, direction })
+    }
+
+    pub fn connections(&self) -> &Gauge {
+        &self.connections
+    }
+
+    /// In the text format of OpenMetrics, which Prometheus reads.
+    pub fn encode(&self, reading: &Reading) -> Result<String, fmt::Error> {
+        self.state_index.set(reading.state_index.cast_signed());
+        for state in ServiceState::ALL {
+            let count = reading.services.iter().filter(|other| *other == state).count();
+            self.services
+                .get_or_create(&InState { state: state.as_str() })
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        if let Some(bytes) = resident_memory() {
+            self.memory.set(bytes);
+        }
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Ok(text)
+    }
+}
+
+/// What Linux counts as this process's own (proc_pid_status(5)). Bytes.
+fn resident_memory() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_figure_is_shown_in_the_text_format() {
+        let metrics = Metrics::new();
+        metrics.request(Traffic::Api, 200, 0.002);
+        metrics.listener_bytes(Traffic::Signal, Direction::Sent).inc_by(7);
+        let text = metrics.encode(&Reading { state_index: 5, services: vec![ServiceState::Running] }).unwrap();
+        for line in [
+            r#"flotilla_http_requests_total{traffic="api",status="200"} 1"#,
+            r#"flotilla_listener_bytes_total{traffic="signal",direction="sent"} 7"#,
+            r#"flotilla_listener_bytes_total{traffic="bootstrap",direction="received"} 0"#,
+            "flotilla_state_index 5",
+            r#"flotilla_services{state="running"} 1"#,
+            r#"flotilla_services{state="failed"} 0"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(text.contains("flotilla_process_resident_memory_bytes"));
+    }
+}

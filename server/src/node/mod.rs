@@ -1,1 +1,178 @@
-//!
+//! The daemon: puts the modules together, and takes them apart again in order.
+
+mod init;
+#[cfg(test)]
+mod tests;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    auth::{self, Authority},
+    config::{self, Config, LogFormat},
+    http::{self, App, Domain},
+    identity::{self, DataDir, Identity},
+    metrics::Metrics,
+    store::{self, Store},
+};
+
+pub use init::{ADMIN_TOKEN_MS, FIRST_INVITATION_MS, Init, Initialised, init};
+
+/// Why a node did not start, or a cluster was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Auth(#[from] auth::Error),
+    #[error(transparent)]
+    Listener(#[from] http::Error),
+    #[error("the state in `{path}` is empty though the node has keys; restore `state.db` from a backup", path = path.display())]
+    StateMissing { path: std::path::PathBuf },
+    #[error("the state in `{path}` is of another cluster than the keys beside it; restore both from one backup", path = path.display())]
+    ForeignState { path: std::path::PathBuf },
+    #[error("failed to make the cluster: {0}")]
+    Rejected(flotilla_api::ApiError),
+    #[error("failed to listen for signals of the system: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+/// A node that runs in this process.
+#[derive(Debug)]
+pub struct Node {
+    app: Arc<App>,
+    address: SocketAddr,
+    serving: JoinHandle<()>,
+    /// Held until everything else has ended.
+    _directory: DataDir,
+}
+
+/// Starts a node whose cluster was made by [`init`]. It serves when this returns; with port 0, [`Node::address`] says where.
+///
+/// # Errors
+/// One sentence that says what is in the way.
+pub async fn start(config: Config) -> Result<Node, Error> {
+    let directory = DataDir::open(&config.data_dir)?;
+    let identity = Identity::load(&directory)?;
+    // Before anything else is begun: a port in use is the most common mistake.
+    let listener = http::bind(config.listen).await?;
+    let address = listener.local_addr().map_err(|source| http::Error::Bind { address: config.listen, source })?;
+    let store = Store::open(&directory.state()).await?;
+    match assemble(config, &directory, &identity, address, store.clone()).await {
+        Ok(app) => Ok(Node { serving: serve(listener, app.clone()), app, address, _directory: directory }),
+        Err(error) => {
+            store.close().await;
+            Err(error)
+        }
+    }
+}
+
+async fn assemble(
+    config: Config,
+    directory: &DataDir,
+    identity: &Identity,
+    address: SocketAddr,
+    store: Store,
+) -> Result<Arc<App>, Error> {
+    let state = store.state();
+    let Some(cluster) = &state.cluster else {
+        return Err(Error::StateMissing { path: directory.state() });
+    };
+    let node = identity.node_id();
+    if cluster.token_key != identity.cluster_key() || !state.machines.contains_key(&node) {
+        return Err(Error::ForeignState { path: directory.state() });
+    }
+    let authority = Authority::new(store.clone(), &cluster.id, &identity.cluster)?;
+    let domain = Domain::new(config.domain.as_deref(), cluster.name.as_str(), address);
+    let app = App::new(http::Parts {
+        config,
+        domain,
+        node,
+        store,
+        authority,
+        metrics: Metrics::new(),
+        stop: CancellationToken::new(),
+    });
+    Ok(Arc::new(app))
+}
+
+fn serve(listener: TcpListener, app: Arc<App>) -> JoinHandle<()> {
+    let stop = app.stop.clone();
+    tokio::spawn(http::serve(listener, app, stop))
+}
+
+impl Node {
+    /// Where the listener is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The parts of the node, for a program that runs one inside itself.
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// Stops in order: no new requests, those under way finish, sessions are told, the state is closed. Containers go on.
+    pub async fn stop(self) {
+        tracing::info!("stopping; containers go on running");
+        self.app.stop.cancel();
+        if self.serving.await.is_err() {
+            tracing::error!("the listener ended in a panic");
+        }
+        self.app.store.close().await;
+        tracing::info!("stopped");
+    }
+}
+
+/// `flotilla up`: runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// As [`start`].
+pub async fn up(config: Config) -> Result<(), Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    run(config, async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+    .await
+}
+
+/// Runs a node until `shutdown` resolves.
+///
+/// # Errors
+/// As [`start`].
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    for name in &config.unknown_environment {
+        tracing::warn!("`{name}` in the environment is no setting of Flotilla; docs/OPERATIONS.md lists all");
+    }
+    let node = start(config).await?;
+    tracing::info!(address = %node.address(), "ready; the dashboard is at {}", node.app.domain.dashboard_url());
+    shutdown.await;
+    node.stop().await;
+    Ok(())
+}
+
+/// Sends the log where the configuration says. Once in a process, before anything is logged.
+pub fn start_log(log: &config::Log) {
+    use tracing_subscriber::{EnvFilter, fmt};
+
+    // Checked when the configuration was read.
+    let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match log.format {
+        LogFormat::Human => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    if let Err(error) = started {
+        tracing::debug!(%error, "the log was started before");
+    }
+}

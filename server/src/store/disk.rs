@@ -195,7 +195,8 @@ async fn check_format(path: &Path, connection: &mut SqliteConnection) -> Result<
             }
         }
     }
-    for (name, value) in [("state-format", STATE_FORMAT.to_string()), ("version", env!("CARGO_PKG_VERSION").to_owned())] {
+    for (name, value) in [("state-format", STATE_FORMAT.to_string()), ("version", env!("CARGO_PKG_VERSION").to_owned())]
+    {
         // Unchanged rows are not written, so that a full disk does not keep a node from starting.
         sqlx::query(
             "INSERT INTO meta (name, value) VALUES (?1, ?2)
@@ -313,15 +314,13 @@ async fn write(
     }
     if let (Some(state), Some(last)) = (snapshot, batch.last()) {
         let text = serde_json::to_string(state).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
-        sqlx::query(
-            "INSERT OR REPLACE INTO snapshot (id, position, state, digest, chain) VALUES (1, ?1, ?2, ?3, ?4)",
-        )
-        .bind(last.position.cast_signed())
-        .bind(&text)
-        .bind(Sha256::digest(text.as_bytes()).as_slice())
-        .bind(last.chain.as_slice())
-        .execute(&mut *transaction)
-        .await?;
+        sqlx::query("INSERT OR REPLACE INTO snapshot (id, position, state, digest, chain) VALUES (1, ?1, ?2, ?3, ?4)")
+            .bind(last.position.cast_signed())
+            .bind(&text)
+            .bind(Sha256::digest(text.as_bytes()).as_slice())
+            .bind(last.chain.as_slice())
+            .execute(&mut *transaction)
+            .await?;
         sqlx::query("DELETE FROM log WHERE position <= ?1")
             .bind(last.position.cast_signed())
             .execute(&mut *transaction)

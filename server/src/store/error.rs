@@ -26,7 +26,9 @@ pub enum Error {
         source: sqlx::Error,
     },
     /// The disk failed while it took the change: only the next start will show whether it was kept.
-    #[error("the disk failed while `{path}` was written, so that the change may or may not be kept; look before you repeat it")]
+    #[error(
+        "the disk failed while `{path}` was written, so that the change may or may not be kept; look before you repeat it"
+    )]
     OutcomeUnknown { path: PathBuf },
     #[error("an entry of {size} bytes is larger than the state log takes ({max} bytes); make the change smaller")]
     EntryTooLarge { size: usize, max: usize },

@@ -102,7 +102,9 @@ impl Writer {
 
 fn apply(next: &mut State, entry: &Entry, chain: &Chain) -> Result<(Pending, flotilla_core::Outcome), ProposeError> {
     let text = serde_json::to_string(entry)
-        .map_err(|error| ApiError::new(flotilla_api::ErrorCode::Internal, format!("the change has no JSON form: {error}")))
+        .map_err(|error| {
+            ApiError::new(flotilla_api::ErrorCode::Internal, format!("the change has no JSON form: {error}"))
+        })
         .map_err(ProposeError::Rejected)?;
     if text.len() > ENTRY_MAX {
         return Err(Error::EntryTooLarge { size: text.len(), max: ENTRY_MAX }.into());

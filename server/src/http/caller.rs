@@ -1,0 +1,111 @@
+//! Whoever sent a request, as an argument of the route that answers it: a route can't forget to ask.
+
+use std::{net::IpAddr, sync::Arc};
+
+use axum::extract::FromRequestParts;
+use flotilla_api::{ErrorCode, rest::Principal};
+use flotilla_core::Actor;
+use http::request::Parts;
+
+use super::{
+    App,
+    answer::{Answer, Failure},
+    gate::Asker,
+};
+use crate::auth::{self, Presented};
+
+/// The holder of any valid token.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) principal: Principal,
+    pub(super) peer: IpAddr,
+}
+
+/// The holder of a token that sees and changes services.
+#[derive(Clone, Debug)]
+pub(super) struct Operator(pub(super) Caller);
+
+/// The holder of a token that makes and revokes tokens.
+#[derive(Clone, Debug)]
+pub(super) struct Admin(pub(super) Caller);
+
+impl Caller {
+    pub(super) fn from(&self) -> Option<String> {
+        Some(self.peer.to_string())
+    }
+
+    pub(super) fn actor(&self) -> Actor {
+        auth::actor_of(&self.principal, self.from())
+    }
+
+    fn authenticate(parts: &Parts, app: &App) -> Answer<Self> {
+        let asker = asker(parts)?;
+        let peer = asker.peer.ip();
+        let verified = Presented::in_headers(&parts.headers)
+            .and_then(|presented| app.authority.verify(presented, parts.method.as_str(), &asker.url));
+        match verified {
+            Ok(principal) => Ok(Self { principal, peer }),
+            Err(error) => {
+                app.attempts.failed(peer)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    fn insufficient(&self, needed: &str) -> Failure {
+        Failure::new(
+            ErrorCode::ScopeInsufficient,
+            format!(
+                "this needs a token with the scope {needed}, and this one has the scope {}; ask an administrator",
+                self.principal.grant.scope
+            ),
+        )
+    }
+}
+
+pub(super) fn asker(parts: &Parts) -> Answer<&Asker> {
+    parts
+        .extensions
+        .get::<Asker>()
+        .ok_or_else(|| Failure::new(ErrorCode::Internal, "the request did not come through the listener"))
+}
+
+impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Answer<Self> {
+        Self::authenticate(parts, app)
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Operator {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Answer<Self> {
+        let caller = Caller::authenticate(parts, app)?;
+        if !caller.principal.grant.operates() {
+            return Err(caller.insufficient("operator or admin"));
+        }
+        Ok(Self(caller))
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Admin {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Answer<Self> {
+        let caller = Caller::authenticate(parts, app)?;
+        if !caller.principal.grant.administers() {
+            return Err(caller.insufficient("admin"));
+        }
+        Ok(Self(caller))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Asker {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Answer<Self> {
+        asker(parts).cloned()
+    }
+}

@@ -1,0 +1,59 @@
+//! The routes under `/api/v1`. What each takes and answers stands in `flotilla_api::rest`; docs/API.md lists scopes and errors.
+
+mod cluster;
+mod tokens;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post},
+};
+use flotilla_api::ErrorCode;
+use http::{Method, Uri};
+
+use super::{App, answer::Failure};
+
+/// Routes that answer at once, and so within one time limit.
+pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
+    Router::new()
+        .route("/cluster", get(cluster::view))
+        .route("/audit", get(cluster::audit))
+        .route("/tokens", get(tokens::list).post(tokens::create))
+        .route("/tokens/{id}", delete(tokens::revoke))
+        .route("/tokens/renew", post(tokens::renew))
+        .route("/tokens/bind", post(tokens::bind))
+        .route("/invitations", post(tokens::invite))
+        .route("/invitations/redeem", post(tokens::redeem))
+        .route_layer(from_fn_with_state(app.clone(), within_time))
+}
+
+async fn within_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let limit = app.request_timeout();
+    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
+        Failure::new(
+            ErrorCode::Timeout,
+            format!("the node did not answer within {} s; try again, or look at its log", limit.as_secs()),
+        )
+        .into_response()
+    })
+}
+
+pub(super) async fn nothing_here(uri: Uri) -> Failure {
+    let path: String = uri.path().chars().take(200).collect();
+    Failure::new(
+        ErrorCode::NotFound,
+        format!("there is nothing at `{}`; docs/API.md lists all routes", path.escape_debug()),
+    )
+}
+
+pub(super) async fn another_method(method: Method, uri: Uri) -> Response {
+    let path: String = uri.path().chars().take(200).collect();
+    let message = format!("`{}` does not take {method}; docs/API.md lists what it takes", path.escape_debug());
+    let mut response = Failure::new(ErrorCode::InvalidRequest, message).into_response();
+    *response.status_mut() = http::StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
