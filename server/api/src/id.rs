@@ -45,8 +45,23 @@ fn check_label(kind: &'static str, text: &str) -> Result<(), InvalidName> {
     Ok(())
 }
 
+/// Checks that `text` can name a volume, by Docker's rule: it is a directory's name, never a host's.
+fn check_volume(kind: &'static str, text: &str) -> Result<(), InvalidName> {
+    let refuse = |why| Err(InvalidName { kind, text: text.to_owned(), why });
+    if text.is_empty() || text.len() > NAME_MAX {
+        return refuse("use 1 to 40 letters, digits, `_`, `.` and hyphens");
+    }
+    if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-')) {
+        return refuse("use only letters, digits, `_`, `.` and hyphens");
+    }
+    if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        return refuse("it must begin with a letter or digit");
+    }
+    Ok(())
+}
+
 macro_rules! label {
-    ($(#[$doc:meta])* $name:ident, $kind:literal, reserved: $reserved:expr) => {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $check:ident, reserved: $reserved:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -62,7 +77,7 @@ macro_rules! label {
             type Err = InvalidName;
 
             fn from_str(text: &str) -> Result<Self, InvalidName> {
-                check_label($kind, text)?;
+                $check($kind, text)?;
                 let reserved: &[&str] = $reserved;
                 if reserved.contains(&text) {
                     return Err(InvalidName {
@@ -105,19 +120,19 @@ macro_rules! label {
 
 label!(
     /// The name of a service, and the first label of its host name.
-    ServiceName, "service name", reserved: RESERVED_NAMES
+    ServiceName, "service name", check_label, reserved: RESERVED_NAMES
 );
 label!(
     /// The name of a stack: the services of one compose file, which share a private network.
-    StackName, "stack name", reserved: &[]
+    StackName, "stack name", check_label, reserved: &[]
 );
 label!(
     /// The name of a machine, unique in the cluster.
-    MachineName, "machine name", reserved: &[]
+    MachineName, "machine name", check_label, reserved: &[]
 );
 label!(
     /// The name of a volume, unique within its service.
-    VolumeName, "volume name", reserved: &[]
+    VolumeName, "volume name", check_volume, reserved: &[]
 );
 
 macro_rules! opaque_id {
@@ -170,6 +185,16 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "Notes", "a.b", "a_b", "é", "a b", &"x".repeat(41), "app", "localhost"] {
             assert!(bad.parse::<ServiceName>().is_err(), "{bad:?} was taken for a service name");
+        }
+    }
+
+    #[test]
+    fn a_volume_name_is_a_directory_name() {
+        for good in ["data", "pg_data", "Data.1", "a"] {
+            assert_eq!(good.parse::<VolumeName>().unwrap().as_str(), good);
+        }
+        for bad in ["", ".", "..", "-a", "_a", "a/b", "a b", "é", &"x".repeat(41)] {
+            assert!(bad.parse::<VolumeName>().is_err(), "{bad:?} was taken for a volume name");
         }
     }
 }
