@@ -1,8 +1,35 @@
 //! Reads a compose file into specifications, or says at which line and why not.
+//!
+//! The text becomes a tree within limits ([`tree`]); every key of it must stand in the table of what is supported
+//! ([`SUPPORT`]); variables are put in ([`interpolate`]); and each key's value is read by the Compose library's types, whose
+//! short and long forms are then made one specification ([`service`]).
 
-use std::collections::BTreeMap;
+mod forms;
+mod interpolate;
+mod section;
+mod service;
+mod support;
+mod tree;
 
-use flotilla_api::{ApiError, StackName, spec::ServiceSpec};
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flotilla_api::{ApiError, ErrorCode, ServiceName, StackName, VolumeName, rest::COMPOSE_MAX, spec::ServiceSpec};
+
+use interpolate::Interpolation;
+use section::Section;
+pub use support::{Key, SUPPORT, markdown};
+use tree::{Mark, Value};
+
+use crate::state::SERVICES_MAX;
+
+/// Our own part of a service.
+const EXTENSION: &str = "x-flotilla";
+
+/// The stack's name where neither the file nor the caller says one.
+const STACK_DEFAULT: &str = "default";
 
 /// What a compose file asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +43,7 @@ pub struct Composition {
 /// `build:` of a service; paths as written, relative to the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Build {
+    pub service: ServiceName,
     pub image: String,
     pub context: String,
     pub dockerfile: Option<String>,
@@ -27,6 +55,122 @@ pub struct Build {
 ///
 /// # Errors
 /// Names the key and its line.
-pub fn read(_text: &str, _stack: Option<&str>, _variables: &BTreeMap<String, String>) -> Result<Composition, ApiError> {
-    Err(ApiError::new(flotilla_api::ErrorCode::Internal, "not written yet"))
+pub fn read(text: &str, stack: Option<&str>, variables: &BTreeMap<String, String>) -> Result<Composition, ApiError> {
+    if text.len() > COMPOSE_MAX {
+        return Err(ApiError::new(
+            ErrorCode::ComposeTooLarge,
+            format!("the compose file has {} KiB; at most {} are read", text.len() / 1024, COMPOSE_MAX / 1024),
+        ));
+    }
+    let mut tree = tree::parse(text)?;
+    if !matches!(tree.value, Value::Map(_)) {
+        let message = format!("a compose file is a map with `services`, but this is {}", tree.kind());
+        return Err(tree.mark.invalid(message));
+    }
+    support::check(&tree)?;
+    Interpolation::new(variables).apply(&mut tree)?;
+    let root = Section::root(&tree);
+    let stack = stack_name(&root, stack)?;
+    only_default_network(&root)?;
+    let volumes = declared_volumes(&root)?;
+    let Some(section) = root.get("services") else {
+        return Err(tree.mark.invalid("the file has no `services`; name at least one"));
+    };
+    let mut reader = service::Reader::new(&stack, volumes, variables);
+    let entries = section.named("a map of services")?;
+    if entries.len() > SERVICES_MAX {
+        return Err(section.invalid(&format!("has {} entries; a cluster has at most {SERVICES_MAX}", entries.len())));
+    }
+    let mut places = BTreeMap::new();
+    for (key, entry) in entries {
+        let name: ServiceName =
+            key.text.parse().map_err(|error: flotilla_api::InvalidName| invalid_name(key.mark, &error))?;
+        places.insert(name.clone(), entry.get("depends_on").map_or(key.mark, |section| section.mark()));
+        reader.service(name, &entry)?;
+    }
+    let (services, builds) = reader.finish();
+    if services.is_empty() {
+        return Err(section.invalid("is empty; name at least one service"));
+    }
+    check_dependencies(&services, &places)?;
+    Ok(Composition { stack, services, builds })
+}
+
+fn invalid_name(mark: Mark, error: &flotilla_api::InvalidName) -> ApiError {
+    mark.error(ErrorCode::InvalidName, error.to_string())
+}
+
+fn stack_name(root: &Section<'_>, fallback: Option<&str>) -> Result<StackName, ApiError> {
+    if let Some(name) = root.get("name") {
+        return name.text()?.parse().map_err(|error| invalid_name(name.mark(), &error));
+    }
+    // A directory may be called anything; as much of its name is taken as makes a label.
+    let mut label = String::new();
+    for c in fallback.unwrap_or(STACK_DEFAULT).chars() {
+        match c.to_ascii_lowercase() {
+            c @ ('a'..='z' | '0'..='9') => label.push(c),
+            _ if label.is_empty() || label.ends_with('-') => {}
+            _ => label.push('-'),
+        }
+        if label.len() >= flotilla_api::id::NAME_MAX {
+            break;
+        }
+    }
+    let label = label.trim_matches('-');
+    let label = if label.is_empty() { STACK_DEFAULT } else { label };
+    label.parse().map_err(|error: flotilla_api::InvalidName| ApiError::new(ErrorCode::InvalidName, error.to_string()))
+}
+
+fn only_default_network(root: &Section<'_>) -> Result<(), ApiError> {
+    let Some(networks) = root.get("networks") else { return Ok(()) };
+    for (_, network) in networks.named("a map of networks")? {
+        service::check_empty(&network)?;
+    }
+    Ok(())
+}
+
+fn declared_volumes(root: &Section<'_>) -> Result<BTreeSet<VolumeName>, ApiError> {
+    let Some(section) = root.get("volumes") else { return Ok(BTreeSet::new()) };
+    let mut volumes = BTreeSet::new();
+    for (key, entry) in section.named("a map of volumes")? {
+        // The check against the table has refused every key in it.
+        if !entry.node.is_null() && !matches!(entry.node.value, Value::Map(_)) {
+            return Err(entry.wrong("empty"));
+        }
+        volumes.insert(key.text.parse().map_err(|error| invalid_name(key.mark, &error))?);
+    }
+    Ok(volumes)
+}
+
+/// Every dependency is there, and none depends on itself by any way round.
+fn check_dependencies(services: &[ServiceSpec], places: &BTreeMap<ServiceName, Mark>) -> Result<(), ApiError> {
+    let mut waiting: BTreeMap<&ServiceName, &BTreeSet<ServiceName>> =
+        services.iter().map(|spec| (&spec.name, &spec.depends_on)).collect();
+    for spec in services {
+        if let Some(missing) = spec.depends_on.iter().find(|name| !waiting.contains_key(name)) {
+            let message = format!("`{}` depends on `{missing}`, which is no service of this file", spec.name);
+            return Err(places[&spec.name].invalid(message));
+        }
+    }
+    loop {
+        let ready: Vec<&ServiceName> = waiting
+            .iter()
+            .filter(|(_, depends_on)| !depends_on.iter().any(|name| waiting.contains_key(name)))
+            .map(|(name, _)| *name)
+            .collect();
+        if ready.is_empty() {
+            break;
+        }
+        for name in ready {
+            waiting.remove(name);
+        }
+    }
+    match waiting.keys().next() {
+        None => Ok(()),
+        Some(name) => {
+            let names: Vec<String> = waiting.keys().map(|name| format!("`{name}`")).collect();
+            Err(places[*name]
+                .invalid(format!("{} wait for each other in a circle; remove one `depends_on`", names.join(", "))))
+        }
+    }
 }

@@ -1,0 +1,409 @@
+//! Which keys of the Compose specification Flotilla acts upon: the reader goes by this table, and so does `docs/COMPOSE.md`.
+
+use std::fmt::Write as _;
+
+use flotilla_api::{ApiError, ErrorCode};
+
+use super::tree::{Node, Value};
+
+/// One key of a compose file.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Keys from the top; `*` stands for a name of the user's, `[]` for each item of a list.
+    pub path: &'static str,
+    pub supported: bool,
+    pub(super) kind: Kind,
+    /// What it means here, or why it is refused and what to do.
+    pub note: &'static str,
+}
+
+/// How single values at a key are read. Everything but numbers and truth values is text, whatever YAML takes it for: a
+/// version `1.10` stays `1.10`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Text,
+    Flag,
+    Integer,
+}
+
+const fn yes(path: &'static str, note: &'static str) -> Key {
+    Key { path, supported: true, kind: Kind::Text, note }
+}
+
+const fn flag(path: &'static str, note: &'static str) -> Key {
+    Key { path, supported: true, kind: Kind::Flag, note }
+}
+
+const fn integer(path: &'static str, note: &'static str) -> Key {
+    Key { path, supported: true, kind: Kind::Integer, note }
+}
+
+const fn no(path: &'static str, note: &'static str) -> Key {
+    Key { path, supported: false, kind: Kind::Text, note }
+}
+
+const PRIVILEGE: &str = "Would let the container leave its box; use `cap_add` for the one capability it needs.";
+const NETWORK: &str = "The services of one stack share one private network and reach each other by name.";
+const FILES: &str = "The node does not see your files; bake them into the image, or use `environment` or a volume.";
+const ENGINE: &str = "Left to the engine's default.";
+
+/// All keys of the Compose specification, and `x-flotilla`, in the order of the documentation.
+pub const SUPPORT: &[Key] = &[
+    yes("name", "Name of the stack; without it, the name of the directory."),
+    yes("version", "Obsolete; accepted and ignored."),
+    yes("services", "At most 200 in a cluster. A name is a host name label, because its page lives under it."),
+    yes("services.*", "A name of up to 40 of `a-z`, `0-9` and `-`."),
+    yes("volumes", "Named volumes: directories that Flotilla keeps."),
+    yes("volumes.*", "Empty. A volume belongs to one service."),
+    no("volumes.*.name", "A volume is named by its key; leave the entry empty."),
+    no("volumes.*.driver", "Flotilla keeps volumes itself, so that it can replicate them; leave the entry empty."),
+    no("volumes.*.driver_opts", "Flotilla keeps volumes itself; leave the entry empty."),
+    no("volumes.*.external", "Volumes of other tools can't be used; copy the data into a volume of the stack."),
+    no("volumes.*.labels", "Leave the entry empty."),
+    yes("networks", "Only `default`, and empty: the services of one stack share one private network."),
+    yes("networks.default", "Empty."),
+    no("networks.*", NETWORK),
+    no("include", "Put everything into one file."),
+    no("configs", FILES),
+    no("secrets", "Use `environment` with a `${VARIABLE}` for now."),
+    no("models", "Run the model server as a service."),
+    // What a container is made of.
+    yes(
+        "services.*.image",
+        "As Docker writes it, for example `nginx:1.27`. With `build`, the tag that the result gets.",
+    ),
+    yes(
+        "services.*.build",
+        "A directory, or a map. The image is built by the engine, from where the command line runs.",
+    ),
+    yes("services.*.build.context", "A directory beside the file."),
+    yes("services.*.build.dockerfile", "Path within the context; `Dockerfile` if absent."),
+    yes("services.*.build.args", "Map or list of `NAME=value`."),
+    yes("services.*.build.target", ""),
+    no("services.*.build.additional_contexts", ENGINE),
+    no("services.*.build.cache_from", ENGINE),
+    no("services.*.build.cache_to", ENGINE),
+    no("services.*.build.dockerfile_inline", "Write it to a file in the context and name that with `dockerfile`."),
+    no("services.*.build.entitlements", PRIVILEGE),
+    no("services.*.build.extra_hosts", ENGINE),
+    no("services.*.build.isolation", ENGINE),
+    no("services.*.build.labels", "Use `LABEL` in the Dockerfile."),
+    no("services.*.build.network", ENGINE),
+    no("services.*.build.no_cache", ENGINE),
+    no("services.*.build.platforms", "The image is built for the machine that builds it."),
+    no("services.*.build.privileged", PRIVILEGE),
+    no("services.*.build.provenance", ENGINE),
+    no("services.*.build.pull", ENGINE),
+    no("services.*.build.sbom", ENGINE),
+    no("services.*.build.secrets", "Use a build stage that needs none."),
+    no("services.*.build.shm_size", ENGINE),
+    no("services.*.build.ssh", "Use a build stage that needs none."),
+    no("services.*.build.tags", "The tag is what `image` says."),
+    no("services.*.build.ulimits", ENGINE),
+    yes("services.*.command", "List, or a text that is split as a shell splits words (it is not run by a shell)."),
+    yes("services.*.entrypoint", "As `command`."),
+    yes(
+        "services.*.environment",
+        "Map or list of `NAME=value`. A name without a value takes the variable of that name, if it is set.",
+    ),
+    no(
+        "services.*.env_file",
+        "The node does not see your files; use `environment`, with `${VARIABLE}` for what is secret.",
+    ),
+    yes("services.*.user", ""),
+    yes("services.*.working_dir", ""),
+    yes("services.*.hostname", ""),
+    yes("services.*.labels", "Map or list of `NAME=value`. `flotilla.` at the beginning is reserved."),
+    flag("services.*.init", "Runs a small init as process 1."),
+    flag("services.*.read_only", "The container's own file system can't be written."),
+    yes("services.*.cap_add", "With or without `CAP_`."),
+    yes("services.*.cap_drop", "As `cap_add`."),
+    yes("services.*.stop_signal", "`SIGTERM` if neither this nor the image says otherwise."),
+    yes("services.*.stop_grace_period", "For example `1m30s`, at most an hour; 10 s if absent."),
+    yes("services.*.pull_policy", "Only `missing` and `if_not_present`, which is what happens anyway."),
+    // How it is reached.
+    yes(
+        "services.*.ports",
+        "The first TCP port is the one that the service's page is opened at. Nothing is published on the host: a host part \
+         is ignored. All ports are open to the services of the stack.",
+    ),
+    integer("services.*.ports[].target", "Port in the container."),
+    yes("services.*.ports[].published", "Ignored."),
+    yes("services.*.ports[].host_ip", "Ignored."),
+    yes("services.*.ports[].protocol", "`tcp` or `udp`; only TCP can be a page."),
+    yes("services.*.ports[].mode", "Ignored."),
+    yes("services.*.ports[].name", "Ignored."),
+    yes("services.*.ports[].app_protocol", "Ignored."),
+    yes("services.*.expose", "Without effect: all ports are open to the services of the stack, and none to others."),
+    yes("services.*.x-flotilla", "Flotilla's own."),
+    integer("services.*.x-flotilla.port", "The port that the page is served from, whatever `ports` says."),
+    yes("services.*.networks", "Only `default`."),
+    yes("services.*.networks.default", "Empty."),
+    no("services.*.networks.*", NETWORK),
+    // What it keeps.
+    yes(
+        "services.*.volumes",
+        "Named volumes, `name:/path[:ro]` or a map; each belongs to one service. No directories of the host.",
+    ),
+    yes(
+        "services.*.volumes[].type",
+        "`volume` or `tmpfs`; a bind mount is refused, for a machine that takes over lacks the directory.",
+    ),
+    yes("services.*.volumes[].source", "Must stand under the top-level `volumes`."),
+    yes("services.*.volumes[].target", "Absolute path in the container."),
+    flag("services.*.volumes[].read_only", ""),
+    yes("services.*.volumes[].tmpfs", ""),
+    yes("services.*.volumes[].tmpfs.size", "Bytes, or with a unit: `64m`."),
+    no("services.*.volumes[].tmpfs.mode", "Use `tmpfs: /path:mode=1777` on the service."),
+    no("services.*.volumes[].bind", "Directories of the host can't be used; take a named volume."),
+    no("services.*.volumes[].volume", "A new volume begins with what the image has at its path."),
+    no("services.*.volumes[].consistency", ENGINE),
+    no("services.*.volumes[].image", "Images can't be mounted."),
+    yes("services.*.tmpfs", "Path or list of paths, with options: `/run:size=64m`."),
+    // How it lives.
+    yes(
+        "services.*.restart",
+        "`always` (also `unless-stopped`), `on-failure[:n]` or `no`. **`always` if absent**, for a service is meant to stay.",
+    ),
+    yes("services.*.healthcheck", ""),
+    yes("services.*.healthcheck.test", "Text (run by a shell) or list that begins with `CMD`, `CMD-SHELL` or `NONE`."),
+    yes("services.*.healthcheck.interval", "30 s if absent."),
+    yes("services.*.healthcheck.timeout", "30 s if absent."),
+    integer("services.*.healthcheck.retries", "3 if absent."),
+    yes("services.*.healthcheck.start_period", "0 if absent."),
+    no("services.*.healthcheck.start_interval", "Use `interval`."),
+    flag("services.*.healthcheck.disable", "Turns the image's own check off."),
+    yes(
+        "services.*.depends_on",
+        "List or map. The first start waits until the others run, and are healthy if they have a health check.",
+    ),
+    yes("services.*.depends_on.*", ""),
+    yes("services.*.depends_on.*.condition", "`service_started` or `service_healthy`; both wait as said above."),
+    no("services.*.depends_on.*.restart", "A restart of one service restarts no other."),
+    no("services.*.depends_on.*.required", "What a service depends on is always required."),
+    integer("services.*.scale", "As `deploy.replicas`."),
+    yes("services.*.cpus", "As `deploy.resources.limits.cpus`."),
+    yes("services.*.mem_limit", "As `deploy.resources.limits.memory`."),
+    yes("services.*.deploy", ""),
+    integer(
+        "services.*.deploy.replicas",
+        "0 (stopped) to 32; more than 1 only where no volume is written. 1 if absent.",
+    ),
+    yes("services.*.deploy.resources", ""),
+    yes("services.*.deploy.resources.limits", ""),
+    yes("services.*.deploy.resources.limits.cpus", "Cores, for example `1.5`."),
+    yes("services.*.deploy.resources.limits.memory", "For example `512m`; at least 6 MiB."),
+    no("services.*.deploy.resources.limits.pids", ENGINE),
+    no("services.*.deploy.resources.limits.devices", "Devices of the host can't be given to a service."),
+    no("services.*.deploy.resources.reservations", "Nothing is reserved; use `limits`."),
+    no("services.*.deploy.mode", "Use `replicas`."),
+    no("services.*.deploy.endpoint_mode", NETWORK),
+    no("services.*.deploy.labels", "Use `labels`."),
+    no("services.*.deploy.placement", "Flotilla chooses the machine."),
+    no("services.*.deploy.restart_policy", "Use `restart`."),
+    no("services.*.deploy.rollback_config", "A revision that never runs well is rolled back by itself."),
+    no(
+        "services.*.deploy.update_config",
+        "The new instance starts before the old one stops, except where they share a volume.",
+    ),
+    // Refused.
+    no("services.*.annotations", "Use `labels`."),
+    no("services.*.attach", "Logs are read with `flotilla logs`."),
+    no("services.*.blkio_config", ENGINE),
+    no("services.*.cgroup", PRIVILEGE),
+    no("services.*.cgroup_parent", PRIVILEGE),
+    no("services.*.configs", FILES),
+    no(
+        "services.*.container_name",
+        "A service may have several instances, and a new one starts beside the old; use the service's name.",
+    ),
+    no("services.*.cpu_count", "Use `cpus`."),
+    no("services.*.cpu_percent", "Use `cpus`."),
+    no("services.*.cpu_period", "Use `cpus`."),
+    no("services.*.cpu_quota", "Use `cpus`."),
+    no("services.*.cpu_rt_period", "Use `cpus`."),
+    no("services.*.cpu_rt_runtime", "Use `cpus`."),
+    no("services.*.cpu_shares", "Use `cpus`."),
+    no("services.*.cpuset", "Use `cpus`; machines have different processors."),
+    no("services.*.credential_spec", "Only Windows has it."),
+    no("services.*.develop", "Deploy again to see a change."),
+    no("services.*.device_cgroup_rules", "Devices of the host can't be given to a service."),
+    no(
+        "services.*.devices",
+        "Devices of the host can't be given to a service: the machine that takes over may lack them.",
+    ),
+    no("services.*.dns", ENGINE),
+    no("services.*.dns_opt", ENGINE),
+    no("services.*.dns_search", ENGINE),
+    no("services.*.domainname", "Use `hostname`."),
+    no("services.*.driver_opts", ENGINE),
+    no("services.*.extends", "Use YAML anchors and `<<`."),
+    no("services.*.external_links", NETWORK),
+    no("services.*.extra_hosts", NETWORK),
+    no("services.*.gpus", "Devices of the host can't be given to a service."),
+    no("services.*.group_add", "Use `user: uid:gid`."),
+    no("services.*.ipc", PRIVILEGE),
+    no("services.*.isolation", "Only Windows has it."),
+    no("services.*.label_file", FILES),
+    no("services.*.links", NETWORK),
+    no("services.*.logging", "Flotilla reads the logs itself; see `flotilla logs`."),
+    no("services.*.mac_address", ENGINE),
+    no("services.*.mem_reservation", "Use `mem_limit`."),
+    no("services.*.mem_swappiness", ENGINE),
+    no("services.*.memswap_limit", ENGINE),
+    no("services.*.models", "Run the model server as a service."),
+    no("services.*.network_mode", NETWORK),
+    no("services.*.oom_kill_disable", ENGINE),
+    no("services.*.oom_score_adj", ENGINE),
+    no("services.*.pid", PRIVILEGE),
+    no("services.*.pids_limit", ENGINE),
+    no("services.*.platform", "The image must fit the machine's own architecture."),
+    no("services.*.post_start", "Do it in the image's entrypoint."),
+    no("services.*.pre_stop", "Act on the stop signal in the container."),
+    no("services.*.privileged", PRIVILEGE),
+    no("services.*.profiles", "Every service of the file is deployed; keep others in a file of their own."),
+    no("services.*.provider", "Only containers are services."),
+    no("services.*.runtime", ENGINE),
+    no("services.*.secrets", "Use `environment` with a `${VARIABLE}` for now."),
+    no("services.*.security_opt", PRIVILEGE),
+    no("services.*.shm_size", "Use `tmpfs: /dev/shm:size=256m`."),
+    no("services.*.stdin_open", "Use `flotilla exec`."),
+    no("services.*.storage_opt", ENGINE),
+    no("services.*.sysctls", ENGINE),
+    no("services.*.tty", "Use `flotilla exec`."),
+    no("services.*.ulimits", ENGINE),
+    no("services.*.use_api_socket", PRIVILEGE),
+    no("services.*.userns_mode", PRIVILEGE),
+    no("services.*.uts", PRIVILEGE),
+    no("services.*.volumes_from", "A volume belongs to one service."),
+];
+
+/// Finds keys that Flotilla would not act upon: nothing is ever silently ignored but what the table says.
+pub(super) fn check(root: &Node) -> Result<(), ApiError> {
+    check_below(root, "", "")
+}
+
+fn check_below(node: &Node, pattern: &str, shown: &str) -> Result<(), ApiError> {
+    match &node.value {
+        Value::Scalar(_) => Ok(()),
+        Value::List(items) => {
+            let pattern = format!("{pattern}[]");
+            items
+                .iter()
+                .enumerate()
+                .try_for_each(|(index, item)| check_below(item, &pattern, &format!("{shown}[{index}]")))
+        }
+        Value::Map(entries) if has_keys(pattern) => {
+            for (key, value) in entries {
+                let shown = join(shown, &key.text);
+                match find(pattern, &key.text) {
+                    Some(known) if known.supported => check_below(value, known.path, &shown)?,
+                    Some(refused) => {
+                        return Err(key.mark.error(
+                            ErrorCode::ComposeUnsupported,
+                            format!("`{}` is not supported: {}", shown.escape_debug(), sentence(refused.note)),
+                        ));
+                    }
+                    None if key.text.starts_with("x-") => {}
+                    None => {
+                        return Err(key.mark.error(
+                            ErrorCode::ComposeUnsupported,
+                            format!(
+                                "`{}` is no key that is known{}",
+                                shown.escape_debug(),
+                                similar(pattern, &key.text)
+                            ),
+                        ));
+                    }
+                }
+            }
+            Ok(())
+        }
+        // Names of the user's own, such as those of labels.
+        Value::Map(_) => Ok(()),
+    }
+}
+
+pub(super) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+/// The entry for `key` below `pattern`; an own name stands for `*` only where no fixed key has it.
+fn find(pattern: &str, key: &str) -> Option<&'static Key> {
+    let child = |name: &str| {
+        let path = join(pattern, name);
+        SUPPORT.iter().find(|known| known.path == path)
+    };
+    child(key).or_else(|| child("*"))
+}
+
+fn has_keys(pattern: &str) -> bool {
+    children(pattern).next().is_some()
+}
+
+fn children<'a>(pattern: &'a str) -> impl Iterator<Item = &'static str> + 'a {
+    SUPPORT.iter().filter_map(move |known| {
+        let rest = known.path.strip_prefix(pattern)?;
+        let rest = if pattern.is_empty() { rest } else { rest.strip_prefix('.')? };
+        (!rest.contains(['.', '[']) && !rest.is_empty()).then_some(rest)
+    })
+}
+
+pub(super) fn is_known(pattern: &str) -> bool {
+    SUPPORT.iter().any(|known| known.path == pattern)
+}
+
+/// How a single value at the pattern is read.
+pub(super) fn kind(pattern: &str) -> Kind {
+    SUPPORT.iter().find(|known| known.path == pattern).map_or(Kind::Text, |known| known.kind)
+}
+
+fn similar(pattern: &str, key: &str) -> String {
+    // Below this, a suggestion would only puzzle.
+    const ALIKE: f64 = 0.8;
+    let best = children(pattern)
+        .filter(|name| *name != "*")
+        .map(|name| (strsim::jaro_winkler(name, key), name))
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    match best {
+        Some((alike, name)) if alike >= ALIKE => format!("; did you mean `{name}`?"),
+        _ => "; docs/COMPOSE.md lists those that are".to_owned(),
+    }
+}
+
+/// A note as the second half of a sentence.
+fn sentence(note: &str) -> String {
+    let note = note.trim_end_matches('.');
+    let mut chars = note.chars();
+    match chars.next() {
+        // Names stay as they are.
+        Some(first) if !note.starts_with("Flotilla") => first.to_lowercase().chain(chars).collect(),
+        _ => note.to_owned(),
+    }
+}
+
+/// The table as a page of the documentation.
+pub fn markdown() -> String {
+    let mut page = String::from(
+        "# Compose files\n\n\
+         What Flotilla takes from the [Compose specification](https://github.com/compose-spec/compose-spec), and what not. This \
+         page is made from the table that the reader itself goes by (`server/core/src/compose/support.rs`); a test holds the two \
+         together.\n\n\
+         A key that is not supported is an error that names it and its line, and changes nothing. Keys that begin with `x-` are \
+         ignored, except `x-flotilla`. Anchors, aliases and merge keys (`<<`) work. In values, `${NAME}`, `$NAME`, \
+         `${NAME:-default}`, `${NAME-default}`, `${NAME:?message}`, `${NAME?message}`, `${NAME:+other}` and `${NAME+other}` stand \
+         for variables, and `$$` for a dollar sign; a variable that is not set and has no default is an error.\n",
+    );
+    for (title, supported) in [("Supported", true), ("Not supported", false)] {
+        let _ = write!(
+            page,
+            "\n## {title}\n\n| key | {} |\n|---|---|\n",
+            if supported { "meaning here" } else { "why, or what to do" }
+        );
+        for key in SUPPORT.iter().filter(|key| key.supported == supported) {
+            let path = key.path.replace('*', "<name>");
+            let _ = writeln!(page, "| `{path}` | {} |", key.note.replace('|', "\\|"));
+        }
+    }
+    page
+}
