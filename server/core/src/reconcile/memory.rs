@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_api::{ApiError, ErrorCode, Revision, ServiceName, StackName, UnixMillis, spec::Restart};
 
-use super::{Action, BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Container, Generation, Health, RECOVERED_AFTER_MS, Status};
-use crate::state::State;
+use super::{
+    Action, BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Container, Generation, Health, PROPOSAL_PATIENCE_MS, RECOVERED_AFTER_MS,
+    Status,
+};
+use crate::{command::CommandV1, state::State};
 
 /// What the reconciler remembers between rounds, per service and replica. Lost on a daemon's restart, which does no harm.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -52,13 +55,14 @@ pub(super) enum Chore {
     Volumes(ServiceName),
     Purged(ServiceName),
     Confirm(ServiceName, Revision),
-    RollBack(ServiceName, Revision),
+    RollBack(ServiceName),
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Retry {
     failures: u32,
     at: UnixMillis,
+    under_way: bool,
     /// Asked for in this round; what nobody asks for is forgotten.
     asked: bool,
 }
@@ -67,6 +71,13 @@ struct Retry {
 pub(super) enum Owner {
     Service(ServiceName),
     Stack(StackName),
+}
+
+/// Whether a chore may be tried.
+pub(super) enum Due {
+    Now,
+    At(UnixMillis),
+    WhenDone,
 }
 
 /// Whether an observation can be planned from.
@@ -81,47 +92,63 @@ pub(super) enum Settled {
 impl Memory {
     /// The shell is about to execute the action.
     pub fn begin(&mut self, action: &Action) {
+        if let Some(chore) = Chore::of(action) {
+            self.chores.entry(chore).or_default().under_way = true;
+        }
         if let Some(owner) = Owner::of(action) {
             *self.busy.entry(owner).or_default() += 1;
         }
     }
 
-    /// The shell has executed the action, or dropped it after it had begun.
+    /// The shell has executed the action.
     pub fn end(&mut self, action: &Action, now: UnixMillis, result: Result<(), &ApiError>) {
-        if let Some(owner) = Owner::of(action) {
-            if let Some(count) = self.busy.get_mut(&owner) {
-                *count -= 1;
-                if *count == 0 {
-                    self.busy.remove(&owner);
-                }
-            }
-            self.ended.insert(owner, now);
-        }
-        match (action, result) {
-            (Action::Run { spec, replica, revision, restarts, epoch, .. }, _) => {
+        self.dropped(action, now);
+        match action {
+            Action::Run { spec, replica, revision, restarts, epoch, .. } => {
                 let generation = Generation { revision: *revision, restarts: *restarts, epoch: *epoch };
                 let known = self.instances.get(&(spec.name.clone(), *replica));
                 if known.is_some_and(|attempts| attempts.generation == generation) {
                     self.tried(&spec.name, *replica, now, result);
                 }
             }
-            (Action::Start { service, replica, .. }, _) => self.tried(service, *replica, now, result),
-            (Action::DeleteVolumes { service }, Ok(())) => {
-                self.purged.insert(service.clone());
-                self.chores.remove(&Chore::Volumes(service.clone()));
-            }
-            (_, result) => {
+            Action::Start { service, replica, .. } => self.tried(service, *replica, now, result),
+            _ => {
                 let Some(chore) = Chore::of(action) else { return };
+                let retry = self.chores.entry(chore).or_default();
                 match result {
-                    Ok(()) => drop(self.chores.remove(&chore)),
+                    Ok(()) => {
+                        retry.failures = 0;
+                        // What was proposed shows in the state soon; what was done, in the next observation.
+                        let patience = if matches!(action, Action::Propose(_)) { PROPOSAL_PATIENCE_MS } else { 0 };
+                        retry.at = now.plus(patience);
+                    }
                     Err(_) => {
-                        let retry = self.chores.entry(chore).or_default();
                         retry.failures = retry.failures.saturating_add(1);
                         retry.at = now.plus(backoff(retry.failures));
                     }
                 }
+                if let (Action::DeleteVolumes { service }, Ok(())) = (action, result) {
+                    self.purged.insert(service.clone());
+                }
             }
         }
+    }
+
+    /// The shell has begun the action, and then let it be: nothing is known against it.
+    pub fn dropped(&mut self, action: &Action, now: UnixMillis) {
+        if let Some(chore) = Chore::of(action)
+            && let Some(retry) = self.chores.get_mut(&chore)
+        {
+            retry.under_way = false;
+        }
+        let Some(owner) = Owner::of(action) else { return };
+        if let Some(count) = self.busy.get_mut(&owner) {
+            *count -= 1;
+            if *count == 0 {
+                self.busy.remove(&owner);
+            }
+        }
+        self.ended.insert(owner, now);
     }
 
     /// An instance was started.
@@ -170,7 +197,7 @@ impl Memory {
     }
 
     pub(super) fn end_round(&mut self, now: UnixMillis) {
-        self.chores.retain(|_, retry| retry.asked || retry.at.plus(BACKOFF_MAX_MS) > now);
+        self.chores.retain(|_, retry| retry.asked || retry.under_way || retry.at.plus(BACKOFF_MAX_MS) > now);
     }
 
     /// Does what was observed at that time show all that was done?
@@ -184,17 +211,15 @@ impl Memory {
         }
     }
 
-    /// When the chore may be tried again, if not now.
-    pub(super) fn retry_at(&mut self, chore: &Chore, now: UnixMillis) -> Option<UnixMillis> {
-        let retry = self.chores.get_mut(chore)?;
+    /// May the chore be tried now?
+    pub(super) fn due(&mut self, chore: &Chore, now: UnixMillis) -> Due {
+        let Some(retry) = self.chores.get_mut(chore) else { return Due::Now };
         retry.asked = true;
-        (retry.at > now).then_some(retry.at)
-    }
-
-    pub(super) fn hold(&mut self, chore: Chore, until: UnixMillis) {
-        let retry = self.chores.entry(chore).or_default();
-        retry.at = until;
-        retry.asked = true;
+        match retry.at {
+            _ if retry.under_way => Due::WhenDone,
+            at if at > now => Due::At(at),
+            _ => Due::Now,
+        }
     }
 
     pub(super) fn attempts(&mut self, service: &ServiceName, replica: u32, generation: Generation) -> &mut Attempts {
@@ -257,7 +282,11 @@ impl Chore {
             Action::CreateNetwork { stack } | Action::RemoveNetwork { stack } => Some(Self::Network(stack.clone())),
             Action::Remove { container, .. } => Some(Self::Container(container.clone())),
             Action::DeleteVolumes { service } => Some(Self::Volumes(service.clone())),
-            // Proposals are held back when they are made, until the state shows them.
+            Action::Propose(CommandV1::VolumesPurged { service }) => Some(Self::Purged(service.clone())),
+            Action::Propose(CommandV1::ConfirmRevision { service, revision }) => {
+                Some(Self::Confirm(service.clone(), *revision))
+            }
+            Action::Propose(CommandV1::RollBack { service, .. }) => Some(Self::RollBack(service.clone())),
             Action::Run { .. } | Action::Start { .. } | Action::Propose(_) => None,
         }
     }

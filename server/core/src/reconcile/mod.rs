@@ -1,8 +1,8 @@
 //! From what shall be and what is to what is to be done next: `reconcile` is pure, its plan can be printed and tested.
 
 //!
-//! The shell's loop is: observe, [`reconcile`], [`Memory::begin`] each action, execute it, [`Memory::end`] it with its result,
-//! and again. A service with an action under way is left alone, and so is one that was last observed before its last action
+//! The shell's loop is: observe, [`reconcile`], [`Memory::begin`] each action, execute it, [`Memory::end`] it with its result
+//! (or [`Memory::dropped`], where an action before it failed or it is no longer wanted), and again. A service with an action under way is left alone, and so is one that was last observed before its last action
 //! ended; so the shell may run services side by side and reconcile at any time.
 
 mod condition;
@@ -20,7 +20,7 @@ use crate::{
     command::CommandV1,
     state::{Service, State},
 };
-use memory::{Chore, Owner, Settled};
+use memory::{Chore, Due, Owner, Settled};
 
 /// An observation older than this tells nothing about now. Milliseconds.
 pub const OBSERVATION_STALE_MS: u64 = 30_000;
@@ -239,11 +239,12 @@ impl Round<'_> {
         self.plan.actions.push(action);
     }
 
-    /// May a chore that failed before be tried again? Plans the time if not.
+    /// May the chore be tried now? Plans the time if it is known and to come.
     fn due(&mut self, chore: &Chore) -> bool {
-        match self.memory.retry_at(chore, self.now) {
-            None => true,
-            Some(at) => {
+        match self.memory.due(chore, self.now) {
+            Due::Now => true,
+            Due::WhenDone => false,
+            Due::At(at) => {
                 self.wake_at(at);
                 false
             }
@@ -290,7 +291,6 @@ impl Round<'_> {
                 self.act(Action::DeleteVolumes { service: name.clone() });
             }
         } else if self.due(&Chore::Purged(name.clone())) {
-            self.memory.hold(Chore::Purged(name.clone()), self.now.plus(PROPOSAL_PATIENCE_MS));
             self.act(Action::Propose(CommandV1::VolumesPurged { service: name.clone() }));
         }
     }

@@ -3,8 +3,8 @@
 use flotilla_api::{InstanceId, ServiceName, UnixMillis, spec::Restart};
 
 use super::{
-    Action, CONFIRMED_AFTER_MS, Container, Health, PROPOSAL_PATIENCE_MS, READY_AFTER_MS, RECOVERED_AFTER_MS,
-    ROLLBACK_AFTER, Round, Status, UNHEALTHY_PATIENCE_MS,
+    Action, CONFIRMED_AFTER_MS, Container, Health, READY_AFTER_MS, RECOVERED_AFTER_MS, ROLLBACK_AFTER, Round, Status,
+    UNHEALTHY_PATIENCE_MS,
     memory::{Chore, backoff},
 };
 use crate::{command::CommandV1, state::Service};
@@ -254,7 +254,9 @@ impl Round<'_> {
         }
         if progress.iter().all(|progress| *progress == Progress::Good) {
             let command = CommandV1::ConfirmRevision { service: service.name.clone(), revision: service.current };
-            self.propose(Chore::Confirm(service.name.clone(), service.current), command);
+            if self.due(&Chore::Confirm(service.name.clone(), service.current)) {
+                self.act(Action::Propose(command));
+            }
             return;
         }
         // A roll back that fails too is no reason for another: that would never end.
@@ -275,12 +277,7 @@ impl Round<'_> {
             None => format!("it failed {} times without ever having run well", attempts.faults),
         };
         let command = CommandV1::RollBack { service: service.name.clone(), to: Some(good), reason: Some(reason) };
-        self.propose(Chore::RollBack(service.name.clone(), service.current), command);
-    }
-
-    fn propose(&mut self, chore: Chore, command: CommandV1) {
-        if self.due(&chore) {
-            self.memory.hold(chore, self.now.plus(PROPOSAL_PATIENCE_MS));
+        if self.due(&Chore::RollBack(service.name.clone())) {
             self.act(Action::Propose(command));
         }
     }
