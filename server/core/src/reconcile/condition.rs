@@ -66,19 +66,18 @@ pub fn condition(now: UnixMillis, service: &Service, observed: Option<&Observed>
     Condition { state: worst.state, message, since: worst.since, instances }
 }
 
-/// The container that requests for the service go to, if any can take them: one that is ready before one that only runs, and
-/// among equals the current revision before a former one that has not been replaced yet.
-pub fn serving<'a>(now: UnixMillis, service: &Service, observed: &'a Observed) -> Option<&'a Container> {
-    let running = |container: &&&Container| matches!(container.status, Status::Running { .. });
-    let containers = containers_of(service, Some(observed));
+/// The containers that requests for the service go to, all equally good: those that are ready before those that only run, and
+/// among equals those of the current revision before former ones that have not been replaced yet. Empty if none can take them.
+pub fn serving<'a>(now: UnixMillis, service: &Service, observed: &'a Observed) -> Vec<&'a Container> {
+    let rank = |container: &Container| {
+        let unhealthy = matches!(container.status, Status::Running { health: Health::Unhealthy, .. });
+        (!container.is_ready(now), unhealthy, is_former(service, container))
+    };
+    let mut containers = containers_of(service, Some(observed));
+    containers.retain(|container| matches!(container.status, Status::Running { .. }));
+    let best = containers.iter().map(|container| rank(container)).min();
+    containers.retain(|container| Some(rank(container)) == best);
     containers
-        .iter()
-        .filter(running)
-        .min_by_key(|container| {
-            let unhealthy = matches!(container.status, Status::Running { health: Health::Unhealthy, .. });
-            (!container.is_ready(now), unhealthy, is_former(service, container), container.replica)
-        })
-        .copied()
 }
 
 /// Current ones first, by replica.
