@@ -1,1 +1,305 @@
-//!
+//! Everything that is said to Docker Engine: what it shows, making it show what the state says, images, logs and commands
+//! in containers.
+
+mod address;
+mod connection;
+mod container;
+mod error;
+mod image;
+mod labels;
+mod observe;
+mod reconciler;
+mod scratch;
+mod takedown;
+pub mod uploads;
+mod volume;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use flotilla_api::{
+    ApiError, NodeId, ServiceName,
+    rest::{EngineView, ImageView, LoadedImages},
+};
+use flotilla_core::{
+    CommandV1, State,
+    reconcile::{Memory, Observed},
+};
+use futures::future::BoxFuture;
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use connection::DEFAULT_HOST;
+use connection::{Client, DockerHost};
+pub use error::Error;
+pub use image::PullProgress;
+use reconciler::Reconciler;
+
+use crate::clock;
+
+/// Pulls at once. More would only share the same line.
+const PULLS_AT_ONCE: usize = 3;
+
+/// How long a call waits for an engine that is just being connected to. A person sees the answer after that.
+const READY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the engine needs to know of its node.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// `unix:///path` or `tcp://host:port`; absent: `DOCKER_HOST`, and without that [`DEFAULT_HOST`].
+    pub docker_host: Option<String>,
+    /// Volumes and uploads lie here. Docker Engine must see the same directory.
+    pub data_dir: PathBuf,
+    /// `ClusterRecord::id`: which containers are ours.
+    pub cluster_id: String,
+    pub node_id: NodeId,
+}
+
+/// The way by which the node changes the state in its own name.
+pub trait Proposer: Send + Sync + 'static {
+    fn propose(&self, command: CommandV1) -> BoxFuture<'_, Result<(), ApiError>>;
+}
+
+/// A handle to the one task that talks with Docker Engine. When the last one is dropped, the task ends; containers run on.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    _stop: Arc<DropGuard>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: EngineConfig,
+    host: Arc<DockerHost>,
+    client: watch::Sender<Option<Client>>,
+    status: watch::Sender<EngineView>,
+    observed: watch::Sender<Option<Arc<Observed>>>,
+    memory: watch::Sender<Arc<Memory>>,
+    state: watch::Receiver<Arc<State>>,
+    activities: Mutex<BTreeMap<ServiceName, String>>,
+    turn: address::Turn,
+    pulls: Semaphore,
+    /// Try to connect at once.
+    hurry: Notify,
+    /// Observe and plan at once.
+    look: Notify,
+    stop: CancellationToken,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Begins to connect, observe and reconcile. An engine that is not there is no error: see [`Engine::status`].
+    ///
+    /// # Errors
+    /// An address of the engine that makes no sense, or a data directory that does not exist.
+    pub fn start(
+        config: EngineConfig,
+        state: watch::Receiver<Arc<State>>,
+        proposer: Arc<dyn Proposer>,
+    ) -> Result<Self, Error> {
+        let environment = || std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
+        let host = config.docker_host.clone().or_else(environment).unwrap_or_else(|| DEFAULT_HOST.to_owned());
+        let data_dir = config.data_dir.canonicalize().map_err(|source| Error::Directory {
+            operation: "use the data directory",
+            path: config.data_dir.clone(),
+            source,
+        })?;
+        let stop = CancellationToken::new();
+        let connecting =
+            EngineView::Unavailable { message: "connecting to Docker Engine".to_owned(), since: clock::now() };
+        let shared = Arc::new(Shared {
+            host: Arc::new(DockerHost::parse(&host)?),
+            config: EngineConfig { data_dir, ..config },
+            client: watch::Sender::new(None),
+            status: watch::Sender::new(connecting),
+            observed: watch::Sender::new(None),
+            memory: watch::Sender::new(Arc::default()),
+            state: state.clone(),
+            activities: Mutex::default(),
+            turn: address::Turn::default(),
+            pulls: Semaphore::new(PULLS_AT_ONCE),
+            hurry: Notify::new(),
+            look: Notify::new(),
+            stop: stop.clone(),
+            task: Mutex::default(),
+        });
+        let task = tokio::spawn(Reconciler::new(Arc::clone(&shared), state, proposer).run());
+        *shared.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        Ok(Self { shared, _stop: Arc::new(stop.drop_guard()) })
+    }
+
+    /// Does the engine answer? If not, why, in one sentence, and since when.
+    pub fn status(&self) -> EngineView {
+        self.shared.status.borrow().clone()
+    }
+
+    pub fn watch_status(&self) -> watch::Receiver<EngineView> {
+        self.shared.status.subscribe()
+    }
+
+    /// The newest that the engine showed; `None` until it answered once.
+    pub fn observed(&self) -> Option<Arc<Observed>> {
+        self.shared.observed.borrow().clone()
+    }
+
+    pub fn watch_observed(&self) -> watch::Receiver<Option<Arc<Observed>>> {
+        self.shared.observed.subscribe()
+    }
+
+    /// Failures and back-off, as `reconcile::condition` wants them.
+    pub fn memory(&self) -> Arc<Memory> {
+        self.shared.memory.borrow().clone()
+    }
+
+    pub fn watch_memory(&self) -> watch::Receiver<Arc<Memory>> {
+        self.shared.memory.subscribe()
+    }
+
+    /// What takes long for this service right now, as a sentence: pulling its image.
+    pub fn activity(&self, service: &ServiceName) -> Option<String> {
+        self.shared.activities.lock().unwrap_or_else(PoisonError::into_inner).get(service).cloned()
+    }
+
+    /// Where a request for the service goes: a replica that is ready, in turn. Looks only at what is known, so it is cheap.
+    ///
+    /// # Errors
+    /// There is no such service, it is stopped, none of its instances runs, or it has no port.
+    pub fn address_of(&self, service: &ServiceName) -> Result<SocketAddr, Error> {
+        let shared = &self.shared;
+        address::of(
+            service,
+            clock::now(),
+            &shared.state.borrow(),
+            shared.observed.borrow().as_deref(),
+            &shared.memory.borrow(),
+            &shared.status.borrow(),
+            &shared.turn,
+        )
+    }
+
+    /// Makes sure that the image is on this machine: looks first, then pulls. The engine's id of the image.
+    ///
+    /// # Errors
+    /// The reference makes no sense, the registry does not know it or can't be reached, or the engine is not there.
+    pub async fn ensure_image(&self, image: &str, progress: impl FnMut(PullProgress) + Send) -> Result<String, Error> {
+        let client = self.shared.client().await?;
+        if let Some(id) = image::local(&client, image).await? {
+            return Ok(id);
+        }
+        let _permit = self.shared.pulls.acquire().await.map_err(|_| Error::Cancelled)?;
+        image::ensure(&client, image, progress).await
+    }
+
+    /// All images on this machine, and which services use them.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    pub async fn images(&self) -> Result<Vec<ImageView>, Error> {
+        let client = self.shared.client().await?;
+        let state = self.shared.state.borrow().clone();
+        image::list(&client, &state).await
+    }
+
+    /// # Errors
+    /// The engine does not answer, or a container needs the image.
+    pub async fn remove_image(&self, image: &str) -> Result<(), Error> {
+        image::remove(&self.shared.client().await?, image).await
+    }
+
+    /// Loads an image archive that was uploaded completely, and forgets the upload.
+    ///
+    /// # Errors
+    /// The upload is not complete or damaged, or holds no image.
+    pub async fn load_upload(&self, uploads: &uploads::Uploads, digest: &str) -> Result<LoadedImages, Error> {
+        let archive = uploads.verify(digest).await?;
+        let client = self.shared.client().await?;
+        let images = image::load(&client, archive.stream().await?).await;
+        match images {
+            Ok(images) => {
+                archive.discard().await?;
+                Ok(LoadedImages { images })
+            }
+            // The bytes are what the sender meant; sending them again would change nothing.
+            Err(error @ Error::Archive(_)) => {
+                archive.discard().await?;
+                Err(error)
+            }
+            // The engine may be back in a moment, and the archive is still here.
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends the loop after what is under way; containers run on.
+    pub async fn stop(&self) {
+        self.shared.stop.cancel();
+        let task = self.shared.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task
+            && let Err(panic) = task.await
+        {
+            tracing::error!(%panic, "the engine's loop panicked");
+        }
+    }
+
+    /// Ends the loop and removes all of the cluster's containers and networks from this machine: for a cluster that was only
+    /// for show. Volumes stay.
+    ///
+    /// # Errors
+    /// The engine does not answer, or something can't be removed; the rest is gone then.
+    pub async fn remove_everything(&self) -> Result<(), Error> {
+        self.stop().await;
+        takedown::remove_all(&self.shared.latest_client()?, &self.shared.config.cluster_id).await
+    }
+
+    /// Deletes the data of all services on this machine, after [`Engine::remove_everything`].
+    ///
+    /// # Errors
+    /// The disk or the engine refuses.
+    pub async fn delete_all_volumes(&self) -> Result<(), Error> {
+        let config = &self.shared.config;
+        volume::delete_all(&self.shared.latest_client()?, &config.cluster_id, &config.data_dir).await
+    }
+}
+
+impl Shared {
+    /// The engine, if it answers, or does in a moment.
+    async fn client(&self) -> Result<Client, Error> {
+        let mut client = self.client.subscribe();
+        if client.borrow().is_none() {
+            self.hurry.notify_one();
+        }
+        let ready = client.wait_for(Option::is_some);
+        match tokio::time::timeout(READY_PATIENCE, ready).await {
+            Ok(Ok(client)) => client.clone().ok_or(Error::Cancelled),
+            Ok(Err(_)) => Err(Error::Cancelled),
+            Err(_) => Err(self.unavailable()),
+        }
+    }
+
+    /// The engine as it was known last, for when nobody reconnects any more.
+    fn latest_client(&self) -> Result<Client, Error> {
+        self.client.borrow().clone().ok_or_else(|| self.unavailable())
+    }
+
+    fn unavailable(&self) -> Error {
+        match &*self.status.borrow() {
+            EngineView::Unavailable { message, .. } => Error::Unavailable(message.clone()),
+            EngineView::Ready { .. } => Error::Unavailable("Docker Engine is being connected to".to_owned()),
+        }
+    }
+
+    fn activity(&self, service: &ServiceName, sentence: Option<String>) {
+        let mut activities = self.activities.lock().unwrap_or_else(PoisonError::into_inner);
+        match sentence {
+            Some(sentence) => drop(activities.insert(service.clone(), sentence)),
+            None => drop(activities.remove(service)),
+        }
+    }
+}

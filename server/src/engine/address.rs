@@ -1,0 +1,48 @@
+//! Where requests for a service go. Asked for each request, so it looks only at what is known already.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use flotilla_api::{ServiceName, UnixMillis, rest::EngineView};
+use flotilla_core::{
+    State,
+    reconcile::{self, Memory, Observed},
+};
+
+use super::Error;
+
+/// Takes replicas in turn.
+#[derive(Debug, Default)]
+pub(super) struct Turn(AtomicUsize);
+
+pub(super) fn of(
+    service: &ServiceName,
+    now: UnixMillis,
+    state: &State,
+    observed: Option<&Observed>,
+    memory: &Memory,
+    engine: &EngineView,
+    turn: &Turn,
+) -> Result<SocketAddr, Error> {
+    let record = state.services.get(service).ok_or_else(|| Error::ServiceNotFound(service.clone()))?;
+    if record.replicas == 0 {
+        return Err(Error::ServiceStopped(service.clone()));
+    }
+    let unavailable = |why: String| Error::ServiceUnavailable { service: service.clone(), why };
+    let serving = observed.map(|observed| reconcile::serving(now, record, observed)).unwrap_or_default();
+    if serving.is_empty() {
+        if let EngineView::Unavailable { message, .. } = engine {
+            return Err(unavailable(message.clone()));
+        }
+        let condition = reconcile::condition(now, record, observed, memory);
+        return Err(unavailable(condition.message.unwrap_or_else(|| format!("it is {}", condition.state.as_str()))));
+    }
+    let container = serving[turn.0.fetch_add(1, Ordering::Relaxed) % serving.len()];
+    // A former revision that still answers does so on its own port.
+    let spec = &record.revisions.get(&container.revision).unwrap_or(&record.revisions[&record.current]).spec;
+    let port = spec.port.ok_or_else(|| Error::NoPort(service.clone()))?;
+    let address = container.address.ok_or_else(|| unavailable("it has no address yet".to_owned()))?;
+    Ok(SocketAddr::new(address, port))
+}

@@ -1,0 +1,210 @@
+//! From a specification to a running container, and back to none.
+
+use std::{collections::HashMap, convert::Infallible, path::Path, time::Duration};
+
+use bollard::{
+    models::{
+        ContainerCreateBody, EndpointSettings, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountBindOptions,
+        MountBindOptionsPropagationEnum, MountType, NetworkCreateRequest, NetworkingConfig, RestartPolicy,
+        RestartPolicyNameEnum,
+    },
+    query_parameters::{CreateContainerOptions, RemoveContainerOptions, StopContainerOptions, WaitContainerOptions},
+};
+use flotilla_api::{StackName, spec::ServiceSpec};
+use futures::{StreamExt, TryFutureExt, TryStreamExt};
+
+use super::{
+    Error,
+    connection::{CALL_LIMIT, Client},
+    labels::{self, Identity},
+    volume,
+};
+
+/// Creating and starting unpack layers, mount and set networks up; on a slow disk that takes a while.
+const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// Beyond its grace, what a container may need to be killed and cleaned away.
+const STOP_MARGIN: Duration = Duration::from_secs(30);
+
+/// Of a container's output the engine keeps this much: enough to look back, too little to fill a disk.
+const LOG_FILE_MAX: &str = "10m";
+const LOG_FILES: &str = "3";
+
+/// Creates and starts. A container that can't be started is removed again, so that nothing of a failed try is left.
+pub(super) async fn run(
+    client: &Client,
+    cluster: &str,
+    data_dir: &Path,
+    identity: &Identity,
+    spec: &ServiceSpec,
+    image: &str,
+) -> Result<(), Error> {
+    let options = CreateContainerOptions {
+        name: Some(labels::container_name(cluster, &identity.instance)),
+        ..Default::default()
+    };
+    let body = body(cluster, data_dir, identity, spec, image);
+    let created = client.docker().create_container(Some(options), body);
+    let id = client.call("create the container", START_LIMIT, created).await?.id;
+    if let Err(error) = start(client, &id).await {
+        if let Err(second) = remove(client, &id).await {
+            tracing::warn!(container = %id, error = %second, "a container that did not start could not be removed");
+        }
+        return Err(error);
+    }
+    Ok(())
+}
+
+pub(super) async fn start(client: &Client, id: &str) -> Result<(), Error> {
+    client.call("start the container", START_LIMIT, client.docker().start_container(id, None)).await
+}
+
+/// Stops within `grace`, then removes, with the anonymous volumes that the image declared.
+pub(super) async fn stop_and_remove(client: &Client, id: &str, grace: Duration) -> Result<(), Error> {
+    let seconds = i32::try_from(grace.as_millis().div_ceil(1000)).unwrap_or(i32::MAX);
+    let options = StopContainerOptions { t: Some(seconds), signal: None };
+    let stop = client.docker().stop_container(id, Some(options));
+    match client.call("stop the container", grace.saturating_add(STOP_MARGIN), stop).await {
+        // What can't be stopped nicely is removed by force.
+        Ok(()) | Err(Error::Refused { .. } | Error::Timeout { .. }) => remove(client, id).await,
+        Err(error) => Err(error),
+    }
+}
+
+/// Kills if need be. That it is gone already is as good.
+pub(super) async fn remove(client: &Client, id: &str) -> Result<(), Error> {
+    let options = RemoveContainerOptions { v: true, force: true, link: false };
+    match client.call("remove the container", START_LIMIT, client.docker().remove_container(id, Some(options))).await {
+        Err(error) if error.is_absent() => Ok(()),
+        Err(error) if error.is_conflict() => gone(client, id).await,
+        other => other,
+    }
+}
+
+/// Somebody else removes it already. A volume has one container at a time, so it matters when that is done.
+async fn gone(client: &Client, id: &str) -> Result<(), Error> {
+    let options = WaitContainerOptions { condition: "removed".to_owned() };
+    let wait = client.docker().wait_container(id, Some(options)).map(Ok::<_, Infallible>).try_collect::<Vec<_>>();
+    let outcome = client.call("remove the container", STOP_MARGIN, wait.map_err(|never| match never {})).await?;
+    match outcome.into_iter().find_map(Result::err).map(|error| client.error("remove the container", error)) {
+        Some(error) if error.is_unavailable() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+pub(super) async fn create_network(client: &Client, cluster: &str, stack: &StackName) -> Result<(), Error> {
+    let request = NetworkCreateRequest {
+        name: labels::network_name(cluster, stack),
+        driver: Some("bridge".to_owned()),
+        labels: Some(HashMap::from([
+            (labels::CLUSTER.to_owned(), cluster.to_owned()),
+            (labels::STACK.to_owned(), stack.to_string()),
+        ])),
+        ..Default::default()
+    };
+    match client.call("create the stack's network", CALL_LIMIT, client.docker().create_network(request)).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_conflict() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) async fn remove_network(client: &Client, cluster: &str, stack: &StackName) -> Result<(), Error> {
+    let name = labels::network_name(cluster, stack);
+    match client.call("remove the stack's network", CALL_LIMIT, client.docker().remove_network(&name)).await {
+        Err(error) if error.is_absent() => Ok(()),
+        other => other,
+    }
+}
+
+fn body(cluster: &str, data_dir: &Path, identity: &Identity, spec: &ServiceSpec, image: &str) -> ContainerCreateBody {
+    let mut labels: HashMap<_, _> = spec.labels.clone().into_iter().collect();
+    // Ours last: a compose file can't take a container from its service.
+    labels.extend(identity.to_labels(cluster));
+    let network = labels::network_name(cluster, &spec.stack);
+    let endpoint = EndpointSettings { aliases: Some(vec![spec.name.to_string()]), ..Default::default() };
+    ContainerCreateBody {
+        hostname: spec.hostname.clone(),
+        user: spec.user.clone(),
+        env: Some(spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect()),
+        cmd: spec.command.clone(),
+        entrypoint: spec.entrypoint.clone(),
+        healthcheck: spec.health.as_ref().map(|health| HealthConfig {
+            test: Some(health.test.clone()),
+            interval: Some(nanos(health.interval_ms)),
+            timeout: Some(nanos(health.timeout_ms)),
+            start_period: Some(nanos(health.start_period_ms)),
+            retries: Some(i64::from(health.retries)),
+            start_interval: None,
+        }),
+        image: Some(image.to_owned()),
+        working_dir: spec.working_dir.clone(),
+        labels: Some(labels),
+        stop_signal: spec.stop_signal.clone(),
+        host_config: Some(host_config(data_dir, spec, network.clone())),
+        networking_config: Some(NetworkingConfig { endpoints_config: Some(HashMap::from([(network, endpoint)])) }),
+        ..Default::default()
+    }
+}
+
+fn host_config(data_dir: &Path, spec: &ServiceSpec, network: String) -> HostConfig {
+    let memory = spec.resources.memory_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+    HostConfig {
+        network_mode: Some(network),
+        // The reconciler starts containers, with its own back-off; the engine never does.
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+        nano_cpus: spec.resources.cpu_millis.map(|millis| i64::try_from(millis * 1_000_000).unwrap_or(i64::MAX)),
+        memory,
+        // Equal to `memory`: the limit holds for memory and swap together, so that no service can grind the disk.
+        memory_swap: memory,
+        mounts: Some(
+            spec.volumes
+                .iter()
+                .map(|mount| {
+                    let source = volume::directory(data_dir, &spec.name, &mount.volume);
+                    bind(&source, &mount.target, mount.read_only)
+                })
+                .collect(),
+        ),
+        tmpfs: Some(
+            spec.tmpfs
+                .iter()
+                .map(|tmpfs| {
+                    let (path, options) = tmpfs.split_once(':').unwrap_or((tmpfs, ""));
+                    (path.to_owned(), options.to_owned())
+                })
+                .collect(),
+        ),
+        cap_add: Some(spec.cap_add.iter().cloned().collect()),
+        cap_drop: Some(spec.cap_drop.iter().cloned().collect()),
+        init: Some(spec.init),
+        readonly_rootfs: Some(spec.read_only),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_owned()),
+            config: Some(HashMap::from([
+                ("max-size".to_owned(), LOG_FILE_MAX.to_owned()),
+                ("max-file".to_owned(), LOG_FILES.to_owned()),
+            ])),
+        }),
+        ..Default::default()
+    }
+}
+
+/// A mount of a directory that must exist: unlike the older `binds`, this form never makes one where a path is wrong.
+pub(super) fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
+    Mount {
+        typ: Some(MountType::BIND),
+        source: Some(source.to_string_lossy().into_owned()),
+        target: Some(target.to_owned()),
+        read_only: Some(read_only),
+        bind_options: Some(MountBindOptions {
+            propagation: Some(MountBindOptionsPropagationEnum::RPRIVATE),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn nanos(millis: u64) -> i64 {
+    i64::try_from(millis.saturating_mul(1_000_000)).unwrap_or(i64::MAX)
+}

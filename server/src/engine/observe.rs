@@ -1,0 +1,230 @@
+//! What the engine shows: containers and networks with this cluster's labels, and the events that tell when to look.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
+
+use bollard::{
+    models::{ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, EventMessage, HealthStatusEnum},
+    query_parameters::{EventsOptions, ListContainersOptions, ListNetworksOptions},
+};
+use flotilla_api::{StackName, UnixMillis};
+use flotilla_core::reconcile::{Container, Health, Observed, Status};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{
+    Error,
+    connection::{CALL_LIMIT, Client},
+    labels::{self, Identity},
+};
+use crate::clock;
+
+/// Containers that are inspected at once.
+const INSPECT_AT_ONCE: usize = 4;
+
+/// Reads the engine, and remembers what can't have changed since: a container is inspected again only when an event
+/// named it, when its state in the list differs, or when everything is due.
+#[derive(Debug, Default)]
+pub(super) struct Observer {
+    known: HashMap<String, (String, Container)>,
+    dirty: HashSet<String>,
+    all_dirty: bool,
+}
+
+impl Observer {
+    pub(super) fn doubt_all(&mut self) {
+        self.all_dirty = true;
+    }
+
+    pub(super) fn doubt(&mut self, container: &str) {
+        self.dirty.insert(container.to_owned());
+    }
+
+    pub(super) async fn observe(&mut self, client: &Client, cluster: &str) -> Result<Observed, Error> {
+        let at = clock::now();
+        let docker = client.docker();
+        let listed = ListContainersOptions {
+            all: true,
+            filters: Some(labels::filter(labels::CLUSTER, cluster)),
+            ..Default::default()
+        };
+        let summaries = client.call("list its containers", CALL_LIMIT, docker.list_containers(Some(listed))).await?;
+        let networks = self.networks(client, cluster).await?;
+
+        let mut found = HashMap::with_capacity(summaries.len());
+        let mut unsure = Vec::new();
+        for summary in summaries {
+            let Some((id, state, identity)) = read_summary(summary) else { continue };
+            match self.known.remove(&id) {
+                Some((before, container)) if before == state && !self.all_dirty && !self.dirty.contains(&id) => {
+                    found.insert(id, (state, container));
+                }
+                _ => unsure.push((id, state, identity)),
+            }
+        }
+        let inspected: Vec<_> = stream::iter(unsure)
+            .map(|(id, state, identity)| async move {
+                let answer = client.call("inspect a container", CALL_LIMIT, docker.inspect_container(&id, None)).await;
+                match answer {
+                    Ok(inspected) => {
+                        let container = read_container(&id, identity, &inspected, cluster);
+                        Ok(Some((id, (state, container))))
+                    }
+                    // It went between the list and the question; its event is on the way.
+                    Err(error) if error.is_absent() => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffer_unordered(INSPECT_AT_ONCE)
+            .try_collect()
+            .await?;
+        found.extend(inspected.into_iter().flatten());
+
+        self.known = found;
+        self.dirty.clear();
+        self.all_dirty = false;
+        let mut containers: Vec<_> = self.known.values().map(|(_, container)| container.clone()).collect();
+        containers.sort_by(|a, b| a.instance.cmp(&b.instance).then_with(|| a.id.cmp(&b.id)));
+        Ok(Observed { at, containers, networks })
+    }
+
+    async fn networks(&self, client: &Client, cluster: &str) -> Result<Vec<StackName>, Error> {
+        let options = ListNetworksOptions { filters: Some(labels::filter(labels::CLUSTER, cluster)) };
+        let networks =
+            client.call("list its networks", CALL_LIMIT, client.docker().list_networks(Some(options))).await?;
+        let mut stacks: Vec<StackName> =
+            networks.into_iter().filter_map(|network| network.labels?.get(labels::STACK)?.parse().ok()).collect();
+        stacks.sort();
+        stacks.dedup();
+        Ok(stacks)
+    }
+}
+
+fn read_summary(summary: ContainerSummary) -> Option<(String, String, Identity)> {
+    let identity = Identity::from_labels(&summary.labels.unwrap_or_default())?;
+    Some((summary.id?, summary.state.map(|state| state.to_string()).unwrap_or_default(), identity))
+}
+
+fn read_container(id: &str, identity: Identity, inspected: &ContainerInspectResponse, cluster: &str) -> Container {
+    let status = read_status(inspected);
+    let address = match status {
+        Status::Running { .. } => read_address(inspected, &labels::network_name(cluster, &identity.stack)),
+        _ => None,
+    };
+    Container {
+        id: id.to_owned(),
+        instance: identity.instance,
+        service: identity.service,
+        stack: identity.stack,
+        revision: identity.revision,
+        replica: identity.replica,
+        restarts: identity.restarts,
+        epoch: identity.epoch,
+        status,
+        address,
+    }
+}
+
+fn read_status(inspected: &ContainerInspectResponse) -> Status {
+    let Some(state) = &inspected.state else { return Status::Dead };
+    match state.status {
+        Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::RESTARTING) => Status::Running {
+            since: read_time(state.started_at.as_deref()),
+            health: match state.health.as_ref().and_then(|health| health.status) {
+                Some(HealthStatusEnum::STARTING) => Health::Starting,
+                Some(HealthStatusEnum::HEALTHY) => Health::Healthy,
+                Some(HealthStatusEnum::UNHEALTHY) => Health::Unhealthy,
+                _ => Health::None,
+            },
+        },
+        Some(ContainerStateStatusEnum::CREATED) => Status::Created,
+        Some(ContainerStateStatusEnum::PAUSED) => Status::Paused,
+        Some(ContainerStateStatusEnum::EXITED) => Status::Exited {
+            code: state.exit_code.unwrap_or_default(),
+            at: read_time(state.finished_at.as_deref()),
+            out_of_memory: state.oom_killed.unwrap_or_default(),
+        },
+        _ => Status::Dead,
+    }
+}
+
+fn read_address(inspected: &ContainerInspectResponse, network: &str) -> Option<IpAddr> {
+    let networks = inspected.network_settings.as_ref()?.networks.as_ref()?;
+    networks.get(network)?.ip_address.as_deref()?.parse().ok()
+}
+
+/// The engine writes times as RFC 3339; a time that is missing or from before 1970 (`0001-01-01`: never) is zero.
+fn read_time(text: Option<&str>) -> UnixMillis {
+    let nanos =
+        text.and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok()).map(OffsetDateTime::unix_timestamp_nanos);
+    UnixMillis(nanos.and_then(|nanos| u64::try_from(nanos / 1_000_000).ok()).unwrap_or_default())
+}
+
+/// Events of this cluster's containers that change what [`Observer`] would see. Health checks alone (`exec_*`) would wake
+/// an idle node all the time, so the engine is asked to leave them out.
+pub(super) fn events(client: &Client, cluster: &str) -> impl Stream<Item = Result<EventMessage, Error>> + use<> {
+    const KINDS: [&str; 11] =
+        ["create", "start", "die", "destroy", "pause", "unpause", "oom", "health_status", "rename", "update", "kill"];
+    let mut filters = labels::filter(labels::CLUSTER, cluster);
+    filters.insert("type".to_owned(), vec!["container".to_owned()]);
+    filters.insert("event".to_owned(), KINDS.map(str::to_owned).to_vec());
+    let client = client.clone();
+    client
+        .docker()
+        .events(Some(EventsOptions { filters: Some(filters), ..Default::default() }))
+        .map(move |event| event.map_err(|error| client.error("report its events", error)))
+}
+
+/// Which container an event is about.
+pub(super) fn container_of(event: &EventMessage) -> Option<&str> {
+    event.actor.as_ref()?.id.as_deref()
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::models::{ContainerState, EndpointSettings, NetworkSettings};
+
+    use super::*;
+
+    fn inspected(state: ContainerState) -> ContainerInspectResponse {
+        ContainerInspectResponse { state: Some(state), ..Default::default() }
+    }
+
+    #[test]
+    fn an_ended_container_tells_its_code_and_time() {
+        let status = read_status(&inspected(ContainerState {
+            status: Some(ContainerStateStatusEnum::EXITED),
+            exit_code: Some(137),
+            oom_killed: Some(true),
+            finished_at: Some("1970-01-01T00:00:01.5Z".into()),
+            ..Default::default()
+        }));
+        assert_eq!(status, Status::Exited { code: 137, at: UnixMillis(1500), out_of_memory: true });
+    }
+
+    #[test]
+    fn never_is_zero() {
+        assert_eq!(read_time(Some("0001-01-01T00:00:00Z")), UnixMillis(0));
+        assert_eq!(read_time(None), UnixMillis(0));
+        assert_eq!(read_time(Some("2026-11-23T22:12:24.123456789+01:00")), UnixMillis(1_795_468_344_123));
+    }
+
+    #[test]
+    fn the_address_is_that_on_the_stacks_own_network() {
+        let endpoint = |address: &str| EndpointSettings { ip_address: Some(address.into()), ..Default::default() };
+        let inspected = ContainerInspectResponse {
+            network_settings: Some(NetworkSettings {
+                networks: Some(HashMap::from([
+                    ("bridge".to_owned(), endpoint("172.17.0.2")),
+                    ("ours".to_owned(), endpoint("172.18.0.2")),
+                ])),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        assert_eq!(read_address(&inspected, "ours"), Some("172.18.0.2".parse().unwrap()));
+        assert_eq!(read_address(&inspected, "theirs"), None);
+    }
+}

@@ -1,0 +1,457 @@
+//! The loop that makes the engine show what the state says: one task owns it, and all it decides is in `flotilla-core`.
+
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
+
+use flotilla_api::{ApiError, ErrorCode, ServiceName, StackName, UnixMillis, rest::EngineView};
+use flotilla_core::{
+    CommandV1, State,
+    reconcile::{Action, Generation, Memory, Observed, reconcile},
+};
+use futures::StreamExt;
+use tokio::{
+    sync::watch,
+    task::{self, JoinError, JoinSet},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Error, Proposer, Shared,
+    connection::Client,
+    container, image,
+    labels::Identity,
+    observe::{self, Observer},
+    scratch, volume,
+};
+use crate::clock;
+
+/// Even where no event told of a change the engine is looked at this often, so that what is known never grows stale
+/// (`OBSERVATION_STALE_MS`). One call of a few milliseconds.
+const REFRESH: Duration = Duration::from_secs(10);
+
+/// After so many refreshes each container is inspected anew, in case an event was lost.
+const REFRESHES_PER_INSPECTION: u32 = 6;
+
+/// Events come in bursts (create, start, health): they are taken in together.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+
+/// Waits before the engine is tried again.
+const BACKOFF_FIRST: Duration = Duration::from_millis(250);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// Services that are worked on at once. More would only fight for the disk.
+const SERVICES_AT_ONCE: usize = 8;
+
+/// How long a clean stop waits for actions under way. A pull is broken off; the rest is done in seconds.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Actions that must follow one another.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Lane {
+    Service(ServiceName),
+    Stack(StackName),
+    /// Proposals that belong to nobody.
+    Cluster,
+}
+
+/// What one lane's task brings back: for each action when it ended, and how.
+type Results = Vec<(UnixMillis, Result<(), Error>)>;
+
+struct Underway {
+    /// What the service was when its actions were planned; another makes a pull pointless.
+    generation: Option<Generation>,
+    cancel: CancellationToken,
+    task: task::Id,
+    actions: Vec<Action>,
+}
+
+pub(super) struct Reconciler {
+    shared: Arc<Shared>,
+    state: watch::Receiver<Arc<State>>,
+    proposer: Arc<dyn Proposer>,
+    observer: Observer,
+    memory: Memory,
+    underway: BTreeMap<Lane, Underway>,
+    tasks: JoinSet<(Lane, Results)>,
+}
+
+/// Why a connection's loop came to an end.
+enum End {
+    Stopped,
+    Lost(Error),
+}
+
+impl Reconciler {
+    pub(super) fn new(shared: Arc<Shared>, state: watch::Receiver<Arc<State>>, proposer: Arc<dyn Proposer>) -> Self {
+        Self {
+            shared,
+            state,
+            proposer,
+            observer: Observer::default(),
+            memory: Memory::default(),
+            underway: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Connects, serves the connection while it lasts, and again, until the node stops.
+    pub(super) async fn run(mut self) {
+        let stop = self.shared.stop.clone();
+        let mut backoff = BACKOFF_FIRST;
+        loop {
+            let connected = tokio::select! {
+                () = stop.cancelled() => break,
+                connected = Client::connect(&self.shared.host) => connected,
+            };
+            match connected {
+                Ok((client, view)) => {
+                    tracing::info!(host = %client.host(), engine = ?view, "Docker Engine answers");
+                    self.shared.connected(client.clone(), view);
+                    let since = Instant::now();
+                    let error = match self.serve(&client).await {
+                        End::Stopped => break,
+                        End::Lost(error) => error,
+                    };
+                    tracing::warn!(%error, "lost Docker Engine");
+                    if since.elapsed() > BACKOFF_MAX {
+                        backoff = BACKOFF_FIRST;
+                        continue;
+                    }
+                    // One that greets and then hangs up is not hurried.
+                    self.shared.disconnected(&error);
+                }
+                Err(error) => {
+                    if self.shared.disconnected(&error) {
+                        tracing::warn!(%error, "Docker Engine is not available; trying again");
+                    }
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(backoff) => backoff = (backoff * 2).min(BACKOFF_MAX),
+                // Somebody needs the engine now.
+                () = self.shared.hurry.notified() => {}
+                // Actions that fail meanwhile are noted; their services are planned for when the engine is back.
+                Some(finished) = self.tasks.join_next() => self.finished(finished),
+            }
+        }
+        self.wind_down().await;
+    }
+
+    async fn serve(&mut self, client: &Client) -> End {
+        let cluster = self.shared.config.cluster_id.clone();
+        let stop = self.shared.stop.clone();
+        let mut events = pin!(observe::events(client, &cluster));
+        let mut refresh = tokio::time::interval(REFRESH);
+        let mut refreshes = 0;
+        self.observer.doubt_all();
+        if let Err(error) = scratch::sweep(client, &cluster).await {
+            tracing::debug!(%error, "could not remove what an earlier run left");
+        }
+        loop {
+            let wake_at = match self.round(client).await {
+                Ok(wake_at) => wake_at,
+                Err(error) => return End::Lost(error),
+            };
+            let wake = async {
+                match wake_at {
+                    Some(at) => tokio::time::sleep(Duration::from_millis(at.since(clock::now()))).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return End::Stopped,
+                event = events.next() => {
+                    let mut next = Some(event);
+                    let debounced = Instant::now() + DEBOUNCE;
+                    while let Some(event) = next {
+                        match event {
+                            Some(Ok(event)) => observe::container_of(&event).into_iter().for_each(|id| self.observer.doubt(id)),
+                            Some(Err(error)) => return End::Lost(error),
+                            None => return End::Lost(Error::Unavailable(format!(
+                                "Docker Engine at {} ended its stream of events", client.host()
+                            ))),
+                        }
+                        next = tokio::time::timeout_at(debounced, events.next()).await.ok();
+                    }
+                }
+                changed = self.state.changed() => {
+                    if changed.is_err() {
+                        return End::Stopped;
+                    }
+                    self.cancel_outdated();
+                }
+                Some(finished) = self.tasks.join_next() => self.finished(finished),
+                () = self.shared.look.notified() => {}
+                () = wake => {}
+                _ = refresh.tick() => {
+                    refreshes += 1;
+                    if refreshes % REFRESHES_PER_INSPECTION == 0 {
+                        self.observer.doubt_all();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Observes, plans and sets the plan going. When to look again, even if nothing happens.
+    async fn round(&mut self, client: &Client) -> Result<Option<UnixMillis>, Error> {
+        let observed = Arc::new(self.observer.observe(client, &self.shared.config.cluster_id).await?);
+        self.shared.observed.send_replace(Some(Arc::clone(&observed)));
+        let plan = {
+            let state = Arc::clone(&self.state.borrow_and_update());
+            let mut fresh = || format!("{:08x}", rand::random::<u32>());
+            reconcile(clock::now(), &self.shared.config.node_id, &state, &observed, &mut self.memory, &mut fresh)
+        };
+        for (lane, actions) in lanes(plan.actions) {
+            self.dispatch(client, &observed, lane, actions);
+        }
+        self.publish();
+        Ok(plan.wake_at)
+    }
+
+    /// What finds no room is dropped: it is planned again when something has ended.
+    fn dispatch(&mut self, client: &Client, observed: &Arc<Observed>, lane: Lane, actions: Vec<Action>) {
+        let full = self.underway.len() >= SERVICES_AT_ONCE && lane != Lane::Cluster;
+        if full || self.underway.contains_key(&lane) {
+            return;
+        }
+        for action in &actions {
+            tracing::debug!(?action, "begins");
+            self.memory.begin(action);
+        }
+        let cancel = self.shared.stop.child_token();
+        let generation = generation_of(&lane, &self.state.borrow());
+        let worker = Worker {
+            shared: Arc::clone(&self.shared),
+            proposer: Arc::clone(&self.proposer),
+            client: client.clone(),
+            observed: Arc::clone(observed),
+            cancel: cancel.clone(),
+        };
+        let (name, plan) = (lane.clone(), actions.clone());
+        let task = self.tasks.spawn(async move {
+            let results = worker.execute(&name, plan).await;
+            (name, results)
+        });
+        self.underway.insert(lane, Underway { generation, cancel, task: task.id(), actions });
+    }
+
+    fn finished(&mut self, joined: Result<(Lane, Results), JoinError>) {
+        let (lane, results) = match joined {
+            Ok(finished) => finished,
+            Err(panic) => {
+                let Some((lane, _)) = self.underway.iter().find(|(_, underway)| underway.task == panic.id()) else {
+                    return;
+                };
+                tracing::error!(?lane, %panic, "an action on a container panicked");
+                (lane.clone(), Results::new())
+            }
+        };
+        let Some(underway) = self.underway.remove(&lane) else { return };
+        let mut results = results.into_iter();
+        for action in underway.actions {
+            let (at, result) = results.next().unwrap_or_else(|| (clock::now(), Err(Error::Cancelled)));
+            if let Err(error) = &result
+                && !matches!(error, Error::Cancelled)
+            {
+                tracing::warn!(action = name_of(&action), ?lane, %error, "an action failed");
+            }
+            let result = result.map_err(ApiError::from);
+            self.memory.end(&action, at, result.as_ref().copied());
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        self.shared.memory.send_if_modified(|known| {
+            let changed = **known != self.memory;
+            if changed {
+                *known = Arc::new(self.memory.clone());
+            }
+            changed
+        });
+    }
+
+    /// Breaks off what is under way for a service that shall be something else by now.
+    fn cancel_outdated(&self) {
+        let state = self.state.borrow();
+        for (lane, underway) in &self.underway {
+            if underway.generation != generation_of(lane, &state) {
+                underway.cancel.cancel();
+            }
+        }
+    }
+
+    async fn wind_down(&mut self) {
+        let done = async {
+            while let Some(finished) = self.tasks.join_next().await {
+                self.finished(finished);
+            }
+        };
+        if tokio::time::timeout(STOP_PATIENCE, done).await.is_err() {
+            tracing::warn!("actions on containers were still under way when the node stopped");
+        }
+    }
+}
+
+/// By lane, in the order in which each first appears: networks stand before the services that need them.
+fn lanes(actions: Vec<Action>) -> Vec<(Lane, Vec<Action>)> {
+    let mut lanes: Vec<(Lane, Vec<Action>)> = Vec::new();
+    for action in actions {
+        let lane = lane_of(&action);
+        match lanes.iter_mut().find(|(known, _)| *known == lane) {
+            Some((_, actions)) => actions.push(action),
+            None => lanes.push((lane, vec![action])),
+        }
+    }
+    lanes
+}
+
+fn lane_of(action: &Action) -> Lane {
+    match action {
+        Action::CreateNetwork { stack } | Action::RemoveNetwork { stack } => Lane::Stack(stack.clone()),
+        Action::Run { spec, .. } => Lane::Service(spec.name.clone()),
+        Action::Start { service, .. } | Action::Remove { service, .. } | Action::DeleteVolumes { service } => {
+            Lane::Service(service.clone())
+        }
+        Action::Propose(CommandV1::RollBack { service, .. } | CommandV1::VolumesPurged { service }) => {
+            Lane::Service(service.clone())
+        }
+        Action::Propose(_) => Lane::Cluster,
+    }
+}
+
+fn name_of(action: &Action) -> &'static str {
+    match action {
+        Action::CreateNetwork { .. } => "create-network",
+        Action::RemoveNetwork { .. } => "remove-network",
+        Action::Run { .. } => "run",
+        Action::Start { .. } => "start",
+        Action::Remove { .. } => "remove",
+        Action::DeleteVolumes { .. } => "delete-volumes",
+        Action::Propose(_) => "propose",
+    }
+}
+
+fn generation_of(lane: &Lane, state: &State) -> Option<Generation> {
+    match lane {
+        Lane::Service(service) => state
+            .services
+            .get(service)
+            .filter(|service| service.replicas > 0)
+            .map(flotilla_core::state::Service::generation),
+        Lane::Stack(_) | Lane::Cluster => None,
+    }
+}
+
+/// Executes the actions of one lane.
+struct Worker {
+    shared: Arc<Shared>,
+    proposer: Arc<dyn Proposer>,
+    client: Client,
+    observed: Arc<Observed>,
+    cancel: CancellationToken,
+}
+
+impl Worker {
+    /// In order; after one that failed the rest is dropped.
+    async fn execute(&self, lane: &Lane, actions: Vec<Action>) -> Results {
+        let mut results = Results::new();
+        let mut failed = false;
+        for action in &actions {
+            let result = if failed { Err(Error::Cancelled) } else { self.action(action).await };
+            failed |= result.is_err();
+            results.push((clock::now(), result));
+        }
+        if let Lane::Service(service) = lane {
+            self.shared.activity(service, None);
+        }
+        results
+    }
+
+    async fn action(&self, action: &Action) -> Result<(), Error> {
+        let config = &self.shared.config;
+        let client = &self.client;
+        match action {
+            Action::CreateNetwork { stack } => container::create_network(client, &config.cluster_id, stack).await,
+            Action::RemoveNetwork { stack } => container::remove_network(client, &config.cluster_id, stack).await,
+            Action::Run { instance, spec, revision, replica, restarts, epoch } => {
+                let identity = Identity {
+                    instance: instance.clone(),
+                    service: spec.name.clone(),
+                    stack: spec.stack.clone(),
+                    revision: *revision,
+                    replica: *replica,
+                    restarts: *restarts,
+                    epoch: *epoch,
+                };
+                let image = self.image(&spec.name, &spec.image).await?;
+                volume::prepare(client, &config.cluster_id, &config.data_dir, spec, &image).await?;
+                container::run(client, &config.cluster_id, &config.data_dir, &identity, spec, &image).await
+            }
+            Action::Start { container, .. } => container::start(client, container).await,
+            Action::Remove { container, grace_ms, .. } => {
+                container::stop_and_remove(client, container, Duration::from_millis(*grace_ms)).await
+            }
+            Action::DeleteVolumes { service } => {
+                // The plan says so already; this is the one action that can't be taken back.
+                if self.observed.containers.iter().any(|container| container.service == *service) {
+                    return Err(Error::Invalid(format!("volumes of `{service}` are still in use")));
+                }
+                volume::delete(client, &config.cluster_id, &config.data_dir, service).await
+            }
+            Action::Propose(command) => self.propose(command).await,
+        }
+    }
+
+    /// Pulling may take long; it is broken off when the service shall be something else.
+    async fn image(&self, service: &ServiceName, image: &str) -> Result<String, Error> {
+        let progress = |progress: image::PullProgress| {
+            self.shared.activity(service, Some(progress.sentence(image)));
+        };
+        let permit = self.shared.pulls.acquire();
+        tokio::select! {
+            () = self.cancel.cancelled() => Err(Error::Cancelled),
+            id = async {
+                if let Some(id) = image::local(&self.client, image).await? {
+                    return Ok(id);
+                }
+                let _permit = permit.await.map_err(|_| Error::Cancelled)?;
+                self.shared.activity(service, Some(format!("pulling image `{image}`")));
+                image::ensure(&self.client, image, progress).await
+            } => id,
+        }
+    }
+
+    async fn propose(&self, command: &CommandV1) -> Result<(), Error> {
+        match self.proposer.propose(command.clone()).await {
+            Ok(()) => Ok(()),
+            // What it asked for is so already, or no longer makes sense.
+            Err(error) if matches!(error.code, ErrorCode::ServiceNotFound | ErrorCode::Conflict) => Ok(()),
+            Err(error) => Err(Error::Invalid(error.message)),
+        }
+    }
+}
+
+impl Shared {
+    fn connected(&self, client: Client, view: EngineView) {
+        self.client.send_replace(Some(client));
+        self.status.send_replace(view);
+    }
+
+    /// False where that was known already. `since` stays that of the first failure.
+    fn disconnected(&self, error: &Error) -> bool {
+        self.client.send_replace(None);
+        let message = error.to_string();
+        self.status.send_if_modified(|view| {
+            let since = match view {
+                EngineView::Unavailable { message: known, .. } if *known == message => return false,
+                EngineView::Unavailable { since, .. } => *since,
+                EngineView::Ready { .. } => clock::now(),
+            };
+            *view = EngineView::Unavailable { message: message.clone(), since };
+            true
+        })
+    }
+}

@@ -1,0 +1,210 @@
+//! Volumes: directories of ours that containers see as bind mounts.
+//!
+//! A new volume begins with what the image has at its mount point, owner and mode included, as people know it from Docker's
+//! own volumes. Copying goes through the engine, so that owners are kept even where the node itself is not root.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bollard::{
+    body_try_stream,
+    query_parameters::{DownloadFromContainerOptions, UploadToContainerOptions},
+};
+use flotilla_api::{
+    ServiceName, VolumeName,
+    spec::{ServiceSpec, VolumeMount},
+};
+use futures::{StreamExt, TryStreamExt};
+
+use super::{
+    Error,
+    connection::{CALL_LIMIT, Client},
+    container,
+    scratch::{self, Scratch},
+};
+
+/// An image may come with gigabytes at a mount point (a database's samples); they are copied once.
+const COPY_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// No volume's name begins with a dot, so these never meet one.
+const STAGING: &str = ".new-";
+const DELETED: &str = ".deleted-";
+
+pub(super) fn directory(data_dir: &Path, service: &ServiceName, volume: &VolumeName) -> PathBuf {
+    root(data_dir).join(service.as_str()).join(volume.as_str())
+}
+
+fn root(data_dir: &Path) -> PathBuf {
+    data_dir.join("volumes")
+}
+
+/// Makes the directories that do not exist yet, each complete or not at all.
+pub(super) async fn prepare(
+    client: &Client,
+    cluster: &str,
+    data_dir: &Path,
+    spec: &ServiceSpec,
+    image: &str,
+) -> Result<(), Error> {
+    for mount in &spec.volumes {
+        let volume = directory(data_dir, &spec.name, &mount.volume);
+        let parent = root(data_dir).join(spec.name.as_str());
+        let staging = parent.join(format!("{STAGING}{}", mount.volume));
+        if is_directory(&volume)? {
+            continue;
+        }
+        private_directory(&root(data_dir))?;
+        private_directory(&parent)?;
+        // Left from a try that was cut short.
+        delete_tree(client, cluster, &staging).await?;
+        fs::create_dir(&staging).map_err(|source| failed("create the directory", &staging, source))?;
+        copy_from_image(client, cluster, &staging, mount, image).await?;
+        fs::rename(&staging, &volume).map_err(|source| failed("create the directory", &volume, source))?;
+        sync_directory(&parent)?;
+    }
+    Ok(())
+}
+
+/// Copies through two containers that never run: one shows the image's content, one has the directory at the same place.
+async fn copy_from_image(
+    client: &Client,
+    cluster: &str,
+    staging: &Path,
+    mount: &VolumeMount,
+    image: &str,
+) -> Result<(), Error> {
+    let from = Scratch::create(client, cluster, image, Vec::new()).await?;
+    let copied =
+        match Scratch::create(client, cluster, image, vec![container::bind(staging, &mount.target, false)]).await {
+            Ok(to) => {
+                let copied = copy(client, &from, &to, &mount.target).await;
+                to.remove(client).await;
+                copied
+            }
+            Err(error) => Err(error),
+        };
+    from.remove(client).await;
+    copied
+}
+
+async fn copy(client: &Client, from: &Scratch, to: &Scratch, target: &str) -> Result<(), Error> {
+    // The dot makes it the content of the directory, which is followed if it is a link.
+    let path = format!("{}/.", target.trim_end_matches('/'));
+    let options = DownloadFromContainerOptions { path };
+    let mut archive = Box::pin(client.docker().download_from_container(from.id(), Some(options)));
+    let read = async { archive.next().await.transpose() };
+    let first = match client.call("read the image's files", CALL_LIMIT, read).await {
+        Ok(first) => first,
+        // The image has nothing there, or something that is no directory.
+        Err(Error::Refused { status: Some(400 | 404), .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let archive = futures::stream::iter(first.map(Ok)).chain(archive).map_err(io::Error::other);
+    let options = UploadToContainerOptions { path: target.to_owned(), ..Default::default() };
+    let write = client.docker().upload_to_container(to.id(), Some(options), body_try_stream(archive));
+    client.call("copy the image's files into the new volume", COPY_LIMIT, write).await
+}
+
+/// Deletes the directories of all volumes of a service. That there are none is fine.
+pub(super) async fn delete(
+    client: &Client,
+    cluster: &str,
+    data_dir: &Path,
+    service: &ServiceName,
+) -> Result<(), Error> {
+    let root = root(data_dir);
+    let condemned = root.join(service.as_str());
+    // First out of the way in one step: whatever happens next, nobody ever sees half a volume.
+    if is_directory(&condemned)? {
+        let aside = root.join(format!("{DELETED}{service}-{:016x}", rand::random::<u64>()));
+        fs::rename(&condemned, &aside).map_err(|source| failed("delete the volumes in", &condemned, source))?;
+    }
+    let prefix = format!("{DELETED}{service}-");
+    for aside in entries(&root)? {
+        let name = aside.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let of_service = name.strip_prefix(&prefix).is_some_and(|rest| rest.len() == 16 && !rest.contains('-'));
+        if of_service {
+            delete_tree(client, cluster, &aside).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes all volumes of all services.
+pub(super) async fn delete_all(client: &Client, cluster: &str, data_dir: &Path) -> Result<(), Error> {
+    delete_tree(client, cluster, &root(data_dir)).await
+}
+
+/// Files of a container mostly belong to root. A node that is not root may not delete them, but the engine, which it may
+/// command, is.
+async fn delete_tree(client: &Client, cluster: &str, path: &Path) -> Result<(), Error> {
+    if !is_directory(path)? {
+        return Ok(());
+    }
+    let tree = path.to_owned();
+    let deleted = tokio::task::spawn_blocking(move || remove_dir_all(&tree))
+        .await
+        .unwrap_or_else(|panic| Err(io::Error::other(panic)));
+    match deleted {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            scratch::delete_as_root(client, cluster, path).await?;
+            match remove_dir_all(path) {
+                Err(error) => Err(failed("delete", path, error)),
+                Ok(()) => Ok(()),
+            }
+        }
+        Err(error) => Err(failed("delete", path, error)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// The standard library's deletes by directory handles and never follows a link, not even one that is put there meanwhile.
+fn remove_dir_all(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// A link, or a file, in a volume's place is somebody's attempt to have us write or delete elsewhere.
+fn is_directory(path: &Path) -> Result<bool, Error> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Ok(true),
+        Ok(_) => Err(failed("use", path, io::Error::new(io::ErrorKind::NotADirectory, "it is no directory"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed("look at", path, error)),
+    }
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    if !is_directory(directory)? {
+        return Ok(Vec::new());
+    }
+    fs::read_dir(directory)
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
+        .map_err(|source| failed("list", directory, source))
+}
+
+/// Nobody else on the machine may look into a service's data.
+fn private_directory(path: &Path) -> Result<(), Error> {
+    if is_directory(path)? {
+        return Ok(());
+    }
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(path)
+        .map_err(|source| failed("create the directory", path, source))
+}
+
+fn sync_directory(path: &Path) -> Result<(), Error> {
+    fs::File::open(path).and_then(|directory| directory.sync_all()).map_err(|source| failed("write", path, source))
+}
+
+fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::Directory { operation, path: path.to_owned(), source }
+}
