@@ -1,0 +1,363 @@
+//! One WebRTC connection: its set-up by offer and answer, its state, its data channels.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use flotilla_api::signal::Candidate;
+use rtc::ice::mdns::MulticastDnsMode;
+use rtc::peer_connection::configuration::{RTCOfferOptions, setting_engine::SctpMaxMessageSize};
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use webrtc::{
+    data_channel::{DataChannel, DataChannelEvent},
+    peer_connection::{
+        PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler, RTCConfigurationBuilder,
+        RTCIceCandidateInit, RTCIceGatheringState, RTCPeerConnectionState, RTCSessionDescription, SettingEngineBuilder,
+    },
+};
+
+use super::{
+    Addresses, Certificate, Error,
+    runtime::{MeshRuntime, Pulse},
+};
+use crate::tunnel::{Channel, ChannelClosed};
+
+/// Data channels that the other side opened and nobody has taken yet. They are taken at once; more means a stuck reader.
+const UNTAKEN_CHANNELS_MAX: usize = 64;
+
+/// Host candidates are there at once; a second means that the driver is dead.
+const GATHERING: Duration = Duration::from_secs(5);
+
+/// The driver is told to stop and frees its sockets.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// Messages up to this size are taken; ours are a little over 64 KiB. Chromium's own limit. Bytes.
+const MESSAGE_MAX: u32 = 256 * 1024;
+
+/// Unsent bytes after which a sender waits, towards a browser: with more, Chromium's download falls from 24 to 8-12 MB/s.
+const BROWSER_SEND_LIMIT: usize = 256 * 1024;
+/// The same between nodes: several round trips of a fast network.
+const NODE_SEND_LIMIT: usize = 8 * 1024 * 1024;
+
+/// What a browser may have under way to us. It sends little more than 1 MiB itself. Bytes.
+const BROWSER_RECEIVE_WINDOW: u32 = 2 * 1024 * 1024;
+/// Two of these windows fill 52 MB/s over 40 ms. Bytes.
+const NODE_RECEIVE_WINDOW: u32 = 8 * 1024 * 1024;
+
+/// Time between two rounds of connectivity checks (200 ms by default, which was most of the set-up time).
+const CHECK_INTERVAL: Duration = Duration::from_millis(10);
+/// Rounds before a pair of candidates is given up: 5 s, so that a slow path is not given up before its first answer.
+const CHECKS_MAX: u16 = 500;
+
+/// Silence after which a connection counts as disconnected, and after which as failed.
+const DISCONNECTED_AFTER: Duration = Duration::from_secs(6);
+const FAILED_AFTER: Duration = Duration::from_secs(20);
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// Who is at the other end; buffers are chosen for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    Browser,
+    Node,
+}
+
+/// What a link is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    Connecting,
+    Connected,
+    /// Nothing was heard for a while; it may come back, or need an ICE restart.
+    Disconnected,
+    Failed,
+    Closed,
+}
+
+/// One WebRTC connection. Dropping it closes it in the background; [`Link::close`] waits for that.
+pub struct Link {
+    connection: Arc<dyn PeerConnection>,
+    pulse: Arc<Pulse>,
+    state: watch::Receiver<LinkState>,
+    gathering: watch::Sender<RTCIceGatheringState>,
+    channels: Mutex<mpsc::Receiver<Arc<dyn DataChannel>>>,
+    closed: CancellationToken,
+}
+
+impl Link {
+    pub(super) async fn new(peer: Peer, addresses: &Addresses, certificate: &Certificate) -> Result<Self, Error> {
+        let runtime = MeshRuntime::new();
+        let pulse = runtime.pulse();
+        pulse.setting_up(true);
+        let (state_sender, state) = watch::channel(LinkState::Connecting);
+        let gathering = watch::Sender::new(RTCIceGatheringState::New);
+        let (channel_sender, channels) = mpsc::channel(UNTAKEN_CHANNELS_MAX);
+        let events = Events {
+            pulse: Arc::clone(&pulse),
+            state: state_sender,
+            gathering: gathering.clone(),
+            channels: channel_sender,
+        };
+        let (send_limit, receive_window) = match peer {
+            Peer::Browser => (BROWSER_SEND_LIMIT, BROWSER_RECEIVE_WINDOW),
+            Peer::Node => (NODE_SEND_LIMIT, NODE_RECEIVE_WINDOW),
+        };
+        let settings = SettingEngineBuilder::new()
+            .with_crypto_provider(Arc::clone(&certificate.provider))
+            // Joining a multicast group fails on machines without a multicast route, and takes the connection with it.
+            .with_multicast_dns_mode(MulticastDnsMode::Disabled)
+            .with_include_loopback_candidate(true)
+            .with_ice_timeouts(Some(DISCONNECTED_AFTER), Some(FAILED_AFTER), Some(KEEP_ALIVE))
+            .with_ice_connection_attempts(Some(CHECK_INTERVAL), Some(CHECKS_MAX))
+            // A browser that hides its addresses is only known by where its checks come from.
+            .with_prflx_acceptance_min_wait(Some(Duration::ZERO))
+            .with_srflx_acceptance_min_wait(Some(Duration::ZERO))
+            // An ICE restart binds anew, so that it follows this machine to another network.
+            .with_discard_local_candidates_during_ice_restart(true)
+            .with_sctp_max_message_size(SctpMaxMessageSize::Bounded(MESSAGE_MAX))
+            .with_sctp_max_receive_buffer_size(receive_window)
+            .build();
+        let connection = PeerConnectionBuilder::new()
+            .with_configuration(
+                RTCConfigurationBuilder::new().with_certificates(vec![certificate.inner.clone()]).build(),
+            )
+            .with_setting_engine(settings)
+            .with_runtime(Arc::new(runtime))
+            .with_handler(Arc::new(events))
+            .with_udp_addrs(vec![addresses.clone()])
+            .with_data_channel_send_buffer_limit(send_limit)
+            .build()
+            .await
+            .map_err(|error| Error::SetUp { step: "open sockets", source: error })?;
+        Ok(Self {
+            connection: Arc::new(connection),
+            pulse,
+            state,
+            gathering,
+            channels: Mutex::new(channels),
+            closed: CancellationToken::new(),
+        })
+    }
+
+    /// Takes an offer, of a new connection or of an ICE restart, and answers it with all of this side's candidates.
+    pub(super) async fn answer(&self, offer: String) -> Result<String, Error> {
+        self.pulse.setting_up(true);
+        let step = |step| move |source| Error::SetUp { step, source };
+        let offer = RTCSessionDescription::offer(offer).map_err(step("read the offer"))?;
+        self.connection.set_remote_description(offer).await.map_err(step("take the offer"))?;
+        let answer = self.connection.create_answer(None).await.map_err(step("make the answer"))?;
+        self.gathering.send_replace(RTCIceGatheringState::Gathering);
+        self.connection.set_local_description(answer).await.map_err(step("use the answer"))?;
+        self.gathered_description().await
+    }
+
+    /// Makes an offer with all of this side's candidates.
+    pub(super) async fn offer(&self, restart: bool) -> Result<String, Error> {
+        self.pulse.setting_up(true);
+        let step = |step| move |source| Error::SetUp { step, source };
+        let options = RTCOfferOptions { ice_restart: restart, ..Default::default() };
+        let offer = self.connection.create_offer(Some(options)).await.map_err(step("make the offer"))?;
+        self.gathering.send_replace(RTCIceGatheringState::Gathering);
+        self.connection.set_local_description(offer).await.map_err(step("use the offer"))?;
+        self.gathered_description().await
+    }
+
+    /// Takes the answer to [`Self::offer`].
+    pub(super) async fn answered(&self, answer: String) -> Result<(), Error> {
+        let step = |step| move |source| Error::SetUp { step, source };
+        let answer = RTCSessionDescription::answer(answer).map_err(step("read the answer"))?;
+        self.connection.set_remote_description(answer).await.map_err(step("take the answer"))
+    }
+
+    async fn gathered_description(&self) -> Result<String, Error> {
+        let mut gathering = self.gathering.subscribe();
+        let complete = gathering.wait_for(|state| *state == RTCIceGatheringState::Complete);
+        if !matches!(timeout(GATHERING, complete).await, Ok(Ok(_))) {
+            return Err(Error::NoCandidates);
+        }
+        let description = self.connection.local_description().await.ok_or(Error::NoCandidates)?;
+        Ok(description.sdp)
+    }
+
+    /// Adds a candidate of the other side. One that can't be used (a `.local` name, TCP) is skipped: others may work, and the
+    /// other side's checks reveal its address in any case.
+    pub(super) async fn add_candidate(&self, candidate: Candidate) {
+        let candidate = RTCIceCandidateInit {
+            candidate: candidate.candidate,
+            sdp_mid: candidate.sdp_mid,
+            sdp_mline_index: candidate.sdp_m_line_index,
+            username_fragment: candidate.username_fragment,
+            ..Default::default()
+        };
+        if let Err(error) = self.connection.add_ice_candidate(candidate).await {
+            tracing::debug!(%error, "candidate skipped");
+        }
+    }
+
+    /// The state, and its changes.
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.state.clone()
+    }
+
+    /// Waits until the link is up.
+    ///
+    /// # Errors
+    /// [`Error::NotConnected`] if it fails, is closed, or takes longer than `within`.
+    pub async fn connected(&self, within: Duration) -> Result<(), Error> {
+        let mut state = self.state.clone();
+        let settled = state.wait_for(|state| !matches!(state, LinkState::Connecting | LinkState::Disconnected));
+        match timeout(within, settled).await {
+            Ok(Ok(state)) if *state == LinkState::Connected => Ok(()),
+            _ => {
+                self.pulse.setting_up(false);
+                Err(Error::NotConnected { within })
+            }
+        }
+    }
+
+    /// Opens an ordered, reliable data channel; it may be used once [`MeshChannel::opened`].
+    ///
+    /// # Errors
+    /// [`Error::Channel`] if the link is closed.
+    pub async fn open(&self, label: &str) -> Result<MeshChannel, Error> {
+        let channel = self.connection.create_data_channel(label, None).await.map_err(Error::Channel)?;
+        Ok(MeshChannel { inner: channel })
+    }
+
+    /// The next data channel that the other side opened; `None` once the link is closed.
+    pub async fn accept(&self) -> Option<MeshChannel> {
+        let mut channels = self.channels.lock().await;
+        let inner = self.closed.run_until_cancelled(channels.recv()).await??;
+        Some(MeshChannel { inner })
+    }
+
+    /// Ends the link and frees its sockets.
+    pub async fn close(&self) {
+        self.pulse.setting_up(false);
+        self.closed.cancel();
+        match timeout(CLOSING, self.connection.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "connection closed with an error"),
+            Err(_) => tracing::debug!("connection did not close in time"),
+        }
+    }
+
+    /// The set-up is given up or over: its driver may sleep.
+    pub(super) fn settle(&self) {
+        self.pulse.setting_up(false);
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("state", &*self.state.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // The driver is a task of its own and outlives every handle unless it is told to stop.
+        let connection = Arc::clone(&self.connection);
+        self.pulse.setting_up(false);
+        if !self.closed.is_cancelled()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async move { connection.close().await });
+        }
+    }
+}
+
+/// What the driver tells. It runs on the driver's task, so nothing here may wait.
+struct Events {
+    pulse: Arc<Pulse>,
+    state: watch::Sender<LinkState>,
+    gathering: watch::Sender<RTCIceGatheringState>,
+    channels: mpsc::Sender<Arc<dyn DataChannel>>,
+}
+
+#[async_trait]
+impl PeerConnectionEventHandler for Events {
+    async fn on_ice_gathering_state_change(&self, state: RTCIceGatheringState) {
+        self.gathering.send_replace(state);
+    }
+
+    async fn on_connection_state_change(&self, state: RTCPeerConnectionState) {
+        let state = match state {
+            RTCPeerConnectionState::Connected => LinkState::Connected,
+            RTCPeerConnectionState::Disconnected => LinkState::Disconnected,
+            RTCPeerConnectionState::Failed => LinkState::Failed,
+            RTCPeerConnectionState::Closed => LinkState::Closed,
+            _ => LinkState::Connecting,
+        };
+        if state != LinkState::Connecting {
+            self.pulse.setting_up(false);
+        }
+        self.state.send_replace(state);
+    }
+
+    async fn on_data_channel(&self, channel: Arc<dyn DataChannel>) {
+        if self.channels.try_send(channel).is_err() {
+            tracing::debug!("a data channel was dropped: too many were opened at once");
+        }
+    }
+}
+
+/// A data channel of a [`Link`].
+pub struct MeshChannel {
+    inner: Arc<dyn DataChannel>,
+}
+
+impl MeshChannel {
+    /// The label that its opener gave it.
+    ///
+    /// # Errors
+    /// [`ChannelClosed`].
+    pub async fn label(&self) -> Result<String, ChannelClosed> {
+        self.inner.label().await.map_err(|_| ChannelClosed)
+    }
+
+    /// Waits until a channel of our own may be used. Messages that arrive meanwhile would be lost, so the other side must wait
+    /// for our first one.
+    ///
+    /// # Errors
+    /// [`ChannelClosed`].
+    pub async fn opened(&self) -> Result<(), ChannelClosed> {
+        loop {
+            match self.inner.poll().await {
+                Some(DataChannelEvent::OnOpen) => return Ok(()),
+                Some(DataChannelEvent::OnClose | DataChannelEvent::OnError) | None => return Err(ChannelClosed),
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Channel for MeshChannel {
+    async fn send(&self, message: BytesMut) -> Result<(), ChannelClosed> {
+        self.inner.send(message).await.map_err(|_| ChannelClosed)
+    }
+
+    async fn recv(&self) -> Option<Bytes> {
+        loop {
+            match self.inner.poll().await? {
+                DataChannelEvent::OnMessage(message) if !message.is_string => return Some(message.data.freeze()),
+                DataChannelEvent::OnClose => return None,
+                _ => {}
+            }
+        }
+    }
+
+    async fn close(&self) {
+        // Already closed is closed.
+        let _ = self.inner.close().await;
+    }
+}
+
+impl fmt::Debug for MeshChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeshChannel").field("id", &self.inner.id()).finish()
+    }
+}
