@@ -2,7 +2,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -12,7 +11,6 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use thirtyfour::{
     BrowserLogEntry, By, ChromiumLikeCapabilities, DesiredCapabilities, LoggingPrefsLogLevel, WebDriver, WebElement,
-    extensions::cdp::ChromeDevTools,
 };
 use tokio::process::Command;
 
@@ -61,7 +59,9 @@ impl Browser {
         let downloads = profile.path().join("downloads");
         std::fs::create_dir(&downloads)?;
         let log = profile.path().join("chromedriver.log");
-        let driver = ["/usr/bin/chromedriver", "/snap/bin/chromium.chromedriver"].into_iter().find(|path| Path::new(path).exists());
+        let driver = ["/usr/bin/chromedriver", "/snap/bin/chromium.chromedriver"]
+            .into_iter()
+            .find(|path| Path::new(path).exists());
         let mut command = Command::new(driver.unwrap_or("chromedriver"));
         let chromedriver = Process::spawn(command.arg("--port=0"), &log).context("start chromedriver")?;
         let port = wait::until("chromedriver", DRIVER_LIMIT, async || {
@@ -222,8 +222,7 @@ impl Browser {
     }
 
     pub async fn devtools(&self, command: &str, arguments: Value) -> Result<Value> {
-        let tools = ChromeDevTools::new(Arc::clone(self.driver.handle()));
-        tools.execute_cdp_with_params(command, arguments).await.with_context(|| command.to_owned())
+        self.driver.cdp().send_raw(command, arguments).await.with_context(|| command.to_owned())
     }
 
     /// Leaves a picture in `target/e2e`.
@@ -266,11 +265,13 @@ impl Browser {
     /// Adds to an error what the browser shows.
     async fn explain<T>(&self, result: Result<T>) -> Result<T> {
         let Err(error) = result else { return result };
-        let picture = self.picture("failed").await.map_or_else(|error| error.to_string(), |path| path.display().to_string());
+        let picture =
+            self.picture("failed").await.map_or_else(|error| error.to_string(), |path| path.display().to_string());
         let url = self.url().await.unwrap_or_default();
         let text = self.js::<String>("return document.body ? document.body.innerText.slice(0, 2000) : ''", &[]).await;
         let console = self.console().await.unwrap_or_default();
-        let console: Vec<_> = console.iter().rev().take(20).map(|entry| format!("{}: {}", entry.level, entry.message)).collect();
+        let console: Vec<_> =
+            console.iter().rev().take(20).map(|entry| format!("{}: {}", entry.level, entry.message)).collect();
         Err(error).with_context(|| {
             format!("at {url}, pictured in {picture}\ntext: {}\nconsole: {console:#?}", text.unwrap_or_default())
         })
@@ -293,7 +294,8 @@ fn end_all_with(mark: &str) -> Result<()> {
         let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else { continue };
         let Ok(command) = std::fs::read(entry.path().join("cmdline")) else { continue };
         if String::from_utf8_lossy(&command).contains(mark) {
-            let status = std::process::Command::new("kill").args(["-KILL", pid]).stderr(std::process::Stdio::null()).status()?;
+            let status =
+                std::process::Command::new("kill").args(["-KILL", pid]).stderr(std::process::Stdio::null()).status()?;
             if !status.success() {
                 bail!("kill {pid} failed");
             }

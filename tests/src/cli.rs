@@ -3,7 +3,7 @@
 use std::{ffi::OsStr, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use tempfile::TempDir;
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
@@ -73,7 +73,9 @@ impl Cli {
             drop(stdin);
             child.wait_with_output().await
         };
-        let output = timeout(LIMIT, finished).await.with_context(|| format!("flotilla {shown} still runs after {LIMIT:?}"))??;
+        let output = timeout(LIMIT, finished)
+            .await
+            .with_context(|| format!("flotilla {shown} still runs after {LIMIT:?}"))??;
         Ok(Ended {
             command: shown,
             code: output.status.code(),
@@ -96,22 +98,47 @@ impl Cli {
         serde_json::from_str(&out).with_context(|| format!("flotilla {arguments:?} printed\n{out}"))
     }
 
-    /// Runs a command that has to fail, with one clear sentence and nothing on its output, and returns that sentence.
-    pub async fn fails(&self, arguments: &[impl AsRef<OsStr>]) -> Result<String> {
+    /// Runs a command that has to fail, and returns what it says to a program. What it says to a person is one sentence.
+    pub async fn fails(&self, arguments: &[impl AsRef<OsStr>]) -> Result<Refusal> {
         let ended = self.run(arguments).await?;
-        ended.sentence()
+        let sentence = ended.sentence()?;
+        let arguments = arguments.iter().map(AsRef::as_ref).chain([OsStr::new("--json")]).collect::<Vec<_>>();
+        let ended = self.run(&arguments).await?;
+        let refusal: Refusal =
+            serde_json::from_str(&ended.err).with_context(|| format!("an error as JSON is one object: {ended:#?}"))?;
+        ensure!(refusal.message == sentence, "a person reads `{sentence}`, a program `{}`", refusal.message);
+        Ok(refusal)
     }
 }
 
+/// An error of the command line, as `--json` prints it.
+#[derive(Debug, Deserialize)]
+pub struct Refusal {
+    pub code: String,
+    pub message: String,
+    #[serde(default)]
+    pub line: Option<u32>,
+}
+
 impl Ended {
+    /// The sentence behind `error:`; the lines under it, if any, are indented.
+    ///
     /// # Errors
-    /// Where the command succeeded, crashed, or said more or less than a sentence.
+    /// Where the command succeeded, crashed, or said something else first.
     pub fn sentence(&self) -> Result<String> {
-        ensure!(self.code.is_some_and(|code| code != 0 && code != 101), "it was to fail with a code of ours: {self:#?}");
+        ensure!(
+            self.code.is_some_and(|code| code != 0 && code != 101),
+            "it was to fail with a code of ours: {self:#?}"
+        );
         ensure!(self.out.is_empty(), "a failure says nothing on standard output: {self:#?}");
-        let lines: Vec<&str> = self.err.trim_end().lines().collect();
-        ensure!(lines.len() == 1, "a failure is one sentence: {self:#?}");
-        ensure!(!lines[0].contains("panicked"), "a panic: {self:#?}");
-        Ok(lines[0].to_owned())
+        let mut lines = self.err.trim_end().lines();
+        let sentence = lines.next().and_then(|line| line.strip_prefix("error: "));
+        let sentence = sentence.with_context(|| format!("a failure begins with its sentence: {self:#?}"))?;
+        ensure!(
+            lines
+                .all(|line| line.is_empty() || line.starts_with(' ') || line.starts_with(|c: char| c.is_ascii_digit())),
+            "below the sentence is only what it is about: {self:#?}"
+        );
+        Ok(sentence.to_owned())
     }
 }

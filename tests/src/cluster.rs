@@ -35,6 +35,7 @@ pub const NAME: &str = "home";
 pub struct Cluster {
     node: Option<Process>,
     directory: TempDir,
+    data: PathBuf,
     id: String,
     port: u16,
     listen: Ipv4Addr,
@@ -49,9 +50,17 @@ pub struct Cluster {
 pub struct Options {
     tapped: bool,
     environment: Vec<(String, String)>,
+    data: Option<PathBuf>,
 }
 
 impl Options {
+    /// Keeps the node's data below a directory that the test has made.
+    #[must_use]
+    pub fn data(mut self, below: &Path) -> Self {
+        self.data = Some(below.join("data"));
+        self
+    }
+
     /// Puts a [`Tap`] before the listener.
     #[must_use]
     pub fn tapped(mut self) -> Self {
@@ -71,10 +80,10 @@ impl Options {
         let listen = if self.tapped { BEHIND } else { Ipv4Addr::LOCALHOST };
         let port = free_port(listen).await?;
         let directory = tempfile::Builder::new().prefix("flotilla-").tempdir()?;
-        let data = directory.path().join("data");
+        let data = self.data.unwrap_or_else(|| directory.path().join("data"));
         let terminal = Cli::new(None, None)?;
         let mut init = terminal.command();
-        init.args(["init", "--name", NAME, "--json", "--data-dir"]).arg(&data);
+        init.args(["init", NAME, "--json", "--data-dir"]).arg(&data);
         init.args(["--listen", &SocketAddr::from((listen, port)).to_string()]);
         let made = crate::process::run(&mut init, READY_LIMIT).await.context("flotilla init")?;
         let made: serde_json::Value = serde_json::from_str(&made).with_context(|| format!("init printed {made}"))?;
@@ -84,6 +93,7 @@ impl Options {
         let mut cluster = Cluster {
             node: None,
             directory,
+            data,
             id: String::new(),
             port,
             listen,
@@ -128,7 +138,7 @@ impl Cluster {
     /// `flotilla up` for this cluster's directory and address.
     pub fn up_command(&self) -> Command {
         let mut command = Command::new(built("flotilla"));
-        command.arg("up").arg("--data-dir").arg(self.data()).args(["--listen", &self.address().to_string()]);
+        command.arg("up").arg("--data-dir").arg(&self.data).args(["--listen", &self.address().to_string()]);
         // Nodes that run side by side can't share the usual port.
         command.env("FLOTILLA_RELAY_PORT", "0").env("FLOTILLA_LOG_LEVEL", "info,flotilla=debug");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
@@ -169,8 +179,8 @@ impl Cluster {
         &self.id
     }
 
-    pub fn data(&self) -> PathBuf {
-        self.directory.path().join("data")
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     pub fn log(&self) -> PathBuf {
@@ -213,8 +223,12 @@ impl Cluster {
 
     /// Deploys and does not wait.
     pub async fn submit(&self, compose: &str) -> Result<DeployResponse> {
-        let request =
-            DeployRequest { compose: compose.to_owned(), stack: Some("tests".to_owned()), variables: [].into(), dry_run: false };
+        let request = DeployRequest {
+            compose: compose.to_owned(),
+            stack: Some("tests".to_owned()),
+            variables: [].into(),
+            dry_run: false,
+        };
         Ok(self.client.deploy(&request).await?)
     }
 

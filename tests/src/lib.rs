@@ -4,6 +4,7 @@ pub mod body;
 pub mod browser;
 pub mod cli;
 pub mod cluster;
+pub mod engine;
 pub mod image;
 pub mod process;
 pub mod registry;

@@ -27,7 +27,8 @@ impl Process {
     /// # Errors
     /// Where the program or the log can't be opened.
     pub fn spawn(command: &mut Command, log: &Path) -> Result<Self> {
-        let out = File::options().create(true).append(true).open(log).with_context(|| format!("open {}", log.display()))?;
+        let out =
+            File::options().create(true).append(true).open(log).with_context(|| format!("open {}", log.display()))?;
         let child = command
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
@@ -61,7 +62,8 @@ impl Process {
     }
 
     pub async fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
-        let status = timeout(limit, self.child.wait()).await.with_context(|| format!("it still runs after {limit:?}"))??;
+        let status =
+            timeout(limit, self.child.wait()).await.with_context(|| format!("it still runs after {limit:?}"))??;
         Ok(status)
     }
 

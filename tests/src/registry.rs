@@ -6,7 +6,11 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, process::Command};
 
-use crate::{artefacts, image, process::{Process, run}, wait};
+use crate::{
+    artefacts, image,
+    process::{Process, run},
+    wait,
+};
 
 #[derive(Debug)]
 pub struct Registry {

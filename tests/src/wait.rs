@@ -9,7 +9,11 @@ use tokio::time::{Instant, sleep};
 const STEP: Duration = Duration::from_millis(25);
 
 /// Asks until there is an answer; what was asked for is in the error, with the last reason why there was none.
-pub async fn until<T>(what: impl Display, limit: Duration, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
+pub async fn until<T>(
+    what: impl Display,
+    limit: Duration,
+    mut ask: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let end = Instant::now() + limit;
     loop {
         let last = match ask().await {

@@ -138,13 +138,18 @@ async fn frame_denied() -> impl IntoResponse {
         (header::X_FRAME_OPTIONS, "DENY"),
         (header::CONTENT_SECURITY_POLICY, "default-src 'self'; script-src 'nonce-abc'; frame-ancestors 'none'"),
     ];
-    (headers, Html("<!doctype html><title>Denied</title><p id=out></p><script nonce=abc>out.textContent = 'ran'</script>"))
+    (
+        headers,
+        Html("<!doctype html><title>Denied</title><p id=out></p><script nonce=abc>out.textContent = 'ran'</script>"),
+    )
 }
 
 /// How this request looks from the service.
 async fn request(method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Json<Value> {
-    let headers: BTreeMap<_, _> =
-        headers.iter().map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())).collect();
+    let headers: BTreeMap<_, _> = headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .collect();
     Json(json!({
         "method": method.as_str(),
         "path": uri.path_and_query().map(ToString::to_string),
@@ -160,7 +165,8 @@ async fn bytes(Path(len): Path<u64>, Query(query): Query<BTreeMap<String, String
         None => (StatusCode::OK, 0, len),
         Some(Some((from, to))) => (StatusCode::PARTIAL_CONTENT, from, to),
         Some(None) => {
-            return (StatusCode::RANGE_NOT_SATISFIABLE, [(header::CONTENT_RANGE, format!("bytes */{len}"))]).into_response();
+            return (StatusCode::RANGE_NOT_SATISFIABLE, [(header::CONTENT_RANGE, format!("bytes */{len}"))])
+                .into_response();
         }
     };
     let body = Body::from_stream(stream::iter(noise_chunks(from, to - from).map(Ok::<_, Infallible>)));
@@ -246,24 +252,27 @@ async fn redirect(Path(code): Path<u16>, Query(query): Query<BTreeMap<String, St
 /// Endless server-sent events: a number every 50 ms.
 async fn events(State(open): State<Shared>, headers: HeaderMap) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let counted = Counted::new(&open, |open| &open.events);
-    let last: u64 = headers
-        .get("last-event-id")
-        .and_then(|id| id.to_str().ok())
-        .and_then(|id| id.parse().ok())
-        .unwrap_or_default();
-    Sse::new(stream::unfold((interval(Duration::from_millis(50)), last + 1, counted), |(mut ticks, n, counted)| async move {
-        ticks.tick().await;
-        Some((Ok(Event::default().id(n.to_string()).data(n.to_string())), (ticks, n + 1, counted)))
-    }))
+    let last: u64 =
+        headers.get("last-event-id").and_then(|id| id.to_str().ok()).and_then(|id| id.parse().ok()).unwrap_or_default();
+    Sse::new(stream::unfold(
+        (interval(Duration::from_millis(50)), last + 1, counted),
+        |(mut ticks, n, counted)| async move {
+            ticks.tick().await;
+            Some((Ok(Event::default().id(n.to_string()).data(n.to_string())), (ticks, n + 1, counted)))
+        },
+    ))
 }
 
 /// Endless bytes, 64 KiB every 10 ms: for aborts, and for a reader that stops reading.
 async fn drip(State(open): State<Shared>) -> Body {
     let counted = Counted::new(&open, |open| &open.drips);
-    Body::from_stream(stream::unfold((interval(Duration::from_millis(10)), counted), |(mut ticks, counted)| async move {
-        ticks.tick().await;
-        Some((Ok::<_, Infallible>(Bytes::from_static(&[b'.'; 64 * 1024])), (ticks, counted)))
-    }))
+    Body::from_stream(stream::unfold(
+        (interval(Duration::from_millis(10)), counted),
+        |(mut ticks, counted)| async move {
+            ticks.tick().await;
+            Some((Ok::<_, Infallible>(Bytes::from_static(&[b'.'; 64 * 1024])), (ticks, counted)))
+        },
+    ))
 }
 
 async fn under_way(State(open): State<Shared>) -> Json<Value> {
@@ -335,9 +344,8 @@ async fn etag(State(open): State<Shared>, headers: HeaderMap) -> Response {
 
 /// Twenty bytes of gzip, whatever was asked for: `hello` compressed.
 async fn gzip() -> impl IntoResponse {
-    const HELLO: &[u8] = &[
-        0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0xcb, 0x48, 0xcd, 0xc9, 0xc9, 7, 0, 0x86, 0xa6, 0x10, 0x36, 5, 0, 0, 0,
-    ];
+    const HELLO: &[u8] =
+        &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0xcb, 0x48, 0xcd, 0xc9, 0xc9, 7, 0, 0x86, 0xa6, 0x10, 0x36, 5, 0, 0, 0];
     ([(header::CONTENT_ENCODING, "gzip"), (header::CONTENT_TYPE, "text/plain")], HELLO)
 }
 
