@@ -1,1 +1,73 @@
-//!
+//! The command line: verbs that speak with a node, and those that run one.
+
+mod access;
+mod args;
+mod cluster;
+mod context;
+mod deploy;
+mod dotenv;
+mod exec;
+mod failure;
+mod image;
+pub(crate) mod local;
+mod output;
+mod services;
+mod time;
+pub(crate) mod wait;
+
+#[cfg(test)]
+mod tests;
+
+use clap::CommandFactory as _;
+
+use crate::client::Client;
+pub use args::{Cli, Global, Verb};
+pub use failure::{ExitCode, Failure};
+pub use output::{Output, qr};
+
+/// What every verb that speaks with a node is given.
+struct Session {
+    client: Client,
+    output: Output,
+}
+
+/// Does what was typed.
+///
+/// # Errors
+/// [`Failure::text`] is for the error output, [`Failure::exit_code`] for the process.
+pub async fn run(cli: Cli) -> Result<(), Failure> {
+    let Cli { global, verb } = cli;
+    let output = Output::new(global.json);
+    match verb {
+        Verb::Init(args) => return local::init(args, output).await,
+        Verb::Up(args) => return local::up(args, output).await,
+        Verb::Context(args) => return context::run(args, &global, output).await,
+        Verb::Completions { shell } => return completions(shell),
+        _ => {}
+    }
+    let session = Session { client: context::client(&global)?, output };
+    match verb {
+        Verb::Deploy(args) => deploy::run(args, &session).await,
+        Verb::Ps(args) => services::ps(&args, &session).await,
+        Verb::Logs(args) => services::logs(&args, &session).await,
+        Verb::Exec(args) => exec::run(args, &session).await,
+        Verb::Inspect(args) => services::inspect(&args.service, &session).await,
+        Verb::Rm(args) => services::rm(args, &session).await,
+        Verb::Restart(args) => services::restart(&args.services, &session).await,
+        Verb::Rollback(args) => services::roll_back(&args, &session).await,
+        Verb::Scale(args) => services::scale(&args.services, &session).await,
+        Verb::Image(args) => image::run(args, &session).await,
+        Verb::Token(args) => access::tokens(args, &session).await,
+        Verb::Invite(args) => access::invite(args, &session).await,
+        Verb::Machines => cluster::machines(&session).await,
+        Verb::Cluster => cluster::status(&session).await,
+        Verb::Events(args) => cluster::events(&args, &session).await,
+        Verb::Init(_) | Verb::Up(_) | Verb::Context(_) | Verb::Completions { .. } => Ok(()),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "flotilla", &mut script);
+    output::write(&String::from_utf8_lossy(&script))
+}

@@ -1,0 +1,132 @@
+//! Tokens and invitations: who may do what.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use comfy_table::Cell;
+use flotilla_api::{
+    Grant, Scope, ServiceName,
+    rest::{CreateInvitation, CreateToken},
+};
+use serde_json::json;
+
+use super::{
+    Failure, Session,
+    args::{GrantArgs, Invite, Token},
+    output, time,
+};
+use crate::clock;
+
+fn grant(args: GrantArgs) -> Result<Grant, Failure> {
+    let scope = Scope::from(args.scope);
+    match (scope, args.services.is_empty()) {
+        (Scope::User, true) => Err(Failure::Usage(
+            "a user's token opens nothing by itself; name a service with --service, or use --scope".into(),
+        )),
+        (Scope::User, false) | (_, true) => {
+            Ok(Grant { scope, services: args.services.into_iter().collect::<BTreeSet<ServiceName>>() })
+        }
+        (_, false) => Err(Failure::Usage(format!("an {scope} opens every service; leave out --service"))),
+    }
+}
+
+fn services(grant: &Grant) -> String {
+    match grant.scope {
+        Scope::User => grant.services.iter().map(ServiceName::as_str).collect::<Vec<_>>().join(", "),
+        Scope::Machine => String::new(),
+        Scope::Operator | Scope::Admin => "all".into(),
+    }
+}
+
+fn seconds(duration: Duration) -> u64 {
+    duration.as_secs().max(1)
+}
+
+pub(super) async fn tokens(verb: Token, session: &Session) -> Result<(), Failure> {
+    let output = session.output;
+    match verb {
+        Token::Create { name, grant: args, expires, quiet } => {
+            let request = CreateToken { name, grant: grant(args)?, ttl_seconds: seconds(expires) };
+            let created = session.client.create_token(&request).await?;
+            if output.json {
+                return output.value(&created);
+            }
+            output.line(&created.token)?;
+            if !quiet {
+                output.note(&format!(
+                    "This is the only time that it is shown. It ends {} (id {}).",
+                    time::until(clock::now(), created.expires_at),
+                    created.id
+                ));
+            }
+            Ok(())
+        }
+        Token::List => {
+            let tokens = session.client.tokens().await?;
+            if output.json {
+                return output.value(&tokens);
+            }
+            let now = clock::now();
+            let rows = tokens
+                .iter()
+                .map(|token| {
+                    let ends = match token.revoked_at {
+                        Some(_) => "revoked".into(),
+                        None => time::until(now, token.expires_at),
+                    };
+                    vec![
+                        Cell::new(&token.id),
+                        Cell::new(&token.name),
+                        Cell::new(token.grant.scope),
+                        Cell::new(services(&token.grant)),
+                        Cell::new(time::age(now, token.created_at)),
+                        Cell::new(ends),
+                        Cell::new(if token.bound_to.is_some() { "browser" } else { "bearer" }),
+                    ]
+                })
+                .collect();
+            output.table(&["ID", "NAME", "SCOPE", "SERVICES", "AGE", "ENDS", "KIND"], rows, "There is no token.")
+        }
+        Token::Revoke { id } => {
+            session.client.revoke_token(&id).await?;
+            output.done(&format!("Revoked {id}."), &json!({ "revoked": id }))
+        }
+    }
+}
+
+pub(super) async fn invite(verb: Invite, session: &Session) -> Result<(), Failure> {
+    let Invite::Create { name, grant: args, expires } = verb;
+    let output = session.output;
+    let request = CreateInvitation { name, grant: grant(args)?, ttl_seconds: seconds(expires) };
+    let created = session.client.create_invitation(&request).await?;
+    if output.json {
+        return output.value(&created);
+    }
+    output.line(&output.link(&created.url))?;
+    if output.draws_progress()
+        && let Some(drawing) = output::qr(&created.url)
+    {
+        output.note(&format!("\n{drawing}"));
+    }
+    output.note(&format!(
+        "It signs one browser in, once, and ends {}. Send it as you would send a password.",
+        time::until(clock::now(), created.expires_at)
+    ));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::args::ScopeArg, *};
+
+    #[test]
+    fn a_user_needs_services_and_an_operator_none() {
+        let args = |scope, services: &[&str]| GrantArgs {
+            scope,
+            services: services.iter().map(|name| name.parse().unwrap()).collect(),
+        };
+        assert!(grant(args(ScopeArg::User, &[])).is_err());
+        assert!(grant(args(ScopeArg::Operator, &["notes"])).is_err());
+        assert_eq!(services(&grant(args(ScopeArg::User, &["notes", "docs"])).unwrap()), "docs, notes");
+        assert_eq!(services(&grant(args(ScopeArg::Admin, &[])).unwrap()), "all");
+    }
+}

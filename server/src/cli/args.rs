@@ -1,0 +1,374 @@
+//! What can be typed, and its help texts.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::styling};
+use flotilla_api::{Scope, ServiceName, StackName, TokenId};
+
+use crate::config;
+
+const STYLES: styling::Styles = styling::Styles::styled()
+    .header(styling::AnsiColor::Green.on_default().bold())
+    .usage(styling::AnsiColor::Green.on_default().bold())
+    .literal(styling::AnsiColor::Cyan.on_default().bold())
+    .placeholder(styling::AnsiColor::Cyan.on_default());
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed; the reason is on the error output, in one sentence
+  2  wrong usage, or a file given to it that is not right
+  3  the token is missing, expired, revoked or does not allow it
+  4  no node answers, or not in time
+  5  there is no such service, revision, image, token or context
+  6  deployed, but did not get healthy
+  `exec` ends with the exit code of its command.
+
+The node is the one of --api or FLOTILLA_API, else of the saved context, else http://127.0.0.1:7070.
+The token is that of --token or FLOTILLA_TOKEN, else of the saved context for that node.";
+
+/// A few ordinary machines as one platform for containers.
+#[derive(Debug, Parser)]
+#[command(
+    name = "flotilla", version, styles = STYLES, after_help = EXIT_CODES,
+    max_term_width = 100, subcommand_required = true, arg_required_else_help = true, disable_help_subcommand = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+pub struct Global {
+    /// Address of a node
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "FLOTILLA_API",
+        hide_env_values = true,
+        help_heading = "Where"
+    )]
+    pub api: Option<String>,
+    /// Token that allows it; better in the environment or a context, where no process list shows it
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "FLOTILLA_TOKEN",
+        hide_env_values = true,
+        help_heading = "Where"
+    )]
+    pub token: Option<String>,
+    /// Saved context to use instead of the current one
+    #[arg(long, global = true, value_name = "NAME", env = "FLOTILLA_CONTEXT", help_heading = "Where")]
+    pub context: Option<String>,
+    /// Answer in JSON, errors too
+    #[arg(long, global = true, help_heading = "Output")]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make a new cluster on this machine
+    #[command(after_help = "Examples:\n  flotilla init home\n  flotilla init office --data-dir /srv/flotilla")]
+    Init(Init),
+    /// Run this machine's node
+    #[command(after_help = "Examples:\n  flotilla up\n  flotilla up --init home --listen 127.0.0.1:7070")]
+    Up(Up),
+    /// Deploy the services of a compose file
+    #[command(after_help = "\
+Examples:
+  flotilla deploy                          the compose.yaml of this directory
+  flotilla deploy -f notes.compose.yaml --wait
+  TAG=1.4 flotilla deploy -f compose.yaml --dry-run
+
+Variables (${NAME}) come from the environment, then from the file .env beside the compose file. Services with
+`build:` are built first. Only the variables that the file names are sent to the node.")]
+    Deploy(Deploy),
+    /// List services
+    #[command(visible_alias = "ls", after_help = "Examples:\n  flotilla ps\n  flotilla ps --json | jq '.[].url'")]
+    Ps(Ps),
+    /// Show a service's output
+    #[command(after_help = "Examples:\n  flotilla logs notes -f\n  flotilla logs notes --tail 100 --since 10m")]
+    Logs(Logs),
+    /// Run a command in a service's container
+    #[command(after_help = "Examples:\n  flotilla exec -it notes -- sh\n  flotilla exec db -- pg_dump app > app.sql")]
+    Exec(Exec),
+    /// Show all about a service: specification, revisions, instances
+    Inspect(Service),
+    /// Remove services; their volumes stay unless --volumes is given
+    #[command(after_help = "Examples:\n  flotilla rm notes\n  flotilla rm notes db --volumes --yes")]
+    Rm(Rm),
+    /// Replace a service's containers by new ones of the same revision
+    Restart(Services),
+    /// Go back to an older revision
+    #[command(after_help = "Examples:\n  flotilla rollback notes\n  flotilla rollback notes --to 3")]
+    Rollback(Rollback),
+    /// Set how many instances of a service run; 0 stops it
+    #[command(after_help = "Examples:\n  flotilla scale web=3\n  flotilla scale notes=0")]
+    Scale(Scale),
+    /// Push images to the node, and list them
+    #[command(subcommand)]
+    Image(Image),
+    /// Make, list and revoke tokens
+    #[command(subcommand)]
+    Token(Token),
+    /// Make links that sign a person in
+    #[command(subcommand)]
+    Invite(Invite),
+    /// List the cluster's machines
+    Machines,
+    /// Show the cluster and what the token allows
+    #[command(visible_alias = "status")]
+    Cluster,
+    /// Show what was changed, by whom
+    #[command(after_help = "Examples:\n  flotilla events\n  flotilla events -f --tail 0")]
+    Events(Events),
+    /// Save nodes and tokens under a name
+    #[command(subcommand)]
+    Context(Context),
+    /// Print the completions of a shell
+    #[command(
+        after_help = "Example:\n  flotilla completions bash > ~/.local/share/bash-completion/completions/flotilla"
+    )]
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Args, Debug)]
+pub struct Init {
+    /// Name of the cluster; the dashboard will be at app.NAME.localhost
+    pub name: StackName,
+    #[command(flatten)]
+    pub flags: config::Flags,
+}
+
+#[derive(Args, Debug)]
+pub struct Up {
+    /// If there is no cluster in the data directory yet, make one of this name
+    #[arg(long, value_name = "NAME")]
+    pub init: Option<StackName>,
+    #[command(flatten)]
+    pub flags: config::Flags,
+}
+
+#[derive(Args, Debug)]
+pub struct Deploy {
+    /// Compose file, `-` for the standard input [default: compose.yaml or docker-compose.yml in this directory]
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Name of the stack where the file has no `name:` [default: the file's directory]
+    #[arg(short = 'p', long, value_name = "NAME")]
+    pub stack: Option<StackName>,
+    /// Wait until all services are healthy
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+    /// Check everything, change nothing
+    #[arg(long, conflicts_with = "wait")]
+    pub dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Ps {
+    /// Only these services
+    pub services: Vec<ServiceName>,
+}
+
+#[derive(Args, Debug)]
+pub struct Service {
+    pub service: ServiceName,
+}
+
+#[derive(Args, Debug)]
+pub struct Services {
+    #[arg(required = true, value_name = "SERVICE")]
+    pub services: Vec<ServiceName>,
+}
+
+#[derive(Args, Debug)]
+pub struct Logs {
+    pub service: ServiceName,
+    /// Go on with new lines
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin with at most so many lines of the past
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub tail: Option<u32>,
+    /// Nothing older: a time as 2026-11-23T10:00:00Z, or how long ago, as 10m or 1h30m
+    #[arg(long, value_name = "TIME", value_parser = super::time::parse_past)]
+    pub since: Option<super::time::Past>,
+    /// Begin each line with its time
+    #[arg(short, long)]
+    pub timestamps: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Exec {
+    /// Pass this terminal's input on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    pub service: ServiceName,
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Rm {
+    #[arg(required = true, value_name = "SERVICE")]
+    pub services: Vec<ServiceName>,
+    /// Delete their volumes too, with all data in them
+    #[arg(long)]
+    pub volumes: bool,
+    /// Don't ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Rollback {
+    pub service: ServiceName,
+    /// Revision to go back to [default: the one before the current]
+    #[arg(long, value_name = "REVISION")]
+    pub to: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub struct Scale {
+    #[arg(required = true, value_name = "SERVICE=N", value_parser = parse_scale)]
+    pub services: Vec<(ServiceName, u32)>,
+}
+
+fn parse_scale(text: &str) -> Result<(ServiceName, u32), String> {
+    let (service, replicas) = text.split_once('=').ok_or("write it as SERVICE=N, for example notes=0")?;
+    let service = service.parse().map_err(|error: flotilla_api::InvalidName| error.to_string())?;
+    let replicas = replicas.parse().map_err(|_| format!("`{replicas}` is no number of instances"))?;
+    Ok((service, replicas))
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Send an image of this machine's engine, or an archive of `docker save`, to the node; no registry is needed
+    #[command(after_help = "\
+Examples:
+  flotilla image push notes:1
+  flotilla image push ./notes.tar
+
+A push that was broken off goes on where it was.")]
+    Push {
+        /// Reference of an image, or path of an archive
+        #[arg(value_name = "IMAGE|TAR")]
+        source: String,
+    },
+    /// List the images that the node's engine has
+    Ls,
+}
+
+#[derive(Args, Debug)]
+pub struct GrantArgs {
+    /// What it allows
+    #[arg(long, value_enum, default_value = "user")]
+    pub scope: ScopeArg,
+    /// A service that a user may open; may be given several times
+    #[arg(long = "service", value_name = "SERVICE")]
+    pub services: Vec<ServiceName>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScopeArg {
+    /// Opens the services of --service in a browser
+    User,
+    /// Deploys, restarts and removes services, and opens all of them
+    Operator,
+    /// Everything: also tokens, invitations and machines
+    Admin,
+}
+
+impl From<ScopeArg> for Scope {
+    fn from(scope: ScopeArg) -> Self {
+        match scope {
+            ScopeArg::User => Self::User,
+            ScopeArg::Operator => Self::Operator,
+            ScopeArg::Admin => Self::Admin,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Make a token; it is shown once
+    #[command(after_help = "\
+Examples:
+  flotilla token create ci --scope operator --expires 90d
+  flotilla token create kiosk --service notes
+  export FLOTILLA_TOKEN=$(flotilla token create laptop --scope admin --quiet)")]
+    Create {
+        /// For what or whom it is
+        name: String,
+        #[command(flatten)]
+        grant: GrantArgs,
+        /// After which time it ends
+        #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
+        expires: Duration,
+        /// Print the token and nothing else
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// List tokens
+    #[command(visible_alias = "ls")]
+    List,
+    /// End a token at once, everywhere
+    Revoke {
+        /// As `token list` shows it
+        #[arg(value_name = "ID", value_parser = |text: &str| Ok::<_, std::convert::Infallible>(TokenId(text.to_owned())))]
+        id: TokenId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Invite {
+    /// Make a link (and QR code) that signs one browser in, once
+    #[command(
+        after_help = "Examples:\n  flotilla invite create ana --service notes\n  flotilla invite create me --scope admin --expires 1h"
+    )]
+    Create {
+        /// For whom it is
+        name: String,
+        #[command(flatten)]
+        grant: GrantArgs,
+        /// After which time the link no longer works
+        #[arg(long, value_name = "TIME", default_value = "1d", value_parser = humantime::parse_duration)]
+        expires: Duration,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct Events {
+    /// Go on with what happens
+    #[arg(short, long)]
+    pub follow: bool,
+    /// At most so many of the past
+    #[arg(short = 'n', long, value_name = "EVENTS", default_value = "50")]
+    pub tail: usize,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Context {
+    /// Save the node of --api with the token of --token (or FLOTILLA_API, FLOTILLA_TOKEN) under a name, and use it
+    #[command(after_help = "Example:\n  flotilla context save home --api http://127.0.0.1:7070 --token \"$TOKEN\"")]
+    Save { name: String },
+    /// Use a saved context from now on
+    Use { name: String },
+    /// List saved contexts
+    #[command(visible_alias = "ls")]
+    List,
+    /// Forget a saved context
+    Rm { name: String },
+}

@@ -1,0 +1,177 @@
+//! `flotilla deploy`: reads the compose file and its variables, builds what is to be built, deploys, and waits.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use comfy_table::Cell;
+use flotilla_api::{
+    ApiError, ErrorCode, StackName,
+    rest::{BuildLine, BuildQuery, COMPOSE_MAX, DeployRequest, DeployResponse},
+};
+use flotilla_core::compose::{self, Build};
+use futures::StreamExt;
+
+use super::{Failure, Session, args::Deploy, dotenv, wait};
+use crate::client::{BuildContext, Error};
+
+/// As Docker Compose looks for them.
+const USUAL_NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
+
+/// A compose file as it was found.
+struct Source {
+    /// For messages.
+    name: String,
+    text: String,
+    /// What paths in it are relative to, and where its `.env` is.
+    directory: PathBuf,
+}
+
+pub(super) async fn run(args: Deploy, session: &Session) -> Result<(), Failure> {
+    let source = Source::read(args.file.as_deref())?;
+    let stack = args.stack.as_ref().map_or_else(|| stack_of(&source.directory), ToString::to_string);
+    let variables = dotenv::variables(&source.text, &source.directory, |name| std::env::var(name).ok())?;
+    let refuse = |error: ApiError| Failure::Compose { error, file: source.name.clone(), text: source.text.clone() };
+
+    // Read here too: a mistake is told before anything is built, and without a node.
+    let composition = compose::read(&source.text, Some(&stack), &variables).map_err(refuse)?;
+    for build in &composition.builds {
+        if args.dry_run {
+            session.output.note(&format!("Would build {} from {}", build.image, build.context));
+        } else {
+            run_build(session, &source.directory, build).await?;
+        }
+    }
+
+    let request = DeployRequest { compose: source.text.clone(), stack: Some(stack), variables, dry_run: args.dry_run };
+    let response = session.client.deploy(&request).await.map_err(|error| match error {
+        Error::Api(error) if error.line.is_some() => refuse(error),
+        other => other.into(),
+    })?;
+    if args.wait {
+        wait::until_healthy(session, &response.services, args.timeout).await?;
+    }
+    report(&response, args.dry_run, session)
+}
+
+fn report(response: &DeployResponse, dry_run: bool, session: &Session) -> Result<(), Failure> {
+    let output = session.output;
+    if output.json {
+        return output.value(response);
+    }
+    let rows = response
+        .services
+        .iter()
+        .map(|one| {
+            let change = match (one.changed, dry_run) {
+                (true, false) => "deployed",
+                (true, true) => "would be deployed",
+                (false, _) => "unchanged",
+            };
+            vec![
+                Cell::new(&one.service),
+                Cell::new(one.revision),
+                Cell::new(change),
+                Cell::new(one.url.as_deref().unwrap_or_default()),
+            ]
+        })
+        .collect();
+    output.table(&["SERVICE", "REVISION", "CHANGE", "URL"], rows, "The file has no services.")
+}
+
+async fn run_build(session: &Session, directory: &Path, build: &Build) -> Result<(), Failure> {
+    let context = BuildContext::open(&directory.join(&build.context), build.dockerfile.as_deref())?;
+    let args = match build.args.is_empty() {
+        true => None,
+        false => Some(serde_json::to_string(&build.args).map_err(|error| Failure::Other(error.to_string()))?),
+    };
+    let query = BuildQuery {
+        image: build.image.clone(),
+        dockerfile: build.dockerfile.clone(),
+        target: build.target.clone(),
+        args,
+    };
+    session.output.note(&format!("Building {} from {}", build.image, build.context));
+    let mut lines = session.client.build(&query, context).await?;
+    while let Some(line) = lines.next().await {
+        match line? {
+            BuildLine::Output { text } => session.output.note(text.trim_end()),
+            BuildLine::Done { .. } => return Ok(()),
+            BuildLine::Error { error } => return Err(Error::Api(error).into()),
+        }
+    }
+    let message = "the node ended the build without a result; look at its log";
+    Err(Error::Api(ApiError::new(ErrorCode::BuildFailed, message)).into())
+}
+
+impl Source {
+    fn read(file: Option<&Path>) -> Result<Self, Failure> {
+        let path = match file {
+            Some(path) if path == Path::new("-") => {
+                let text = read_limited(io::stdin()).map_err(Failure::io("read", "-"))?;
+                return Ok(Self { name: "standard input".into(), text, directory: PathBuf::from(".") });
+            }
+            Some(path) => path.to_owned(),
+            None => USUAL_NAMES.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or_else(|| {
+                Failure::Usage("there is no compose.yaml in this directory; name a file with -f".into())
+            })?,
+        };
+        let text = File::open(&path).and_then(read_limited).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Failure::Usage(format!("there is no file `{}`", path.display())),
+            _ => Failure::Usage(format!("`{}` can't be read: {error}", path.display())),
+        })?;
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        Ok(Self { name: path.display().to_string(), text, directory })
+    }
+}
+
+fn read_limited(file: impl Read) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.take(COMPOSE_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > COMPOSE_MAX {
+        return Err(io::Error::other(format!("a compose file has at most {} KiB", COMPOSE_MAX / 1024)));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8 text"))
+}
+
+/// The name of the directory as far as it is one for a stack, as Docker Compose makes project names.
+fn stack_of(directory: &Path) -> String {
+    let absolute = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
+    let name = absolute.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let label: String = name
+        .chars()
+        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
+        .take(flotilla_api::id::NAME_MAX)
+        .collect();
+    let label = label.trim_matches('-');
+    if label.parse::<StackName>().is_ok() { label.to_owned() } else { "default".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_is_named_for_its_directory() {
+        for (directory, name) in [("My App_2", "my-app-2"), ("--", "default"), ("é", "default"), ("notes", "notes")] {
+            let base = tempfile::tempdir().unwrap();
+            let path = base.path().join(directory);
+            std::fs::create_dir(&path).unwrap();
+            assert_eq!(stack_of(&path), name);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_or_no_text_is_refused() {
+        assert!(read_limited(io::repeat(b'a')).unwrap_err().to_string().contains("256 KiB"));
+        assert!(read_limited(&b"\xff\xfe"[..]).unwrap_err().to_string().contains("UTF-8"));
+        let missing = Source::read(Some(Path::new("/nowhere/compose.yaml"))).err().unwrap();
+        assert_eq!(missing.to_string(), "there is no file `/nowhere/compose.yaml`");
+        assert_eq!(missing.exit_code(), 2);
+    }
+}

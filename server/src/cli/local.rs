@@ -1,0 +1,148 @@
+//! The verbs that run on this machine's data directory: `init` and `up`.
+
+use std::path::Path;
+
+use flotilla_api::{MachineName, StackName};
+use serde_json::json;
+
+use super::{
+    Failure, Output,
+    args::{Init, Up},
+    context, output,
+};
+use crate::{
+    config::{Config, Flags},
+    node,
+};
+
+pub(super) async fn init(args: Init, output: Output) -> Result<(), Failure> {
+    let config = load(&args.flags)?;
+    let made = make_cluster(&args.name, &config).await?;
+    let api = api_of(&config);
+    let context = made.admin_token.as_ref().map(|token| context::save(args.name.as_str(), &api, token));
+    if output.json {
+        return output.value(&json!({
+            "cluster": args.name,
+            "cluster_id": made.cluster_id,
+            "node": made.node,
+            "dashboard_url": made.dashboard_url,
+            "invitation_url": made.invitation_url,
+            "api_url": api,
+            "admin_token": made.admin_token,
+        }));
+    }
+    output.line(&format!("Made the cluster `{}` in {}.\n", args.name, config.data_dir.display()))?;
+    output.line(&format!("Start it:   {}", output.strong(&up_command(&args.flags))))?;
+    output.line(&format!("Then open:  {}", output.link(&made.invitation_url)))?;
+    if let Some(drawing) = output::qr(&made.invitation_url).filter(|_| output.draws_progress()) {
+        output.line(&format!("\n{drawing}"))?;
+    }
+    output.line("\nThe link signs one browser in as administrator, once, within a day.")?;
+    match context {
+        Some(Ok(path)) => output.line(&format!("This command line is signed in: the token is in {}.", path.display())),
+        // The cluster is made all the same, and `token create` can't help without a token: show it.
+        Some(Err(error)) => {
+            output.note(&format!("warning: the token could not be saved: {error}"));
+            output.line(&format!("FLOTILLA_TOKEN={}", made.admin_token.as_deref().unwrap_or_default()))
+        }
+        None => Ok(()),
+    }
+}
+
+pub(super) async fn up(args: Up, output: Output) -> Result<(), Failure> {
+    let config = load(&args.flags)?;
+    node::start_log(&config.log);
+    if let Some(name) = &args.init
+        && !is_initialised(&config.data_dir)
+    {
+        let made = make_cluster(name, &config).await?;
+        if let Some(token) = &made.admin_token
+            && let Err(error) = context::save(name.as_str(), &api_of(&config), token)
+        {
+            output.note(&format!("warning: the token for this command line could not be saved: {error}"));
+        }
+        output.note(&format!("Made the cluster `{name}`. Open {}", output.link(&made.invitation_url)));
+    }
+    node::up(config).await.map_err(|error| Failure::Other(error.to_string()))
+}
+
+fn load(flags: &Flags) -> Result<Config, Failure> {
+    Config::load(flags).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+async fn make_cluster(name: &StackName, config: &Config) -> Result<node::Initialised, Failure> {
+    let wanted = node::Init {
+        data_dir: config.data_dir.clone(),
+        cluster: name.clone(),
+        machine: machine_name(),
+        listen: config.listen,
+        domain: config.domain.clone(),
+        with_token: true,
+    };
+    node::init(wanted).await.map_err(|error| Failure::Other(error.to_string()))
+}
+
+/// The state log is the last thing that `init` makes.
+pub(crate) fn is_initialised(data_dir: &Path) -> bool {
+    data_dir.join("state.db").exists()
+}
+
+/// Where this machine's command line finds the node.
+fn api_of(config: &Config) -> String {
+    let mut address = config.listen;
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    format!("http://{address}")
+}
+
+fn up_command(flags: &Flags) -> String {
+    let mut command = "flotilla up".to_owned();
+    if let Some(config) = &flags.config {
+        command.push_str(&format!(" --config {}", config.display()));
+    }
+    if let Some(data_dir) = &flags.data_dir {
+        command.push_str(&format!(" --data-dir {}", data_dir.display()));
+    }
+    if let Some(listen) = &flags.listen {
+        command.push_str(&format!(" --listen {listen}"));
+    }
+    if let Some(domain) = &flags.domain {
+        command.push_str(&format!(" --domain {domain}"));
+    }
+    command
+}
+
+/// This machine's host name, as far as it is a name; else `machine`.
+pub(crate) fn machine_name() -> MachineName {
+    let host = sysinfo::System::host_name().unwrap_or_default().to_lowercase();
+    let label: String = host
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(flotilla_api::id::NAME_MAX)
+        .collect();
+    label
+        .trim_matches('-')
+        .parse()
+        .or_else(|_| "machine".parse())
+        .unwrap_or_else(|error| unreachable!("a constant that is a name: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_has_a_name_whatever_its_host_name_is() {
+        assert!(!machine_name().as_str().is_empty());
+    }
+
+    #[test]
+    fn the_command_to_start_says_what_init_was_told() {
+        let flags = Flags { data_dir: Some("/srv/f".into()), listen: "127.0.0.1:1".parse().ok(), ..Flags::default() };
+        assert_eq!(up_command(&flags), "flotilla up --data-dir /srv/f --listen 127.0.0.1:1");
+    }
+}
