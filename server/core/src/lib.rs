@@ -5,6 +5,7 @@
 mod access;
 pub mod command;
 pub mod compose;
+mod dependency;
 pub mod reconcile;
 pub mod state;
 

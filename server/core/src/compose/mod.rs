@@ -23,7 +23,7 @@ use section::Section;
 pub use support::{Key, SUPPORT, markdown};
 use tree::{Mark, Value};
 
-use crate::state::SERVICES_MAX;
+use crate::{dependency, state::SERVICES_MAX};
 
 /// Our own part of a service.
 const EXTENSION: &str = "x-flotilla";
@@ -144,33 +144,18 @@ fn declared_volumes(root: &Section<'_>) -> Result<BTreeSet<VolumeName>, ApiError
 
 /// Every dependency is there, and none depends on itself by any way round.
 fn check_dependencies(services: &[ServiceSpec], places: &BTreeMap<ServiceName, Mark>) -> Result<(), ApiError> {
-    let mut waiting: BTreeMap<&ServiceName, &BTreeSet<ServiceName>> =
-        services.iter().map(|spec| (&spec.name, &spec.depends_on)).collect();
     for spec in services {
-        if let Some(missing) = spec.depends_on.iter().find(|name| !waiting.contains_key(name)) {
+        if let Some(missing) = spec.depends_on.iter().find(|name| !places.contains_key(name)) {
             let message = format!("`{}` depends on `{missing}`, which is no service of this file", spec.name);
             return Err(places[&spec.name].invalid(message));
         }
     }
-    loop {
-        let ready: Vec<&ServiceName> = waiting
-            .iter()
-            .filter(|(_, depends_on)| !depends_on.iter().any(|name| waiting.contains_key(name)))
-            .map(|(name, _)| *name)
-            .collect();
-        if ready.is_empty() {
-            break;
-        }
-        for name in ready {
-            waiting.remove(name);
-        }
-    }
-    match waiting.keys().next() {
+    let circle = dependency::circle(services.iter().map(|spec| (&spec.name, &spec.depends_on)));
+    match circle.first() {
         None => Ok(()),
-        Some(name) => {
-            let names: Vec<String> = waiting.keys().map(|name| format!("`{name}`")).collect();
-            Err(places[*name]
-                .invalid(format!("{} wait for each other in a circle; remove one `depends_on`", names.join(", "))))
-        }
+        Some(name) => Err(places[*name].invalid(format!(
+            "{} wait for each other in a circle; remove one `depends_on`",
+            dependency::listed(circle)
+        ))),
     }
 }

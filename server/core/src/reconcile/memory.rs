@@ -81,6 +81,7 @@ pub(super) enum Due {
 }
 
 /// Whether an observation can be planned from.
+#[derive(Clone, Copy)]
 pub(super) enum Settled {
     Yes,
     /// Another one is needed, that began no earlier than this.
@@ -207,6 +208,18 @@ impl Memory {
         }
         match self.ended.get(owner) {
             Some(ended) if *ended >= observed_at => Settled::After(ended.plus(1)),
+            _ => Settled::Yes,
+        }
+    }
+
+    /// Does what was observed at that time show all that was done to services?
+    pub(super) fn services_settled(&self, observed_at: UnixMillis) -> Settled {
+        let is_service = |owner: &Owner| matches!(owner, Owner::Service(_));
+        if self.busy.keys().any(is_service) {
+            return Settled::WhenDone;
+        }
+        match self.ended.iter().filter(|(owner, _)| is_service(owner)).map(|(_, ended)| *ended).max() {
+            Some(ended) if ended >= observed_at => Settled::After(ended.plus(1)),
             _ => Settled::Yes,
         }
     }

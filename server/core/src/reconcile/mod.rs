@@ -225,7 +225,13 @@ impl Round<'_> {
     }
 
     fn settled(&mut self, owner: &Owner) -> bool {
-        match self.memory.settled(owner, self.observed.at) {
+        let settled = self.memory.settled(owner, self.observed.at);
+        self.wait_for(settled)
+    }
+
+    /// Plans the time if it is known and to come.
+    fn wait_for(&mut self, settled: Settled) -> bool {
+        match settled {
             Settled::Yes => true,
             Settled::WhenDone => false,
             Settled::After(at) => {
@@ -269,12 +275,19 @@ impl Round<'_> {
         }
     }
 
-    /// A stack's network goes after its last container.
+    /// A stack's network goes after its last container, of which one may be about to be made while its service is removed.
     fn remove_networks(&mut self) {
         for stack in &self.observed.networks {
             let used = self.desired.services.values().any(|service| service.stack == *stack)
                 || self.observed.containers.iter().any(|container| container.stack == *stack);
-            if !used && self.settled(&Owner::Stack(stack.clone())) && self.due(&Chore::Network(stack.clone())) {
+            if used {
+                continue;
+            }
+            let services = self.memory.services_settled(self.observed.at);
+            if self.wait_for(services)
+                && self.settled(&Owner::Stack(stack.clone()))
+                && self.due(&Chore::Network(stack.clone()))
+            {
                 self.act(Action::RemoveNetwork { stack: stack.clone() });
             }
         }

@@ -5,7 +5,7 @@ use flotilla_api::{InstanceId, ServiceName, UnixMillis, spec::Restart};
 use super::{
     Action, CONFIRMED_AFTER_MS, Container, Health, READY_AFTER_MS, RECOVERED_AFTER_MS, ROLLBACK_AFTER, Round, Status,
     UNHEALTHY_PATIENCE_MS,
-    memory::{Chore, backoff},
+    memory::{Chore, Owner, backoff},
 };
 use crate::{command::CommandV1, state::Service};
 
@@ -61,7 +61,8 @@ impl Round<'_> {
 
     /// Why no new container may be made now, if so.
     fn obstacle(&mut self, service: &Service) -> Option<String> {
-        if !self.observed.networks.contains(&service.stack) {
+        let network = Owner::Stack(service.stack.clone());
+        if !self.settled(&network) || !self.observed.networks.contains(&service.stack) {
             return Some(format!("waits for the network of `{}`", service.stack));
         }
         for name in &service.spec().depends_on {

@@ -3,6 +3,9 @@
 mod services;
 mod tokens;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_api::{

@@ -10,7 +10,7 @@ use super::{
     Applied, Assignment, Event, NOTE_MAX, Outcome, REPLICAS_MAX, REVISIONS_KEPT, Rejected, RevisionRecord,
     SERVICES_MAX, Service, State,
 };
-use crate::command::Entry;
+use crate::{command::Entry, dependency};
 
 impl State {
     pub(super) fn deploy(
@@ -102,6 +102,7 @@ impl State {
                 }
             }
         }
+        self.check_circles(services)?;
         let new = names.iter().filter(|name| !self.services.contains_key(**name)).count();
         if self.services.len() + new > SERVICES_MAX {
             return Err(Rejected::new(
@@ -147,6 +148,8 @@ impl State {
             ));
         }
         let spec = record.spec.clone();
+        self.check_circles(std::slice::from_ref(&spec))?;
+        let service = self.service_mut(name)?;
         let from = service.current;
         let note = match reason {
             Some(reason) => format!("rolled back from revision {from} to {target}: {}", clip(reason)),
@@ -159,6 +162,19 @@ impl State {
             outcome: Outcome::RolledBack { service: name.clone(), revision },
             events: vec![Event::new("rolled-back", Some(name), format!("`{name}` was {note}."))],
         })
+    }
+
+    /// Would services that are `new`, beside those that are there, wait for each other without end?
+    fn check_circles(&self, new: &[ServiceSpec]) -> Result<(), Rejected> {
+        let present = self.services.values().map(Service::spec);
+        let circle = dependency::circle(present.chain(new).map(|spec| (&spec.name, &spec.depends_on)));
+        if circle.is_empty() {
+            return Ok(());
+        }
+        Err(Rejected::new(
+            ErrorCode::InvalidRequest,
+            format!("{} would wait for each other in a circle; remove one `depends_on`", dependency::listed(circle)),
+        ))
     }
 
     pub(super) fn scale(&mut self, entry: &Entry, name: &ServiceName, replicas: u32) -> Result<Applied, Rejected> {
@@ -195,7 +211,9 @@ impl State {
             }
             return Err(unknown(name));
         };
-        let volumes = service.volumes();
+        // Volumes that are still to be deleted are not there to be kept.
+        let condemned = self.condemned_volumes.contains(name);
+        let volumes = if condemned { BTreeSet::new() } else { service.volumes() };
         self.services.remove(name);
         let message = match (with_volumes, volumes.is_empty() && !kept) {
             (_, true) => format!("`{name}` was removed."),
