@@ -49,6 +49,10 @@ pub enum Error {
     /// What was under way is no longer wanted, or the node stops.
     #[error("it is no longer wanted")]
     Cancelled,
+    #[error("the node failed inside; look at its log")]
+    Panicked,
+    #[error("too many {0} at once; try again later")]
+    TooMany(&'static str),
 }
 
 impl Error {
@@ -69,7 +73,8 @@ impl Error {
             Self::InstanceNotFound(_) => ErrorCode::InstanceNotFound,
             Self::Invalid(_) => ErrorCode::InvalidRequest,
             Self::Directory { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => ErrorCode::DiskFull,
-            Self::Directory { .. } => ErrorCode::Internal,
+            Self::Directory { .. } | Self::Panicked => ErrorCode::Internal,
+            Self::TooMany(_) => ErrorCode::RateLimited,
             Self::Cancelled => ErrorCode::Conflict,
         }
     }

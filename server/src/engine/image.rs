@@ -131,6 +131,14 @@ fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
+/// A name that an image can be given: no digest, which only its content gives.
+pub(super) fn check_tag(image: &str) -> Result<(), Error> {
+    match Reference::parse(image)?.digest {
+        None => Ok(()),
+        Some(_) => Err(Error::Reference { image: image.to_owned(), why: "an image can't be given a digest" }),
+    }
+}
+
 /// How far a pull is. Sums grow while the registry tells of more layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PullProgress {

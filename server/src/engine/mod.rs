@@ -2,14 +2,19 @@
 //! in containers.
 
 mod address;
+mod build;
 mod connection;
 mod container;
 mod error;
+mod exec;
+mod hijack;
 mod image;
 mod labels;
+mod logs;
 mod observe;
 mod reconciler;
 mod scratch;
+mod stats;
 mod takedown;
 pub mod uploads;
 mod volume;
@@ -22,17 +27,18 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use flotilla_api::{
-    ApiError, NodeId, ServiceName,
-    rest::{EngineView, ImageView, LoadedImages},
+    ApiError, InstanceId, NodeId, ServiceName,
+    rest::{BuildLine, BuildQuery, EngineView, ExecRequest, ImageView, LoadedImages, LogLine, LogQuery},
 };
 use flotilla_core::{
     CommandV1, State,
-    reconcile::{Memory, Observed},
+    reconcile::{self, Memory, Observed, Status},
 };
-use futures::future::BoxFuture;
+use futures::{Stream, future::BoxFuture, stream::BoxStream};
 use tokio::{
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -40,8 +46,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use connection::DEFAULT_HOST;
 use connection::{Client, DockerHost};
 pub use error::Error;
+pub use exec::{Exec, ExecEvent, ExecInput, ExecOutput};
 pub use image::PullProgress;
 use reconciler::Reconciler;
+pub use stats::Usage;
 
 use crate::clock;
 
@@ -87,6 +95,9 @@ struct Shared {
     activities: Mutex<BTreeMap<ServiceName, String>>,
     turn: address::Turn,
     pulls: Semaphore,
+    builds: Arc<Semaphore>,
+    commands: Arc<Semaphore>,
+    stats: stats::Stats,
     /// Try to connect at once.
     hurry: Notify,
     /// Observe and plan at once.
@@ -126,6 +137,9 @@ impl Engine {
             activities: Mutex::default(),
             turn: address::Turn::default(),
             pulls: Semaphore::new(PULLS_AT_ONCE),
+            builds: Arc::new(Semaphore::new(build::BUILDS_AT_ONCE)),
+            commands: Arc::new(Semaphore::new(exec::COMMANDS_AT_ONCE)),
+            stats: stats::Stats::default(),
             hurry: Notify::new(),
             look: Notify::new(),
             stop: stop.clone(),
@@ -237,6 +251,62 @@ impl Engine {
         }
     }
 
+    /// Builds an image from a context (a tar archive). Lines as they come; the last one tells how it ended.
+    ///
+    /// # Errors
+    /// What can be known before the build begins.
+    pub async fn build<E: std::fmt::Display + Send + 'static>(
+        &self,
+        query: &BuildQuery,
+        context: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+    ) -> Result<BoxStream<'static, BuildLine>, Error> {
+        let options = build::options(query)?;
+        let permit = permit(&self.shared.builds, "builds")?;
+        let client = self.shared.client().await?;
+        Ok(build::run(client, query.image.clone(), options, context, permit))
+    }
+
+    /// What a service's instances, or one of them, print. Dropping the stream ends the reading.
+    ///
+    /// # Errors
+    /// There is no such service or instance, or the engine does not answer.
+    pub async fn logs(
+        &self,
+        service: &ServiceName,
+        instance: Option<&InstanceId>,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, Result<LogLine, Error>>, Error> {
+        self.shared.exists(service, instance)?;
+        let client = self.shared.client().await?;
+        let subject = logs::Subject { service: service.clone(), instance: instance.cloned() };
+        Ok(logs::open(Arc::clone(&self.shared), client, subject, query))
+    }
+
+    /// Runs a command in an instance of the service that runs: the named one, or the one that requests go to.
+    ///
+    /// # Errors
+    /// There is no such service or instance, none runs, or the engine refuses.
+    pub async fn exec(
+        &self,
+        service: &ServiceName,
+        instance: Option<&InstanceId>,
+        request: &ExecRequest,
+    ) -> Result<Exec, Error> {
+        self.shared.exists(service, instance)?;
+        let container = self.shared.running(service, instance)?;
+        let permit = permit(&self.shared.commands, "commands")?;
+        exec::start(&self.shared.client().await?, &container, request, permit).await
+    }
+
+    /// What each running instance uses; empty while the engine does not answer. At most 2 s old.
+    pub async fn usage(&self) -> Arc<BTreeMap<InstanceId, Usage>> {
+        let client = self.shared.client.borrow().clone();
+        match (client, self.observed()) {
+            (Some(client), Some(observed)) => self.shared.stats.usage(&client, &observed).await,
+            _ => Arc::default(),
+        }
+    }
+
     /// Ends the loop after what is under way; containers run on.
     pub async fn stop(&self) {
         self.shared.stop.cancel();
@@ -283,6 +353,45 @@ impl Shared {
         }
     }
 
+    /// A service that was removed a moment ago still is one while its containers are there.
+    fn exists(&self, service: &ServiceName, instance: Option<&InstanceId>) -> Result<(), Error> {
+        let observed = self.observed.borrow();
+        let mut containers = observed
+            .iter()
+            .flat_map(|observed| &observed.containers)
+            .filter(|container| container.service == *service)
+            .peekable();
+        if containers.peek().is_none() && !self.state.borrow().services.contains_key(service) {
+            return Err(Error::ServiceNotFound(service.clone()));
+        }
+        match instance {
+            Some(instance) if !containers.any(|container| container.instance == *instance) => {
+                Err(Error::InstanceNotFound(instance.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The container in which a command shall run.
+    fn running(&self, service: &ServiceName, instance: Option<&InstanceId>) -> Result<String, Error> {
+        let unavailable = |why: &str| Error::ServiceUnavailable { service: service.clone(), why: why.to_owned() };
+        let observed = self.observed.borrow().clone().ok_or_else(|| self.unavailable())?;
+        if let Some(instance) = instance {
+            let named = observed.containers.iter().find(|container| container.instance == *instance);
+            return match named {
+                Some(container) if matches!(container.status, Status::Running { .. }) => Ok(container.id.clone()),
+                _ => Err(unavailable("that instance does not run")),
+            };
+        }
+        let state = self.state.borrow().clone();
+        let record = state.services.get(service).ok_or_else(|| Error::ServiceNotFound(service.clone()))?;
+        if record.replicas == 0 {
+            return Err(Error::ServiceStopped(service.clone()));
+        }
+        let serving = reconcile::serving(clock::now(), record, &observed);
+        serving.first().map(|container| container.id.clone()).ok_or_else(|| unavailable("none of its instances runs"))
+    }
+
     /// The engine as it was known last, for when nobody reconnects any more.
     fn latest_client(&self) -> Result<Client, Error> {
         self.client.borrow().clone().ok_or_else(|| self.unavailable())
@@ -302,4 +411,8 @@ impl Shared {
             None => drop(activities.remove(service)),
         }
     }
+}
+
+fn permit(semaphore: &Arc<Semaphore>, what: &'static str) -> Result<OwnedSemaphorePermit, Error> {
+    Arc::clone(semaphore).try_acquire_owned().map_err(|_| Error::TooMany(what))
 }

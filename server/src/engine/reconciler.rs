@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
-use flotilla_api::{ApiError, ErrorCode, ServiceName, StackName, UnixMillis, rest::EngineView};
+use flotilla_api::{ErrorCode, ServiceName, StackName, UnixMillis, rest::EngineView};
 use flotilla_core::{
     CommandV1, State,
     reconcile::{Action, Generation, Memory, Observed, reconcile},
@@ -251,14 +251,15 @@ impl Reconciler {
         let Some(underway) = self.underway.remove(&lane) else { return };
         let mut results = results.into_iter();
         for action in underway.actions {
-            let (at, result) = results.next().unwrap_or_else(|| (clock::now(), Err(Error::Cancelled)));
-            if let Err(error) = &result
-                && !matches!(error, Error::Cancelled)
-            {
-                tracing::warn!(action = name_of(&action), ?lane, %error, "an action failed");
+            let (at, result) = results.next().unwrap_or_else(|| (clock::now(), Err(Error::Panicked)));
+            match result {
+                Ok(()) => self.memory.end(&action, at, Ok(())),
+                Err(Error::Cancelled) => self.memory.dropped(&action, at),
+                Err(error) => {
+                    tracing::warn!(action = name_of(&action), ?lane, %error, "an action failed");
+                    self.memory.end(&action, at, Err(&error.into()));
+                }
             }
-            let result = result.map_err(ApiError::from);
-            self.memory.end(&action, at, result.as_ref().copied());
         }
         self.publish();
     }
@@ -315,9 +316,11 @@ fn lane_of(action: &Action) -> Lane {
         Action::Start { service, .. } | Action::Remove { service, .. } | Action::DeleteVolumes { service } => {
             Lane::Service(service.clone())
         }
-        Action::Propose(CommandV1::RollBack { service, .. } | CommandV1::VolumesPurged { service }) => {
-            Lane::Service(service.clone())
-        }
+        Action::Propose(
+            CommandV1::RollBack { service, .. }
+            | CommandV1::ConfirmRevision { service, .. }
+            | CommandV1::VolumesPurged { service },
+        ) => Lane::Service(service.clone()),
         Action::Propose(_) => Lane::Cluster,
     }
 }
