@@ -45,3 +45,17 @@ pub async fn answer(addresses: &Addresses, certificate: &Certificate, offer: Str
     let answer = link.answer(offer).await?;
     Ok((link, answer))
 }
+
+/// Answers a browser's offer with no session behind it and no grant checked: the yardstick that the tunnel is measured against.
+///
+/// # Errors
+/// As [`answer`].
+pub async fn answer_browser(
+    addresses: &Addresses,
+    certificate: &Certificate,
+    offer: String,
+) -> Result<(Link, String), Error> {
+    let link = Link::new(Peer::Browser, addresses, certificate).await?;
+    let answer = link.answer(offer).await?;
+    Ok((link, answer))
+}

@@ -19,7 +19,7 @@ use flotilla_api::{ApiError, ErrorCode, rest::Principal};
 use futures::future::BoxFuture;
 
 pub use certificate::Certificate;
-pub use connect::{Offered, answer, offer};
+pub use connect::{Offered, answer, answer_browser, offer};
 pub use interfaces::Addresses;
 pub use link::{Link, LinkState, MeshChannel};
 pub use registry::{Mesh, SessionView};

@@ -1,0 +1,133 @@
+//! `make bench`: what docs/BENCHMARKS.md asks for, each figure beside its yardstick, measured in one run.
+//!
+//! `flotilla-bench [--json FILE] [--rounds N] [--megabytes N]`
+#![allow(clippy::print_stdout, reason = "its table is what it is for")]
+
+mod direct;
+mod idle;
+mod mesh;
+mod raw;
+mod report;
+mod web;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use flotilla_tests::{browser::Browser, cluster::Cluster, image};
+
+use report::{Goal, Report};
+
+/// How often each throughput is measured; its middle value counts.
+const ROUNDS: usize = 3;
+const MEGABYTES: u64 = 100;
+/// Small requests of one series.
+pub(crate) const REQUESTS: usize = 300;
+
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) rounds: usize,
+    pub(crate) bytes: u64,
+    json: Option<PathBuf>,
+}
+
+impl Settings {
+    fn from_arguments() -> Result<Self> {
+        let mut settings = Self { rounds: ROUNDS, bytes: MEGABYTES * 1_000_000, json: None };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
+            match argument.as_str() {
+                "--json" => settings.json = Some(value.into()),
+                "--rounds" => settings.rounds = value.parse::<usize>()?.max(1),
+                "--megabytes" => settings.bytes = value.parse::<u64>()? * 1_000_000,
+                _ => bail!("unknown argument {argument}"),
+            }
+        }
+        Ok(settings)
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let settings = Settings::from_arguments()?;
+    let mut report = Report::default();
+    idle::measure(&mut report).await.context("the idle node")?;
+    in_browser(&settings, &mut report).await.context("the browser")?;
+    mesh::measure(&settings, &mut report).await.context("node to node")?;
+    println!("{report}");
+    if let Some(path) = &settings.json {
+        std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
+    }
+    // A figure under its goal is a failure of the run, so that a script notices.
+    if report.missed() > 0 {
+        bail!("{} of the figures are short of their goals", report.missed());
+    }
+    Ok(())
+}
+
+async fn in_browser(settings: &Settings, report: &mut Report) -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let echo = image::echo().await?;
+    let browser = Browser::open("bench").await?;
+    browser.goto(&cluster.invitation().await?).await?;
+    browser.sees("#page-title", "Services").await?;
+
+    let deployed = web::deployed_to_first_answer(&cluster, &browser, &echo).await?;
+    report.add("local image deployed to page", deployed, "ms", Some(Goal::AtMost(3000.0)));
+    for (name, goal, fresh) in [("page ready, cold", 500.0, true), ("page ready, warm", 350.0, false)] {
+        let mut times = Vec::new();
+        for _ in 0..settings.rounds {
+            times.push(web::page_ready(&cluster, &browser, fresh).await?);
+        }
+        report.add(name, median(&mut times), "ms", Some(Goal::AtMost(goal)));
+    }
+
+    browser.goto(&cluster.dashboard("/")).await?;
+    browser.sees("#page-title", "Services").await?;
+    let peer = raw::Peer::connect(&browser).await?;
+    let (mut raw_rtt, mut tunnel_rtt) = (Vec::new(), Vec::new());
+    let (mut raw_down, mut raw_up, mut down, mut up) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    // In turns, so that whatever else the machine does meets both.
+    for _ in 0..settings.rounds {
+        raw_rtt.push(raw::round_trip(&browser).await?);
+        raw_down.push(raw::download(&browser, settings.bytes).await?);
+        raw_up.push(raw::upload(&browser, settings.bytes).await?);
+    }
+    peer.close().await;
+    browser.goto(&cluster.url("echo", "/")).await?;
+    browser.enter_app_at("#form").await?;
+    for _ in 0..settings.rounds {
+        tunnel_rtt.push(web::small_request(&browser, 1).await?);
+        down.push(web::download(&browser, settings.bytes).await?);
+        up.push(web::upload(&browser, settings.bytes).await?);
+    }
+    let at_six = web::small_request(&browser, 6).await?;
+    let during = web::small_request_during_download(&browser, settings.bytes).await?;
+    browser.close().await?;
+
+    let raw_rtt = median(&mut raw_rtt);
+    let (raw_down, raw_up) = (median(&mut raw_down), median(&mut raw_up));
+    let (down, up) = (median(&mut down), median(&mut up));
+    report.add("raw channel, 1 KB there and back, p50", raw_rtt, "ms", None);
+    let allowed = (2.0 * raw_rtt + 2.0).min(4.0);
+    report.add("tunnel, request of 1 KB, p50", median(&mut tunnel_rtt), "ms", Some(Goal::AtMost(allowed)));
+    report.add("tunnel, 6 requests at once, p50", at_six, "ms", None);
+    report.add("tunnel, request during a download, p50", during, "ms", None);
+    report.add("raw channel, down", raw_down, "MB/s", None);
+    report.add("tunnel, down", down, "MB/s", Some(Goal::AtLeast(20.0)));
+    report.add("tunnel to raw, down", down / raw_down, "x", Some(Goal::AtLeast(0.7)));
+    report.add("raw channel, up", raw_up, "MB/s", None);
+    report.add("tunnel, up", up, "MB/s", None);
+    report.add("tunnel to raw, up", up / raw_up, "x", Some(Goal::AtLeast(0.7)));
+    direct::measure(&cluster, settings, report).await.context("HTTP without a tunnel")
+}
+
+/// The middle one, which one slow round does not move.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+pub(crate) fn megabytes_per_second(bytes: u64, time: Duration) -> f64 {
+    bytes as f64 / 1e6 / time.as_secs_f64()
+}
