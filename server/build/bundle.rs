@@ -1,0 +1,153 @@
+//! From WASM modules and static files to what is served: bindings, names with content hashes, compressed copies.
+//!
+//! The finished directory has two sites. `app/` is the dashboard's and connector's origin: its pages at the top, everything
+//! else in `assets/` under a name that holds its hash. `service/` is every service's origin: the bootstrap page and what it
+//! loads. Beside a file lie `<file>.br` and `<file>.gz`, where they are smaller.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use wasm_bindgen_cli_support::Bindgen;
+
+use crate::{Outer, Profile, Result, cannot, compile::Module, inputs, pages::Pages};
+
+pub(crate) fn write(outer: &Outer, modules: &[Module], dist: &Path) -> Result<()> {
+    let sources = outer.workspace.join("web/static");
+    let mut site = Site { dist, profile: outer.profile, renamed: Vec::new() };
+
+    let (pages, assets) = app_files(&sources.join("app"))?;
+    let (stylesheets, leaves): (Vec<_>, Vec<_>) = assets.into_iter().partition(|asset| has_extension(asset, "css"));
+    // What is referred to comes before what refers to it.
+    for file in leaves.iter().chain(&stylesheets) {
+        site.add_asset(&name_of(file), &read(file)?)?;
+    }
+    for module in modules {
+        bind(module, &mut site)?;
+    }
+    for file in &pages {
+        let bytes = site.with_hashed_names(&read(file)?);
+        site.add(&format!("app/{}", name_of(file)), &bytes)?;
+    }
+
+    let pages = Pages::read(&sources)?;
+    for (name, text) in pages.composed()? {
+        let bytes = site.with_hashed_names(text.as_bytes());
+        site.add(&name, &bytes)?;
+    }
+    Ok(())
+}
+
+/// The JavaScript that loads one module, and the module. The script starts the program by itself, so that a page needs
+/// one `<script type="module">` and its content security policy no exception.
+fn bind(module: &Module, site: &mut Site<'_>) -> Result<()> {
+    let failed = |error| format!("the bindings of `{}` could not be made: {error:#}", module.name);
+    let mut output = Bindgen::new()
+        .input_bytes(module.name, module.wasm.clone())
+        .web(true)
+        .and_then(|bindgen| {
+            bindgen
+                .typescript(false)
+                .remove_name_section(true)
+                .remove_producers_section(true)
+                .omit_default_module_path(true)
+                .generate_output()
+        })
+        .map_err(failed)?;
+    let wasm = output.wasm_mut().emit_wasm();
+    if !output.snippets().is_empty() || !output.local_modules().is_empty() {
+        return Err(format!("`{}` brings JavaScript snippets along, which the bundle does not carry", module.name));
+    }
+    let wasm = site.add_asset(&format!("{}.wasm", module.name), &wasm)?;
+    let start = format!("\n__wbg_init({{ module_or_path: new URL(\"/{wasm}\", import.meta.url) }});\n");
+    let script = [output.js(), &start].concat();
+    site.add_asset(&format!("{}.js", module.name), script.as_bytes())?;
+    Ok(())
+}
+
+struct Site<'a> {
+    dist: &'a Path,
+    profile: Profile,
+    /// `assets/logo.svg` and `assets/logo-0123456789abcdef.svg`.
+    renamed: Vec<(String, String)>,
+}
+
+impl Site<'_> {
+    /// Adds a file whose name changes with its content, and returns that name.
+    fn add_asset(&mut self, name: &str, bytes: &[u8]) -> Result<String> {
+        let bytes = if is_text(name) { self.with_hashed_names(bytes) } else { bytes.to_vec() };
+        let (stem, extension) = name.rsplit_once('.').ok_or(format!("the asset `{name}` needs an extension"))?;
+        let hashed = format!("assets/{stem}-{}.{extension}", inputs::content_hash(&bytes));
+        self.add(&format!("app/{hashed}"), &bytes)?;
+        self.renamed.push((format!("assets/{name}"), hashed.clone()));
+        Ok(hashed)
+    }
+
+    /// A page or stylesheet says `/assets/logo.svg`; the finished one says the name with the hash.
+    fn with_hashed_names(&self, bytes: &[u8]) -> Vec<u8> {
+        let Ok(text) = std::str::from_utf8(bytes) else { return bytes.to_vec() };
+        let mut text = text.to_owned();
+        for (name, hashed) in &self.renamed {
+            text = text.replace(&format!("/{name}"), &format!("/{hashed}"));
+        }
+        text.into_bytes()
+    }
+
+    fn add(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.dist.join(name);
+        let store = |path: &Path, bytes: &[u8]| fs::write(path, bytes).map_err(|error| cannot("write", path, &error));
+        let parent = path.parent().unwrap_or(self.dist);
+        fs::create_dir_all(parent).map_err(|error| cannot("create", parent, &error))?;
+        store(&path, bytes)?;
+        for (suffix, compressed) in [("br", brotli(bytes, self.profile)), ("gz", gzip(bytes, self.profile))] {
+            let compressed = compressed.map_err(|error| cannot("compress", &path, &error))?;
+            if compressed.len() < bytes.len() {
+                store(&path.with_added_extension(suffix), &compressed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn brotli(bytes: &[u8], profile: Profile) -> std::io::Result<Vec<u8>> {
+    let quality = if profile == Profile::Release { 11 } else { 4 };
+    let mut writer = brotli::CompressorWriter::new(Vec::new(), 1 << 16, quality, 22);
+    writer.write_all(bytes)?;
+    writer.flush()?;
+    Ok(writer.into_inner())
+}
+
+fn gzip(bytes: &[u8], profile: Profile) -> std::io::Result<Vec<u8>> {
+    let level = if profile == Profile::Release { 9 } else { 4 };
+    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(level));
+    writer.write_all(bytes)?;
+    writer.finish()
+}
+
+/// Files of the dashboard: those that keep their names because browsers and people know them, and all others.
+fn app_files(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let mut files = Vec::new();
+    inputs::collect(dir, &mut files)?;
+    files.sort();
+    Ok(files
+        .into_iter()
+        .partition(|file| ["html", "webmanifest", "ico", "txt"].iter().any(|extension| has_extension(file, extension))))
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
+}
+
+fn is_text(name: &str) -> bool {
+    [".css", ".js", ".svg"].iter().any(|extension| name.ends_with(extension))
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| cannot("read", path, &error))
+}

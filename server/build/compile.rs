@@ -1,0 +1,77 @@
+//! `web/` to WASM, by a second cargo.
+
+use std::{env, ffi::OsStr, fs, path::PathBuf, process::Command};
+
+use crate::{
+    Outer, Result, cannot,
+    toolchain::{Std, TARGET, Toolchain},
+};
+
+/// The programs of `web/src/bin`; each is built with the feature of its name alone, so that the connector, which is part of
+/// every service's cold start, knows nothing of the dashboard's libraries.
+const PROGRAMS: &[&str] = &["connector", "dashboard"];
+
+pub(crate) struct Module {
+    pub(crate) name: &'static str,
+    pub(crate) wasm: Vec<u8>,
+}
+
+pub(crate) fn modules(outer: &Outer, toolchain: &Toolchain) -> Result<Vec<Module>> {
+    PROGRAMS.iter().map(|name| module(outer, toolchain, name)).collect()
+}
+
+fn module(outer: &Outer, toolchain: &Toolchain, name: &'static str) -> Result<Module> {
+    let mut cargo = Command::new(&toolchain.cargo);
+    // The outer build's flags, wrappers (clippy's, coverage's) and paths are for the node, not for WASM.
+    for (variable, _) in env::vars_os().filter(|(variable, _)| belongs_to_outer_build(variable)) {
+        cargo.env_remove(variable);
+    }
+    cargo
+        .current_dir(&outer.workspace)
+        .env("RUSTC", &toolchain.rustc)
+        .env("CARGO_TERM_COLOR", "never")
+        .args(["build", "--locked", "--quiet", "--package", "flotilla-web", "--bin", name])
+        .args(["--no-default-features", "--features", name])
+        .args(["--target", TARGET, "--profile", outer.profile.name()])
+        .arg("--target-dir")
+        .arg(&outer.web_target);
+    if let Std::FromSource { linker } = &toolchain.std {
+        cargo
+            .arg("-Zbuild-std=std,panic_abort")
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
+    }
+    let output = cargo.output().map_err(|error| cannot("run", &toolchain.cargo, &error))?;
+    if !output.status.success() {
+        eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+        return Err(format!("the web app's `{name}` does not compile; the compiler's messages are above"));
+    }
+    let path: PathBuf = outer.web_target.join(TARGET).join(outer.profile.name()).join(format!("{name}.wasm"));
+    let wasm = fs::read(&path).map_err(|error| cannot("read", &path, &error))?;
+    Ok(Module { name, wasm })
+}
+
+fn belongs_to_outer_build(variable: &OsStr) -> bool {
+    /// How cargo reaches registries, and the job server that keeps two cargos from using more cores than one.
+    const KEPT: &[&str] =
+        &["CARGO_HOME", "CARGO_HTTP_", "CARGO_MAKEFLAGS", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_"];
+    const DROPPED: &[&str] = &[
+        "CARGO",
+        "CLIPPY_",
+        "DEBUG",
+        "DEP_",
+        "HOST",
+        "LD_LIBRARY_PATH",
+        "LLVM_PROFILE_FILE",
+        "NUM_JOBS",
+        "OPT_LEVEL",
+        "OUT_DIR",
+        "PROFILE",
+        "RUSTC",
+        "RUSTDOC",
+        "RUSTFLAGS",
+        "TARGET",
+    ];
+    let name = variable.to_string_lossy();
+    DROPPED.iter().any(|prefix| name.starts_with(prefix)) && !KEPT.iter().any(|prefix| name.starts_with(prefix))
+}

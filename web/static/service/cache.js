@@ -1,0 +1,93 @@
+// A service worker's answers pass the browser's HTTP cache by, so what may be kept (RFC 9111) is kept here, in the Cache API:
+// answers to plain GET requests that say for how long they are fresh, or can be asked about with an ETag or a date.
+
+const CACHE = "flotilla-1";
+
+// Larger ones are streamed past the cache: a copy on the way would be held in memory.
+const CACHED_BYTES_MAX = 4 * 1024 * 1024;
+
+const STORED_AT = "x-flotilla-stored";
+
+const forgetOldCaches = async () => {
+  const names = await caches.keys();
+  return Promise.all(names.filter((name) => name.startsWith("flotilla-") && name !== CACHE).map((name) => caches.delete(name)));
+};
+
+// `send(condition)` asks through the tunnel, with additional headers.
+const cached = async (event, send) => {
+  const { request } = event;
+  if (!mayAnswer(request)) return send();
+  const cache = await caches.open(CACHE);
+  const known = request.cache === "reload" ? undefined : await cache.match(request.url);
+  if (known && request.cache !== "no-cache" && (isFresh(known) || request.cache === "force-cache")) return known;
+  if (!known && request.cache === "only-if-cached") return Response.error();
+
+  const condition = known ? conditionOf(known) : undefined;
+  const response = await send(condition);
+  if (condition && response.status === 304) {
+    const refreshed = stamped(known, response.headers);
+    event.waitUntil(keep(cache, request.url, refreshed.clone()));
+    return refreshed;
+  }
+  if (mayKeep(response)) {
+    event.waitUntil(keep(cache, request.url, stamped(response.clone())));
+  } else if (known) {
+    event.waitUntil(cache.delete(request.url));
+  }
+  return response;
+};
+
+const mayAnswer = (request) =>
+  request.method === "GET" &&
+  request.mode !== "navigate" &&
+  request.cache !== "no-store" &&
+  !["range", "authorization", "if-none-match", "if-modified-since", "if-match", "if-unmodified-since", "if-range"].some((name) =>
+    request.headers.has(name),
+  ) &&
+  // An event stream or a page's own request for data is rarely meant to be kept; its files are.
+  !(request.headers.get("accept") ?? "").includes("text/event-stream");
+
+const mayKeep = (response) => {
+  const length = Number(response.headers.get("content-length") ?? NaN);
+  const vary = (response.headers.get("vary") ?? "").toLowerCase();
+  return (
+    response.status === 200 &&
+    length <= CACHED_BYTES_MAX &&
+    (vary === "" || vary === "accept-encoding") &&
+    !directives(response).has("no-store") &&
+    (directives(response).has("max-age") || response.headers.has("etag") || response.headers.has("last-modified"))
+  );
+};
+
+const directives = (response) => {
+  const parts = (response.headers.get("cache-control") ?? "").toLowerCase().split(",");
+  return new Map(parts.map((part) => part.trim().split("=")).map(([name, value]) => [name, value?.replaceAll('"', "")]));
+};
+
+const isFresh = (response) => {
+  const said = directives(response);
+  if (said.has("no-cache")) return false;
+  const age = (Date.now() - Number(response.headers.get(STORED_AT))) / 1000 + Number(response.headers.get("age") ?? 0);
+  return age < Number(said.get("max-age") ?? 0);
+};
+
+const conditionOf = (response) => {
+  const etag = response.headers.get("etag");
+  const date = response.headers.get("last-modified");
+  if (etag) return [["if-none-match", etag]];
+  return date ? [["if-modified-since", date]] : undefined;
+};
+
+// A copy that says when it was last known to be current; `updates` are the headers of a 304 (RFC 9111, 4.3.4).
+const stamped = (response, updates = []) => {
+  const headers = new Headers(response.headers);
+  for (const [name, value] of updates) {
+    if (name !== "content-length") headers.set(name, value);
+  }
+  headers.set(STORED_AT, String(Date.now()));
+  headers.delete("x-flotilla-cookies");
+  return new Response(response.body, { status: response.status, headers });
+};
+
+// A full disk is no reason to fail a request: the cache starts anew.
+const keep = (cache, url, response) => cache.put(url, response).catch(() => caches.delete(CACHE));
