@@ -1,0 +1,246 @@
+//! The node's API under `/api/v1`, typed. Each request carries this browser's token and a proof that it holds the token's key.
+
+mod failure;
+mod ndjson;
+mod transport;
+
+use std::time::Duration;
+
+use flotilla_api::{
+    Revision, TokenId, UnixMillis,
+    rest::{
+        BindToken, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken, DeployRequest,
+        DeployResponse, Deployed, EventView, IssuedToken, LogLine, LogQuery, MachineView, RedeemInvitation,
+        RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView,
+    },
+};
+use leptos::prelude::*;
+use serde::{Serialize, de::DeserializeOwned};
+
+pub(crate) use failure::Failure;
+pub(crate) use transport::Lines;
+use transport::{Answer, Call};
+
+use super::browser;
+use crate::identity::Identity;
+
+/// For a question. A node answers in milliseconds; one that takes this long has trouble that a person should hear of.
+const QUESTION: Duration = Duration::from_secs(10);
+
+/// For a change, which the node first writes to disk.
+const CHANGE: Duration = Duration::from_secs(30);
+
+/// Below this, the two clocks are taken to agree: a `Date` header has whole seconds. Milliseconds.
+const SKEW_MIN: f64 = 3000.0;
+
+/// Asks the node. Cheap to copy; all copies share one sign-in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client {
+    identity: StoredValue<Option<Identity>, LocalStorage>,
+    /// The node's clock minus this browser's. Milliseconds.
+    skew: RwSignal<f64>,
+    /// Why the session ended, if the node ended it.
+    ended: RwSignal<Option<Failure>>,
+}
+
+impl Client {
+    pub(crate) fn new() -> Self {
+        Self { identity: StoredValue::new_local(None), skew: RwSignal::new(0.0), ended: RwSignal::new(None) }
+    }
+
+    pub(crate) fn use_identity(&self, identity: Option<Identity>) {
+        self.ended.set(None);
+        self.identity.set_value(identity);
+    }
+
+    pub(crate) fn ended(&self) -> Option<Failure> {
+        self.ended.get()
+    }
+
+    /// What the node's clock says when this browser's says `local`.
+    pub(crate) fn node_time(&self, local: f64) -> UnixMillis {
+        UnixMillis((local + self.skew.get()).max(0.0) as u64)
+    }
+
+    pub(crate) async fn cluster(&self) -> Result<ClusterView, Failure> {
+        self.get("/cluster").await
+    }
+
+    pub(crate) async fn machines(&self) -> Result<Vec<MachineView>, Failure> {
+        self.get("/machines").await
+    }
+
+    pub(crate) async fn services(&self) -> Result<Vec<ServiceView>, Failure> {
+        self.get("/services").await
+    }
+
+    pub(crate) async fn service(&self, name: &str) -> Result<ServiceDetail, Failure> {
+        self.get(&format!("/services/{}", segment(name))).await
+    }
+
+    pub(crate) async fn audit(&self) -> Result<Vec<EventView>, Failure> {
+        self.get("/audit").await
+    }
+
+    pub(crate) async fn tokens(&self) -> Result<Vec<TokenView>, Failure> {
+        self.get("/tokens").await
+    }
+
+    pub(crate) async fn deploy(&self, request: &DeployRequest) -> Result<DeployResponse, Failure> {
+        self.post("/deployments", request).await
+    }
+
+    pub(crate) async fn restart(&self, service: &str) -> Result<(), Failure> {
+        self.done("POST", &format!("/services/{}/restart", segment(service)), None).await
+    }
+
+    pub(crate) async fn roll_back(&self, service: &str, to: Revision) -> Result<Deployed, Failure> {
+        let request = RollbackRequest { revision: Some(to) };
+        self.post(&format!("/services/{}/rollback", segment(service)), &request).await
+    }
+
+    pub(crate) async fn scale(&self, service: &str, replicas: u32) -> Result<(), Failure> {
+        let body = json(&ScaleRequest { replicas })?;
+        self.done("POST", &format!("/services/{}/scale", segment(service)), Some(body)).await
+    }
+
+    pub(crate) async fn remove(&self, service: &str, volumes: bool) -> Result<(), Failure> {
+        self.done("DELETE", &format!("/services/{}?volumes={volumes}", segment(service)), None).await
+    }
+
+    pub(crate) async fn create_token(&self, request: &CreateToken) -> Result<CreatedToken, Failure> {
+        self.post("/tokens", request).await
+    }
+
+    pub(crate) async fn revoke_token(&self, id: &TokenId) -> Result<(), Failure> {
+        self.done("DELETE", &format!("/tokens/{}", segment(&id.0)), None).await
+    }
+
+    pub(crate) async fn create_invitation(&self, request: &CreateInvitation) -> Result<CreatedInvitation, Failure> {
+        self.post("/invitations", request).await
+    }
+
+    pub(crate) async fn renew_token(&self) -> Result<IssuedToken, Failure> {
+        self.ask("POST", "/tokens/renew", None, CHANGE).await
+    }
+
+    /// Exchanges a plain token for one that only this browser can use.
+    pub(crate) async fn bind_token(&self, token: &str, request: &BindToken) -> Result<IssuedToken, Failure> {
+        let headers = vec![("authorization", format!("Bearer {token}"))];
+        self.without_session("/tokens/bind", headers, json(request)?).await
+    }
+
+    pub(crate) async fn redeem_invitation(&self, request: &RedeemInvitation) -> Result<IssuedToken, Failure> {
+        self.without_session("/invitations/redeem", Vec::new(), json(request)?).await
+    }
+
+    /// Whatever happens in the cluster, as it happens, without end.
+    pub(crate) async fn events(&self) -> Result<Lines<EventView>, Failure> {
+        transport::lines(self.call("GET", "/events", None, QUESTION).await?)
+            .await
+            .map_err(|failure| self.heard(failure))
+    }
+
+    pub(crate) async fn logs(&self, service: &str, query: LogQuery) -> Result<Lines<LogLine>, Failure> {
+        let mut path = format!("/services/{}/logs?follow={}", segment(service), query.follow);
+        if let Some(tail) = query.tail {
+            path += &format!("&tail={tail}");
+        }
+        if let Some(since) = query.since {
+            path += &format!("&since={}", since.0);
+        }
+        transport::lines(self.call("GET", &path, None, QUESTION).await?).await.map_err(|failure| self.heard(failure))
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.ask("GET", path, None, QUESTION).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        self.ask("POST", path, Some(json(body)?), CHANGE).await
+    }
+
+    async fn done(&self, method: &'static str, path: &str, body: Option<String>) -> Result<(), Failure> {
+        self.send(method, path, body, CHANGE).await.map(|_| ())
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: &'static str,
+        path: &str,
+        body: Option<String>,
+        limit: Duration,
+    ) -> Result<T, Failure> {
+        let answer = self.send(method, path, body, limit).await?;
+        serde_json::from_str(&answer.text).map_err(Failure::unreadable)
+    }
+
+    async fn send(
+        &self,
+        method: &'static str,
+        path: &str,
+        body: Option<String>,
+        limit: Duration,
+    ) -> Result<Answer, Failure> {
+        let call = self.call(method, path, body, limit).await?;
+        let answer = transport::whole(call).await.map_err(|failure| self.heard(failure))?;
+        self.compare_clocks(&answer);
+        Ok(answer)
+    }
+
+    async fn without_session<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        headers: Vec<(&'static str, String)>,
+        body: String,
+    ) -> Result<T, Failure> {
+        let call = Call { method: "POST", url: url(path), headers, body: Some(body), limit: CHANGE };
+        let answer = transport::whole(call).await?;
+        self.compare_clocks(&answer);
+        serde_json::from_str(&answer.text).map_err(Failure::unreadable)
+    }
+
+    async fn call(
+        &self,
+        method: &'static str,
+        path: &str,
+        body: Option<String>,
+        limit: Duration,
+    ) -> Result<Call, Failure> {
+        let url = url(path);
+        let mut headers = Vec::new();
+        if let Some(identity) = self.identity.get_value() {
+            headers.push(("dpop", identity.proof(method, &url).await?));
+            headers.push(("authorization", format!("DPoP {}", identity.token)));
+        }
+        Ok(Call { method, url, headers, body, limit })
+    }
+
+    fn heard(&self, failure: Failure) -> Failure {
+        if failure.ends_session() && self.identity.with_value(Option::is_some) {
+            self.ended.set(Some(failure.clone()));
+        }
+        failure
+    }
+
+    fn compare_clocks(&self, answer: &Answer) {
+        let Some(date) = answer.date else { return };
+        let skew = date - browser::now();
+        let skew = if skew.abs() < SKEW_MIN { 0.0 } else { skew };
+        if (self.skew.get_untracked() - skew).abs() >= SKEW_MIN {
+            self.skew.set(skew);
+        }
+    }
+}
+
+fn url(path: &str) -> String {
+    format!("{}/api/v1{path}", browser::origin())
+}
+
+fn segment(text: &str) -> String {
+    js_sys::encode_uri_component(text).into()
+}
+
+fn json(body: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string(body).map_err(Failure::unreadable)
+}

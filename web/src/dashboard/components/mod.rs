@@ -1,0 +1,25 @@
+//! Parts that several pages share.
+
+mod copy;
+mod dialog;
+mod icon;
+mod meter;
+mod page;
+mod prose;
+mod qr;
+mod shown;
+mod state;
+mod time;
+mod toast;
+
+pub(crate) use copy::{CopyButton, Secret};
+pub(crate) use dialog::Dialog;
+pub(crate) use icon::{Glyph, Icon};
+pub(crate) use meter::Meter;
+pub(crate) use page::{Page, Section};
+pub(crate) use prose::Prose;
+pub(crate) use qr::QrImage;
+pub(crate) use shown::{Empty, Problem, shown};
+pub(crate) use state::{StateBadge, appearance};
+pub(crate) use time::{Ago, Until};
+pub(crate) use toast::{Act, ToastRegion, Toasts};

@@ -1,0 +1,172 @@
+//! One service: how it is, what it says, what it was and what can be done with it.
+
+mod actions;
+mod instances;
+mod logs;
+mod revisions;
+mod specification;
+
+use std::time::Duration;
+
+use flotilla_api::{ErrorCode, rest::ServiceDetail};
+use leptos::prelude::*;
+use leptos_router::{components::A, hooks::use_params_map};
+
+use crate::dashboard::{
+    api::Client,
+    components::{Ago, Empty, Glyph, Icon, Page, Prose, StateBadge, shown},
+    fleet::refresh_on_change,
+    format,
+    live::Live,
+    pages::services::open_link,
+    query::{Phase, Query},
+    shell::You,
+};
+use actions::Actions;
+use instances::Instances;
+use logs::Logs;
+use revisions::Revisions;
+use specification::Specification;
+
+/// For figures of CPU and memory; changes come with events.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+#[component]
+pub(crate) fn Service() -> impl IntoView {
+    let params = use_params_map();
+    let name = Memo::new(move |_| params.with(|params| params.get("name").unwrap_or_default()));
+    // Another service is another page, though the route is the same.
+    move || view! { <Named name=name.get()/> }
+}
+
+#[component]
+fn Named(name: String) -> impl IntoView {
+    let client = expect_context::<Client>();
+    let live = expect_context::<Live>();
+    let you = expect_context::<You>();
+    let asked = name.clone();
+    let service = Query::start(INTERVAL, move || {
+        let name = asked.clone();
+        async move { client.service(&name).await }
+    });
+    refresh_on_change(live, service);
+    let detail = service.value();
+    let failure = service.failure();
+    // Also when it was here a moment ago: someone removed it.
+    let gone = Memo::new(move |_| {
+        failure
+            .with(|failure| failure.as_ref().is_some_and(|failure| failure.code() == Some(ErrorCode::ServiceNotFound)))
+    });
+    let phase = service.phase();
+    let badge =
+        move || detail.with(|detail| detail.as_ref().map(|detail| view! { <StateBadge state=detail.view.state/> }));
+    let lead = move || {
+        detail
+            .with(|detail| detail.as_ref()?.view.message.clone().map(|message| view! { <p><Prose text=message/></p> }))
+    };
+    let acts = {
+        let name = name.clone();
+        move || {
+            (phase.get() == Phase::Ready && !gone.get()).then(|| {
+                let opened = name.clone();
+                let open = move || {
+                    let detail = detail.get()?.view;
+                    detail.url.filter(|_| detail.replicas > 0).map(|url| open_link(&opened, url, "button primary"))
+                };
+                let name = name.clone();
+                let actions = move || you.operates().then(|| view! { <Actions name=name.clone() service/> });
+                view! {
+                    {open}
+                    {actions}
+                }
+            })
+        }
+    };
+    let crumb = view! {
+        <nav class="crumbs" aria-label="Breadcrumb">
+            <A href="/">"Services"</A>
+            <span aria-hidden="true">"/"</span>
+        </nav>
+    };
+    let shown_name = name.clone();
+    view! {
+        {crumb}
+        <Page title=name.clone() aside=badge.into_any() lead=lead.into_any() actions=acts.into_any()>
+            {move || {
+                if gone.get() {
+                    return not_there(&shown_name).into_any();
+                }
+                let name = shown_name.clone();
+                shown(service, 8, move |detail| view! { <Detail name=name.clone() detail service/> }.into_any())
+            }}
+        </Page>
+    }
+}
+
+fn not_there(name: &str) -> impl IntoView + use<> {
+    view! {
+        <Empty icon=Icon::Question title=format!("There is no service {name}")>
+            <p>"It may have been removed, or the name may be mistyped."</p>
+            <A href="/" attr:class="button">"To the services"</A>
+        </Empty>
+    }
+}
+
+#[component]
+fn Detail(name: String, detail: Signal<ServiceDetail>, service: Query<ServiceDetail>) -> impl IntoView {
+    let you = expect_context::<You>();
+    let logs = name.clone();
+    let revisions = move || you.operates().then(|| view! { <Revisions name=name.clone() detail service/> });
+    view! {
+        <Facts detail/>
+        <div class="service-grid">
+            <div class="service-main">
+                <Instances detail/>
+                <Logs name=logs/>
+            </div>
+            <div class="service-side">
+                {revisions}
+                <Specification detail/>
+            </div>
+        </div>
+    }
+}
+
+#[component]
+fn Facts(detail: Signal<ServiceDetail>) -> impl IntoView {
+    move || {
+        let service = detail.get().view;
+        let unknown = service.state == flotilla_api::rest::ServiceState::Unknown;
+        view! {
+            <dl class="facts card">
+                <div>
+                    <dt>"Machine"</dt>
+                    <dd>{service.machine.map_or_else(|| "–".to_owned(), |machine| machine.to_string())}</dd>
+                </div>
+                <div>
+                    <dt>"Image"</dt>
+                    <dd class="break" title=service.image.clone()>{format::image(&service.image)}</dd>
+                </div>
+                <div>
+                    <dt>"Revision"</dt>
+                    <dd>{service.revision.to_string()}</dd>
+                </div>
+                <div>
+                    <dt>"Stack"</dt>
+                    <dd>{service.stack.to_string()}</dd>
+                </div>
+                <div>
+                    <dt>"In this state since"</dt>
+                    <dd><Ago at=service.since/></dd>
+                </div>
+                <div class:tone-warn=unknown>
+                    <dt>"Last confirmed"</dt>
+                    <dd>
+                        {unknown.then(|| view! { <Glyph icon=Icon::Warning/> })}
+                        <Ago at=service.observed_at/>
+                    </dd>
+                </div>
+            </dl>
+        }
+    }
+}
