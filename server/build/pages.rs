@@ -9,7 +9,10 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use flotilla_api::frame::{self, Kind};
+use flotilla_api::{
+    ErrorCode,
+    frame::{self, Kind},
+};
 use sha2::{Digest, Sha256};
 
 use crate::{Result, cannot, inputs};
@@ -115,12 +118,15 @@ fn constants() -> String {
         ("MORE", frame::flags::MORE),
         ("REPLY", frame::flags::REPLY),
         ("BODY", frame::flags::BODY),
+        ("LARGE", frame::flags::LARGE),
     ];
     let object = |entries: Vec<String>| format!("Object.freeze({{{}}})", entries.join(","));
     let kinds = object(kinds.iter().map(|(name, kind)| format!("{name}:{}", *kind as u8)).collect());
+    let statuses = ErrorCode::ALL.iter().map(|code| format!("\"{}\":{}", code.as_str(), code.status())).collect();
+    let statuses = object(statuses);
     let flags = object(flags.iter().map(|(name, flag)| format!("{name}:{flag}")).collect());
     format!(
-        "const KIND={kinds};\nconst FLAG={flags};\nconst FRAME_VERSION={};\nconst HEADER_LEN={};\nconst DATA_MAX={};\n\
+        "const KIND={kinds};\nconst FLAG={flags};\nconst STATUS={statuses};\nconst FRAME_VERSION={};\nconst HEADER_LEN={};\nconst DATA_MAX={};\n\
          const INITIAL_CREDIT={};\nconst CREDIT_STEP={};\nconst STREAMS_MAX={};\n",
         frame::FRAME_VERSION,
         frame::HEADER_LEN,

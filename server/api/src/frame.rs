@@ -101,6 +101,9 @@ pub mod flags {
     pub const REPLY: u8 = 4;
     /// On `Open`: the request has a body, `Data` frames follow until `End`. Without it there is none.
     pub const BODY: u8 = 8;
+    /// On `Open`, beside `BODY`: the body is large or of unknown length. Between a page and its connector, which takes the bulk
+    /// lane for such a stream; a node need not look at it.
+    pub const LARGE: u8 = 16;
 }
 
 /// A frame that borrows its payload from the message it came in.
@@ -152,13 +155,8 @@ impl<'a> Frame<'a> {
         let Some((header, payload)) = message.split_first_chunk::<HEADER_LEN>() else {
             return Err(FrameError::TooShort { len: message.len() });
         };
-        let [kind, flags, _, _, a, b, c, d] = *header;
-        let kind = Kind::from_byte(kind).ok_or(FrameError::UnknownKind { byte: kind })?;
-        let max = if kind == Kind::Data { DATA_MAX } else { CONTROL_MAX };
-        if payload.len() > max {
-            return Err(FrameError::PayloadTooLarge { kind, len: payload.len(), max });
-        }
-        Ok(Self { kind, flags, stream: u32::from_be_bytes([a, b, c, d]), payload })
+        let Header { kind, flags, stream } = Header::decode(*header, payload.len())?;
+        Ok(Self { kind, flags, stream, payload })
     }
 
     /// The message to send.
@@ -171,13 +169,39 @@ impl<'a> Frame<'a> {
 
     /// The first eight bytes alone, for a sender that lays the payload behind them itself.
     pub fn header(&self) -> [u8; HEADER_LEN] {
-        let [a, b, c, d] = self.stream.to_be_bytes();
-        [self.kind as u8, self.flags, 0, 0, a, b, c, d]
+        Header { kind: self.kind, flags: self.flags, stream: self.stream }.encode()
     }
 
     /// The payload of a `Credit` frame; `None` if it is not four bytes.
     pub fn credit(&self) -> Option<u32> {
         Some(u32::from_be_bytes(self.payload.try_into().ok()?))
+    }
+}
+
+/// The first eight bytes of a frame, for one who passes its payload on without looking at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub kind: Kind,
+    pub flags: u8,
+    pub stream: u32,
+}
+
+impl Header {
+    /// # Errors
+    /// As [`Frame::decode`], for a message with these first bytes and `payload_len` bytes behind them.
+    pub fn decode(bytes: [u8; HEADER_LEN], payload_len: usize) -> Result<Self, FrameError> {
+        let [kind, flags, _, _, a, b, c, d] = bytes;
+        let kind = Kind::from_byte(kind).ok_or(FrameError::UnknownKind { byte: kind })?;
+        let max = if kind == Kind::Data { DATA_MAX } else { CONTROL_MAX };
+        if payload_len > max {
+            return Err(FrameError::PayloadTooLarge { kind, len: payload_len, max });
+        }
+        Ok(Self { kind, flags, stream: u32::from_be_bytes([a, b, c, d]) })
+    }
+
+    pub fn encode(self) -> [u8; HEADER_LEN] {
+        let [a, b, c, d] = self.stream.to_be_bytes();
+        [self.kind as u8, self.flags, 0, 0, a, b, c, d]
     }
 }
 
