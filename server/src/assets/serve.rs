@@ -24,7 +24,10 @@ pub fn app(method: &Method, path: &str, headers: &HeaderMap) -> Response {
         "/connector" => embedded::of_app("/connector.html"),
         _ if path.starts_with("/assets/") => match embedded::of_app(path) {
             None => {
-                return sentence(StatusCode::NOT_FOUND, "there is no such file; reload the page to get the current one");
+                return sentence(
+                    StatusCode::NOT_FOUND,
+                    "there is no such file; reload the page to get the current one",
+                );
             }
             found => found,
         },
