@@ -32,6 +32,16 @@ pub(super) enum DockerHost {
 }
 
 impl DockerHost {
+    /// What was set, else `DOCKER_HOST`, else [`DEFAULT_HOST`].
+    ///
+    /// # Errors
+    /// See [`DockerHost::parse`].
+    pub(super) fn find(set: Option<&str>) -> Result<Self, Error> {
+        let environment = || std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
+        let host = set.map(ToOwned::to_owned).or_else(environment);
+        Self::parse(host.as_deref().unwrap_or(DEFAULT_HOST))
+    }
+
     /// # Errors
     /// For a scheme that Flotilla does not speak.
     pub(super) fn parse(text: &str) -> Result<Self, Error> {

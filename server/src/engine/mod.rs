@@ -50,6 +50,7 @@ pub use exec::{Exec, ExecEvent, ExecInput, ExecOutput};
 pub use image::PullProgress;
 use reconciler::Reconciler;
 pub use stats::Usage;
+pub use takedown::{answers, take_down};
 
 use crate::clock;
 
@@ -116,8 +117,6 @@ impl Engine {
         state: watch::Receiver<Arc<State>>,
         proposer: Arc<dyn Proposer>,
     ) -> Result<Self, Error> {
-        let environment = || std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
-        let host = config.docker_host.clone().or_else(environment).unwrap_or_else(|| DEFAULT_HOST.to_owned());
         let data_dir = config.data_dir.canonicalize().map_err(|source| Error::Directory {
             operation: "use the data directory",
             path: config.data_dir.clone(),
@@ -127,7 +126,7 @@ impl Engine {
         let connecting =
             EngineView::Unavailable { message: "connecting to Docker Engine".to_owned(), since: clock::now() };
         let shared = Arc::new(Shared {
-            host: Arc::new(DockerHost::parse(&host)?),
+            host: Arc::new(DockerHost::find(config.docker_host.as_deref())?),
             config: EngineConfig { data_dir, ..config },
             client: watch::Sender::new(None),
             status: watch::Sender::new(connecting),
@@ -317,25 +316,6 @@ impl Engine {
             tracing::error!(%panic, "the engine's loop panicked");
         }
     }
-
-    /// Ends the loop and removes all of the cluster's containers and networks from this machine: for a cluster that was only
-    /// for show. Volumes stay.
-    ///
-    /// # Errors
-    /// The engine does not answer, or something can't be removed; the rest is gone then.
-    pub async fn remove_everything(&self) -> Result<(), Error> {
-        self.stop().await;
-        takedown::remove_all(&self.shared.latest_client()?, &self.shared.config.cluster_id).await
-    }
-
-    /// Deletes the data of all services on this machine, after [`Engine::remove_everything`].
-    ///
-    /// # Errors
-    /// The disk or the engine refuses.
-    pub async fn delete_all_volumes(&self) -> Result<(), Error> {
-        let config = &self.shared.config;
-        volume::delete_all(&self.shared.latest_client()?, &config.cluster_id, &config.data_dir).await
-    }
 }
 
 impl Shared {
@@ -390,11 +370,6 @@ impl Shared {
         }
         let serving = reconcile::serving(clock::now(), record, &observed);
         serving.first().map(|container| container.id.clone()).ok_or_else(|| unavailable("none of its instances runs"))
-    }
-
-    /// The engine as it was known last, for when nobody reconnects any more.
-    fn latest_client(&self) -> Result<Client, Error> {
-        self.client.borrow().clone().ok_or_else(|| self.unavailable())
     }
 
     fn unavailable(&self) -> Error {

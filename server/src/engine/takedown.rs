@@ -1,14 +1,14 @@
-//! Taking a whole cluster's containers and networks away, as a demo does when it ends.
+//! Taking away all that a cluster has on this machine's engine, as a demo does when it ends. No node runs then.
 
-use std::time::Duration;
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bollard::query_parameters::{ListContainersOptions, ListNetworksOptions};
 use futures::{StreamExt, stream};
 
 use super::{
     Error,
-    connection::{CALL_LIMIT, Client},
-    container, labels, scratch,
+    connection::{CALL_LIMIT, Client, DockerHost},
+    container, image, labels, scratch, volume,
 };
 
 /// Containers that are stopped at once.
@@ -17,8 +17,41 @@ const STOP_AT_ONCE: usize = 8;
 /// What a container gets to end by itself. Somebody waits at a terminal.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// Does the engine answer? `docker_host` is as in [`super::EngineConfig`].
+///
+/// # Errors
+/// Says what is wrong and what to do.
+pub async fn answers(docker_host: Option<&str>) -> Result<(), Error> {
+    Client::connect(&Arc::new(DockerHost::find(docker_host)?)).await.map(drop)
+}
+
+/// Removes all of a cluster's containers and networks, the data of its volumes below `data_dir`, and these images, of which
+/// those that others use stay. The cluster's node must not run: it would start what is removed here.
+///
+/// # Errors
+/// The engine does not answer, or something can't be removed; the rest is gone then.
+pub async fn take_down(
+    docker_host: Option<&str>,
+    cluster: &str,
+    data_dir: &Path,
+    images: &[String],
+) -> Result<(), Error> {
+    let (client, _) = Client::connect(&Arc::new(DockerHost::find(docker_host)?)).await?;
+    let mut outcome = remove_all(&client, cluster).await;
+    let volumes = volume::delete_all(&client, cluster, data_dir).await;
+    outcome = outcome.and(volumes);
+    for reference in images {
+        match image::remove(&client, reference).await {
+            // Another cluster's container has it: it is theirs now.
+            Err(Error::Refused { status: Some(404 | 409), .. }) | Ok(()) => {}
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+    }
+    outcome
+}
+
 /// Goes on after a failure, and reports the first.
-pub(super) async fn remove_all(client: &Client, cluster: &str) -> Result<(), Error> {
+async fn remove_all(client: &Client, cluster: &str) -> Result<(), Error> {
     let docker = client.docker();
     let options = ListContainersOptions {
         all: true,
