@@ -103,7 +103,7 @@ pub(super) async fn invite(verb: Invite, session: &Session) -> Result<(), Failur
     }
     output.line(&output.link(&created.url))?;
     if output.draws_progress()
-        && let Some(drawing) = output::qr(&created.url)
+        && let Some(drawing) = output::qr(&created.url, output.colours())
     {
         output.note(&format!("\n{drawing}"));
     }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::styling};
 use flotilla_api::{Scope, ServiceName, StackName, TokenId};
 
-use crate::config;
+use crate::{config, demo};
 
 const STYLES: styling::Styles = styling::Styles::styled()
     .header(styling::AnsiColor::Green.on_default().bold())
@@ -130,11 +130,17 @@ Variables (${NAME}) come from the environment, then from the file .env beside th
     /// Save nodes and tokens under a name
     #[command(subcommand)]
     Context(Context),
+    /// Run a whole cluster with a sample service on this machine, until Ctrl-C
+    #[command(after_help = "Example:\n  flotilla demo --state /tmp/flotilla-demo --port 7070")]
+    Demo(demo::Demo),
     /// Print the completions of a shell
     #[command(
         after_help = "Example:\n  flotilla completions bash > ~/.local/share/bash-completion/completions/flotilla"
     )]
     Completions { shell: clap_complete::Shell },
+    /// The services that the demo deploys
+    #[command(subcommand, hide = true)]
+    Sample(demo::sample::Sample),
 }
 
 #[derive(Args, Debug)]
@@ -150,6 +156,9 @@ pub struct Up {
     /// If there is no cluster in the data directory yet, make one of this name
     #[arg(long, value_name = "NAME")]
     pub init: Option<StackName>,
+    /// Stop when the standard input ends: with the program that started it
+    #[arg(long, hide = true)]
+    pub stop_with_stdin: bool,
     #[command(flatten)]
     pub flags: config::Flags,
 }

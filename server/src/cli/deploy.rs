@@ -1,6 +1,7 @@
 //! `flotilla deploy`: reads the compose file and its variables, builds what is to be built, deploys, and waits.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -20,6 +21,9 @@ use crate::client::{BuildContext, Error};
 /// As Docker Compose looks for them.
 const USUAL_NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
 
+/// Lines of a failed build's output that are shown.
+const BUILD_LINES: usize = 30;
+
 /// A compose file as it was found.
 struct Source {
     /// For messages.
@@ -37,10 +41,8 @@ pub(super) async fn run(args: Deploy, session: &Session) -> Result<(), Failure> 
 
     // Read here too: a mistake is told before anything is built, and without a node.
     let composition = compose::read(&source.text, Some(&stack), &variables).map_err(refuse)?;
-    for build in &composition.builds {
-        if args.dry_run {
-            session.output.note(&format!("Would build {} from {}", build.image, build.context));
-        } else {
+    if !args.dry_run {
+        for build in &composition.builds {
             run_build(session, &source.directory, build).await?;
         }
     }
@@ -53,7 +55,13 @@ pub(super) async fn run(args: Deploy, session: &Session) -> Result<(), Failure> 
     if args.wait {
         wait::until_healthy(session, &response.services, args.timeout).await?;
     }
-    report(&response, args.dry_run, session)
+    report(&response, args.dry_run, session)?;
+    if args.dry_run {
+        for build in &composition.builds {
+            session.output.note(&format!("{} would be built from {}", build.image, build.context));
+        }
+    }
+    Ok(())
 }
 
 fn report(response: &DeployResponse, dry_run: bool, session: &Session) -> Result<(), Failure> {
@@ -93,24 +101,38 @@ async fn run_build(session: &Session, directory: &Path, build: &Build) -> Result
         target: build.target.clone(),
         args,
     };
-    session.output.note(&format!("Building {} from {}", build.image, build.context));
+    // Who watches sees all of it; a script that succeeds need not, and one that fails gets the end of it.
+    let watched = session.output.draws_progress();
+    if watched {
+        session.output.note(&format!("Building {} from {}", build.image, build.context));
+    }
     let mut lines = session.client.build(&query, context).await?;
+    let mut last = VecDeque::with_capacity(BUILD_LINES);
     while let Some(line) = lines.next().await {
         match line? {
-            BuildLine::Output { text } => session.output.note(text.trim_end()),
+            BuildLine::Output { text } if watched => session.output.note(text.trim_end()),
+            BuildLine::Output { text } => {
+                if last.len() == BUILD_LINES {
+                    last.pop_front();
+                }
+                last.push_back(text.trim_end().to_owned());
+            }
             BuildLine::Done { .. } => return Ok(()),
-            BuildLine::Error { error } => return Err(Error::Api(error).into()),
+            BuildLine::Error { error } => return Err(Failure::Build { error, output: last.into() }),
         }
     }
     let message = "the node ended the build without a result; look at its log";
-    Err(Error::Api(ApiError::new(ErrorCode::BuildFailed, message)).into())
+    Err(Failure::Build { error: ApiError::new(ErrorCode::BuildFailed, message), output: last.into() })
 }
 
 impl Source {
     fn read(file: Option<&Path>) -> Result<Self, Failure> {
         let path = match file {
             Some(path) if path == Path::new("-") => {
-                let text = read_limited(io::stdin()).map_err(Failure::io("read", "-"))?;
+                let text = read_limited(io::stdin()).map_err(|error| match error.kind() {
+                    io::ErrorKind::FileTooLarge => too_large(),
+                    _ => Failure::Usage(format!("the standard input can't be read: {error}")),
+                })?;
                 return Ok(Self { name: "standard input".into(), text, directory: PathBuf::from(".") });
             }
             Some(path) => path.to_owned(),
@@ -120,6 +142,7 @@ impl Source {
         };
         let text = File::open(&path).and_then(read_limited).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Failure::Usage(format!("there is no file `{}`", path.display())),
+            io::ErrorKind::FileTooLarge => too_large(),
             _ => Failure::Usage(format!("`{}` can't be read: {error}", path.display())),
         })?;
         let directory = match path.parent() {
@@ -134,9 +157,14 @@ fn read_limited(file: impl Read) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.take(COMPOSE_MAX as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > COMPOSE_MAX {
-        return Err(io::Error::other(format!("a compose file has at most {} KiB", COMPOSE_MAX / 1024)));
+        return Err(io::ErrorKind::FileTooLarge.into());
     }
     String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8 text"))
+}
+
+fn too_large() -> Failure {
+    let message = format!("a compose file has at most {} KiB; this one is larger", COMPOSE_MAX / 1024);
+    Error::Api(ApiError::new(ErrorCode::ComposeTooLarge, message)).into()
 }
 
 /// The name of the directory as far as it is one for a stack, as Docker Compose makes project names.
@@ -168,7 +196,8 @@ mod tests {
 
     #[test]
     fn a_file_that_is_too_large_or_no_text_is_refused() {
-        assert!(read_limited(io::repeat(b'a')).unwrap_err().to_string().contains("256 KiB"));
+        assert_eq!(read_limited(io::repeat(b'a')).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        assert!(too_large().text(true).contains("compose-too-large"));
         assert!(read_limited(&b"\xff\xfe"[..]).unwrap_err().to_string().contains("UTF-8"));
         let missing = Source::read(Some(Path::new("/nowhere/compose.yaml"))).err().unwrap();
         assert_eq!(missing.to_string(), "there is no file `/nowhere/compose.yaml`");

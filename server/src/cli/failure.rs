@@ -5,7 +5,7 @@ use std::{fmt::Write as _, io, path::PathBuf};
 use flotilla_api::{ApiError, ErrorCode};
 use serde_json::json;
 
-use crate::client;
+use crate::{client, demo};
 
 /// How the process ends. They are part of the command line's contract (`flotilla --help`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,10 @@ pub enum Failure {
     #[error("{error}")]
     Compose { error: ApiError, file: String, text: String },
 
+    /// The engine could not build an image. `output` is the end of what the build said, unless that was shown already.
+    #[error("{error}")]
+    Build { error: ApiError, output: Vec<String> },
+
     /// Deployed, but at least one service did not get healthy. `logs` are its last lines.
     #[error("{sentence}")]
     NotHealthy { sentence: String, logs: Vec<String> },
@@ -49,6 +53,9 @@ pub enum Failure {
         #[source]
         source: io::Error,
     },
+
+    #[error(transparent)]
+    Sample(#[from] demo::sample::Error),
 
     /// Nobody reads the output any more (`| head`): nothing to tell, and nobody to tell it to.
     #[error("nobody reads the output")]
@@ -77,14 +84,14 @@ impl Failure {
 
     pub fn exit_code(&self) -> u8 {
         let code = match self {
-            Self::Client(client::Error::Api(error)) => of_api(error.code),
+            Self::Client(client::Error::Api(error)) | Self::Build { error, .. } => of_api(error.code),
             Self::Client(client::Error::Unreachable { .. } | client::Error::TimedOut { .. }) => ExitCode::Unreachable,
             Self::Client(
                 client::Error::Address { .. } | client::Error::File { .. } | client::Error::Context { .. },
             )
             | Self::Usage(_)
             | Self::Compose { .. } => ExitCode::Usage,
-            Self::Client(_) | Self::Other(_) | Self::Io { .. } | Self::Output(_) => ExitCode::General,
+            Self::Client(_) | Self::Sample(_) | Self::Other(_) | Self::Io { .. } | Self::Output(_) => ExitCode::General,
             Self::NotFound(_) => ExitCode::NotFound,
             Self::NotHealthy { .. } => ExitCode::NotHealthy,
             Self::OutputClosed => return 0,
@@ -96,7 +103,9 @@ impl Failure {
     /// A stable word for programs: the node's own code where it gave one.
     fn code(&self) -> &'static str {
         match self {
-            Self::Client(client::Error::Api(error)) | Self::Compose { error, .. } => error.code.as_str(),
+            Self::Client(client::Error::Api(error)) | Self::Compose { error, .. } | Self::Build { error, .. } => {
+                error.code.as_str()
+            }
             Self::Client(client::Error::Unreachable { .. }) => "unreachable",
             Self::Client(client::Error::TimedOut { .. }) => "timeout",
             Self::Client(_) => "client",
@@ -120,6 +129,7 @@ impl Failure {
                     value["column"] = json!(error.column);
                 }
                 Self::NotHealthy { logs, .. } => value["logs"] = json!(logs),
+                Self::Build { output, .. } => value["output"] = json!(output),
                 _ => {}
             }
             return format!("{value}\n");
@@ -127,7 +137,7 @@ impl Failure {
         let mut text = format!("error: {self}\n");
         match self {
             Self::Compose { error, file, text: compose } => text.push_str(&excerpt(error, file, compose)),
-            Self::NotHealthy { logs, .. } => logs.iter().for_each(|line| {
+            Self::NotHealthy { logs: lines, .. } | Self::Build { output: lines, .. } => lines.iter().for_each(|line| {
                 let _ = writeln!(text, "  {line}");
             }),
             Self::Client(client::Error::Api(error)) if error.code == ErrorCode::TokenMissing => {

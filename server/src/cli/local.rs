@@ -4,6 +4,7 @@ use std::path::Path;
 
 use flotilla_api::{MachineName, StackName};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     Failure, Output,
@@ -34,7 +35,7 @@ pub(super) async fn init(args: Init, output: Output) -> Result<(), Failure> {
     output.line(&format!("Made the cluster `{}` in {}.\n", args.name, config.data_dir.display()))?;
     output.line(&format!("Start it:   {}", output.strong(&up_command(&args.flags))))?;
     output.line(&format!("Then open:  {}", output.link(&made.invitation_url)))?;
-    if let Some(drawing) = output::qr(&made.invitation_url).filter(|_| output.draws_progress()) {
+    if let Some(drawing) = output::qr(&made.invitation_url, output.colours()).filter(|_| output.draws_progress()) {
         output.line(&format!("\n{drawing}"))?;
     }
     output.line("\nThe link signs one browser in as administrator, once, within a day.")?;
@@ -63,7 +64,23 @@ pub(super) async fn up(args: Up, output: Output) -> Result<(), Failure> {
         }
         output.note(&format!("Made the cluster `{name}`. Open {}", output.link(&made.invitation_url)));
     }
-    node::up(config).await.map_err(|error| Failure::Other(error.to_string()))
+    let ended = if args.stop_with_stdin { node::run(config, stopped()?).await } else { node::up(config).await };
+    ended.map_err(|error| Failure::Other(error.to_string()))
+}
+
+/// Resolves with a signal to stop, or when the program at the other end of the standard input is gone.
+fn stopped() -> Result<impl Future<Output = ()>, Failure> {
+    let listen = |kind| signal(kind).map_err(|error| Failure::Other(node::Error::Signals(error).to_string()));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    Ok(async move {
+        let mut input = tokio::io::stdin();
+        let mut nothing = tokio::io::sink();
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = tokio::io::copy(&mut input, &mut nothing) => {}
+        }
+    })
 }
 
 fn load(flags: &Flags) -> Result<Config, Failure> {

@@ -20,15 +20,15 @@ mod tests;
 
 use clap::CommandFactory as _;
 
-use crate::client::Client;
+use crate::{client::Client, demo};
 pub use args::{Cli, Global, Verb};
 pub use failure::{ExitCode, Failure};
 pub use output::{Output, qr};
 
 /// What every verb that speaks with a node is given.
-struct Session {
-    client: Client,
-    output: Output,
+pub(crate) struct Session {
+    pub(crate) client: Client,
+    pub(crate) output: Output,
 }
 
 /// Does what was typed.
@@ -41,6 +41,8 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
     match verb {
         Verb::Init(args) => return local::init(args, output).await,
         Verb::Up(args) => return local::up(args, output).await,
+        Verb::Demo(args) => return demo::run(args, output).await,
+        Verb::Sample(sample) => return Ok(demo::sample::run(sample).await?),
         Verb::Context(args) => return context::run(args, &global, output).await,
         Verb::Completions { shell } => return completions(shell),
         _ => {}
@@ -62,7 +64,9 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Machines => cluster::machines(&session).await,
         Verb::Cluster => cluster::status(&session).await,
         Verb::Events(args) => cluster::events(&args, &session).await,
-        Verb::Init(_) | Verb::Up(_) | Verb::Context(_) | Verb::Completions { .. } => Ok(()),
+        Verb::Init(_) | Verb::Up(_) | Verb::Demo(_) | Verb::Sample(_) | Verb::Context(_) | Verb::Completions { .. } => {
+            Ok(())
+        }
     }
 }
 

@@ -21,6 +21,10 @@ impl Output {
         Self { json, colour: wanted && io::stdout().is_terminal() }
     }
 
+    pub fn colours(self) -> bool {
+        self.colour
+    }
+
     /// Progress is drawn for a person who watches, and for nobody else.
     pub fn draws_progress(self) -> bool {
         !self.json && io::stderr().is_terminal()
@@ -123,7 +127,9 @@ pub(super) fn write(text: &str) -> Result<(), Failure> {
 
 /// A QR code of two modules per character cell, readable on dark and on light terminals, with the quiet zone of four
 /// modules that the standard asks for (ISO/IEC 18004, 5.3.8). `None` if the text is too long for one.
-pub fn qr(text: &str) -> Option<String> {
+///
+/// Without colours it is drawn in the text's own, on the guess that this is the lighter one.
+pub fn qr(text: &str, colours: bool) -> Option<String> {
     let code = qrcode::QrCode::with_error_correction_level(text, qrcode::EcLevel::L).ok()?;
     let (width, quiet) = (code.width(), 4);
     let modules = code.to_colors();
@@ -134,17 +140,20 @@ pub fn qr(text: &str) -> Option<String> {
     let side = width + 2 * quiet;
     let mut drawing = String::new();
     for y in (0..side).step_by(2) {
-        // Black on white by explicit colours: a scanner does not read an inverted code.
-        drawing.push_str("\x1b[38;5;16;48;5;231m");
+        // Black on white by explicit colours: many scanners do not read an inverted code.
+        if colours {
+            drawing.push_str("\x1b[38;5;16;48;5;231m");
+        }
         for x in 0..side {
-            drawing.push(match (dark(x, y), y + 1 < side && dark(x, y + 1)) {
+            let (upper, lower) = (dark(x, y), y + 1 < side && dark(x, y + 1));
+            drawing.push(match (upper == colours, lower == colours) {
                 (true, true) => '█',
                 (true, false) => '▀',
                 (false, true) => '▄',
                 (false, false) => ' ',
             });
         }
-        drawing.push_str("\x1b[0m\n");
+        drawing.push_str(if colours { "\x1b[0m\n" } else { "\n" });
     }
     Some(drawing)
 }
@@ -155,12 +164,14 @@ mod tests {
 
     #[test]
     fn a_qr_code_has_a_quiet_zone_and_is_square() {
-        let drawing = qr("http://app.home.localhost:7070/#invite=abc").unwrap();
+        let drawing = qr("http://app.home.localhost:7070/#invite=abc", true).unwrap();
         let lines: Vec<String> =
             drawing.lines().map(|line| line.replace("\x1b[38;5;16;48;5;231m", "").replace("\x1b[0m", "")).collect();
         assert!(lines[0].chars().all(|c| c == ' '), "the first two rows of modules are quiet");
         let width = lines[0].chars().count();
         assert!(lines.iter().all(|line| line.chars().count() == width));
         assert_eq!(lines.len(), width.div_ceil(2));
+        let plain = qr("http://app.home.localhost:7070/#invite=abc", false).unwrap();
+        assert!(plain.lines().next().unwrap().chars().all(|c| c == '█') && !plain.contains('\x1b'));
     }
 }

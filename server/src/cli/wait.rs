@@ -79,7 +79,7 @@ fn all_restarts(view: &ServiceView) -> u32 {
 ///
 /// # Errors
 /// [`Failure::NotHealthy`] with the reason and the last lines of output.
-pub(super) async fn until_healthy(session: &Session, deployed: &[Deployed], timeout: Duration) -> Result<(), Failure> {
+pub(crate) async fn until_healthy(session: &Session, deployed: &[Deployed], timeout: Duration) -> Result<(), Failure> {
     let deadline = Instant::now() + timeout;
     let mut progress = Progress::new(session);
     let mut waiting: BTreeMap<&ServiceName, &Deployed> = deployed.iter().map(|one| (&one.service, one)).collect();
@@ -168,28 +168,25 @@ async fn last_lines(client: &Client, service: &ServiceName) -> Vec<String> {
     }
 }
 
-/// A line that turns on a terminal; a line for each change elsewhere; nothing with `--json`.
-struct Progress<'a> {
-    session: &'a Session,
+/// A line that turns, on a terminal; nothing elsewhere.
+struct Progress {
     bar: Option<ProgressBar>,
 }
 
-impl<'a> Progress<'a> {
-    fn new(session: &'a Session) -> Self {
+impl Progress {
+    fn new(session: &Session) -> Self {
         let bar = session.output.draws_progress().then(|| {
             let style = ProgressStyle::with_template("{spinner:.cyan} {msg} {elapsed:.dim}");
             let bar = ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        Self { session, bar }
+        Self { bar }
     }
 
-    fn tell(&mut self, service: &ServiceName, state: &str) {
-        match &self.bar {
-            Some(bar) if state == "healthy" => bar.println(format!("✔ {service} is healthy")),
-            Some(_) => {}
-            None => self.session.output.note(&format!("{service}: {state}")),
+    fn tell(&self, service: &ServiceName, state: &str) {
+        if let Some(bar) = &self.bar {
+            bar.println(format!("{service}: {state}"));
         }
     }
 

@@ -1,0 +1,178 @@
+//! The demo's directory: what is in it, who uses it, and how it goes away again.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cli::Failure;
+
+const RECORD: &str = "demo.json";
+const LOCK: &str = "lock";
+const NODE: &str = "node";
+const LOG: &str = "node.log";
+const ARCHIVE: &str = "sample.tar";
+const TOKEN: &str = "token";
+
+/// What a later demo in this directory, and the end of this one, must know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) version: u32,
+    pub(super) cluster: String,
+    pub(super) admin_token: String,
+    /// Images that a demo has put into the engine.
+    #[serde(default)]
+    pub(super) images: Vec<String>,
+}
+
+pub(super) const RECORD_VERSION: u32 = 1;
+
+/// A directory that this demo holds alone.
+#[derive(Debug)]
+pub(super) struct StateDir {
+    path: PathBuf,
+    _lock: File,
+    /// Made by this demo, so that it is not left.
+    ours: bool,
+}
+
+impl StateDir {
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        let ours = !path.exists();
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Failure::io("make", path))?;
+        let path = path.canonicalize().map_err(Failure::io("find", path))?;
+        let lock_path = path.join(LOCK);
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(Failure::io("write", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path, _lock: lock, ours }),
+            Err(TryLockError::WouldBlock) => Err(Failure::Other(format!(
+                "another demo runs in `{}`; stop it first, or choose another directory with --state",
+                path.display()
+            ))),
+            Err(TryLockError::Error(error)) => Err(Failure::io("lock", lock_path)(error)),
+        }
+    }
+
+    pub(super) fn node(&self) -> PathBuf {
+        self.path.join(NODE)
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.path.join(LOG)
+    }
+
+    pub(super) fn archive(&self) -> PathBuf {
+        self.path.join(ARCHIVE)
+    }
+
+    /// For a person's own commands.
+    pub(super) fn token(&self) -> PathBuf {
+        self.path.join(TOKEN)
+    }
+
+    /// What an earlier demo has left here.
+    pub(super) fn record(&self) -> Result<Option<Record>, Failure> {
+        let path = self.path.join(RECORD);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Failure::io("read", path)(error)),
+        };
+        match serde_json::from_str::<Record>(&text) {
+            Ok(record) if record.version == RECORD_VERSION => Ok(Some(record)),
+            _ => Err(Failure::Other(format!(
+                "`{}` is not of a demo of this version; delete it, or choose another directory with --state",
+                path.display()
+            ))),
+        }
+    }
+
+    pub(super) fn keep(&self, record: &Record) -> Result<(), Failure> {
+        let text = serde_json::to_vec_pretty(record).map_err(|error| Failure::Other(error.to_string()))?;
+        let path = self.path.join(RECORD);
+        write_atomically(&path, &text).map_err(Failure::io("write", path))?;
+        write_atomically(&self.token(), record.admin_token.as_bytes()).map_err(Failure::io("write", self.token()))
+    }
+
+    /// Deletes what demos have made here, and the directory itself if it was made for this one. What else lies here stays.
+    pub(super) fn delete(self) -> Result<(), Failure> {
+        let node = self.node();
+        match fs::remove_dir_all(&node) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Failure::io("delete", node)(error)),
+            _ => {}
+        }
+        for file in [LOG, ARCHIVE, TOKEN, RECORD, LOCK].map(|name| self.path.join(name)) {
+            match fs::remove_file(&file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Failure::io("delete", file)(error));
+                }
+                _ => {}
+            }
+        }
+        if self.ours {
+            // Not empty: somebody has put something of their own into it.
+            let _ = fs::remove_dir(&self.path);
+        }
+        Ok(())
+    }
+}
+
+/// Who waits for the file sees all of it or nothing; for its owner alone, as it holds a token.
+pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        Record { version: RECORD_VERSION, cluster: "c".into(), admin_token: "t".into(), images: vec!["i".into()] }
+    }
+
+    #[test]
+    fn two_demos_do_not_share_a_directory() {
+        let base = tempfile::tempdir().unwrap();
+        let first = StateDir::open(&base.path().join("demo")).unwrap();
+        let second = StateDir::open(&base.path().join("demo")).unwrap_err();
+        assert!(second.to_string().contains("another demo runs"), "{second}");
+        first.delete().unwrap();
+        assert!(!base.path().join("demo").exists());
+    }
+
+    #[test]
+    fn what_a_demo_knew_is_known_to_the_next_one_and_then_gone() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("demo");
+        let state = StateDir::open(&path).unwrap();
+        assert_eq!(state.record().unwrap(), None);
+        state.keep(&record()).unwrap();
+        drop(state);
+
+        let state = StateDir::open(&path).unwrap();
+        assert_eq!(state.record().unwrap(), Some(record()));
+        fs::create_dir_all(state.node().join("keys")).unwrap();
+        fs::write(path.join("mine.txt"), "").unwrap();
+        state.delete().unwrap();
+        let left: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["mine.txt"]);
+    }
+}
