@@ -99,7 +99,7 @@ pub(super) async fn start(
     let body = serde_json::json!({ "Detach": false, "Tty": request.tty }).to_string();
     let (reader, writer) = hijack(client, OPERATION, &format!("/exec/{id}/start"), body).await?;
     let guard = Guard { client: client.clone(), id: id.clone(), container: container.to_owned(), _permit: permit };
-    let input = ExecInput { writer, client: client.clone(), id };
+    let mut input = ExecInput { writer, client: client.clone(), id };
     let frames = if request.tty { Frames::None } else { Frames::Head };
     let output = ExecOutput { reader, buffer: BytesMut::new(), frames, guard: Some(guard) };
     if request.tty && request.rows > 0 && request.columns > 0 {
@@ -130,7 +130,7 @@ impl ExecInput {
 
     /// # Errors
     /// The command has ended, or has no terminal.
-    pub async fn resize(&self, rows: u16, columns: u16) -> Result<(), Error> {
+    pub async fn resize(&mut self, rows: u16, columns: u16) -> Result<(), Error> {
         let size = bollard::exec::ResizeExecOptions { height: rows, width: columns };
         self.client.call("resize the terminal", CALL_LIMIT, self.client.docker().resize_exec(&self.id, size)).await
     }

@@ -69,19 +69,22 @@ impl Stats {
         readings
             .processor
             .retain(|id, (at, _)| at.elapsed() < SPAN_MAX && running.iter().any(|(known, _)| known == id));
-        let new: Vec<&str> =
-            running.iter().map(|(id, _)| *id).filter(|id| !readings.processor.contains_key(*id)).collect();
+        let new: Vec<String> = running
+            .iter()
+            .filter(|(id, _)| !readings.processor.contains_key(*id))
+            .map(|(id, _)| (*id).to_owned())
+            .collect();
         if !new.is_empty() {
             for (id, reading) in read(client, new).await {
                 if let Some(nanos) = reading.processor_nanos {
-                    readings.processor.insert(id.to_owned(), (reading.at, nanos));
+                    readings.processor.insert(id, (reading.at, nanos));
                 }
             }
             tokio::time::sleep(SPAN_FIRST).await;
         }
         let mut usage = BTreeMap::new();
-        let now: HashMap<&str, Reading> =
-            read(client, running.iter().map(|(id, _)| *id).collect()).await.into_iter().collect();
+        let now: HashMap<String, Reading> =
+            read(client, running.iter().map(|(id, _)| (*id).to_owned()).collect()).await.into_iter().collect();
         for (id, instance) in running {
             let Some(reading) = now.get(id) else { continue };
             let before = readings.processor.get(id).copied();
@@ -100,17 +103,18 @@ impl Stats {
     }
 }
 
-async fn read<'a>(client: &Client, containers: Vec<&'a str>) -> Vec<(&'a str, Reading)> {
+/// Ids of their own: with borrowed ones the compiler can't see that the future is `Send`.
+async fn read(client: &Client, containers: Vec<String>) -> Vec<(String, Reading)> {
     stream::iter(containers)
         .map(|id| async move {
             // One reading; without `one_shot` the engine takes two, a second apart.
             let options = StatsOptions { stream: false, one_shot: true };
-            let mut answers = Box::pin(client.docker().stats(id, Some(options)));
+            let mut answers = Box::pin(client.docker().stats(&id, Some(options)));
             let answer = async { answers.next().await.transpose() };
             match client.call("tell what a container uses", READ_LIMIT, answer).await {
                 Ok(answer) => answer.map(|answer| (id, Reading::of(&answer))),
                 Err(error) => {
-                    tracing::debug!(container = id, %error, "no figures");
+                    tracing::debug!(container = %id, %error, "no figures");
                     None
                 }
             }
