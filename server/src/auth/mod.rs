@@ -193,6 +193,19 @@ impl Authority {
         self.inner.store.state().principal(token, (self.inner.clock)()).map_err(Error::Rejected)
     }
 
+    /// As [`standing`](Self::standing), for a session that began as `principal`: it ends when the token that it began with does,
+    /// though the token was renewed meanwhile.
+    ///
+    /// # Errors
+    /// Says why it ended.
+    pub fn standing_as(&self, principal: &Principal) -> Result<(), Error> {
+        self.standing(&principal.token)?;
+        if principal.expires_at <= (self.inner.clock)() {
+            return Err(Error::TokenExpired);
+        }
+        Ok(())
+    }
+
     fn bound_to(&self, token: &TokenId) -> Option<String> {
         self.inner.store.state().tokens.get(token)?.bound_to.clone()
     }

@@ -166,5 +166,7 @@ pub(super) fn sentence(error: &figment::Error) -> Error {
             format!(" at `{setting}` in {}", metadata.name)
         }
     });
-    Error::Invalid(format!("the configuration is not right{}: {}", place.unwrap_or_default(), error.kind))
+    // What the TOML parser says has several lines, with a drawing.
+    let reason = error.kind.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    Error::Invalid(format!("the configuration is not right{}: {reason}", place.unwrap_or_default()))
 }

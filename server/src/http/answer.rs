@@ -88,8 +88,8 @@ pub(super) fn check_is_json(request: &Request) -> Answer<()> {
 
 pub(super) async fn read_json<T: DeserializeOwned>(body: Body, max: usize) -> Answer<T> {
     let bytes = to_bytes(body, max).await.map_err(|error| {
-        let too_large =
-            std::error::Error::source(&error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
+        let too_large = std::error::Error::source(&error)
+            .is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>);
         if too_large {
             Failure::new(ErrorCode::RequestTooLarge, format!("the body has more than {max} bytes; send less"))
         } else {

@@ -18,7 +18,7 @@ use super::{
     meter::{self, Meter},
     site::{self, Site},
 };
-use crate::metrics::Traffic;
+use crate::{assets, metrics::Traffic};
 
 /// Says up to which entry of the state log an answer is.
 const APPLIED_INDEX: HeaderName = HeaderName::from_static("flotilla-applied-index");
@@ -29,7 +29,6 @@ pub(super) struct Asker {
     pub(super) peer: SocketAddr,
     /// As the client wrote it, without the query: what a proof of possession names.
     pub(super) url: String,
-    pub(super) authority: Authority,
 }
 
 pub(super) async fn answer(
@@ -111,7 +110,7 @@ async fn reach(
                     .into_response();
             };
             let url = format!("http://{authority}{path}");
-            request.extensions_mut().insert(Asker { peer, url, authority });
+            request.extensions_mut().insert(Asker { peer, url });
             router.oneshot(request).await.unwrap_or_else(|never| match never {})
         }
     }
@@ -143,23 +142,4 @@ fn finish(app: &App, traffic: Traffic, response: &mut Response) {
 
 fn default(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
     headers.entry(name).or_insert(value);
-}
-
-mod assets {
-    use axum::response::Response;
-    use http::{HeaderMap, Method, StatusCode};
-
-    pub(super) fn app(_: &Method, _: &str, _: &HeaderMap) -> Response {
-        missing()
-    }
-
-    pub(super) fn service(_: &Method, _: &str, _: &HeaderMap) -> Response {
-        missing()
-    }
-
-    fn missing() -> Response {
-        let mut response = Response::default();
-        *response.status_mut() = StatusCode::NOT_FOUND;
-        response
-    }
 }

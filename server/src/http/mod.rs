@@ -3,24 +3,37 @@
 mod answer;
 mod attempts;
 mod caller;
+mod condition;
 mod gate;
 mod listener;
+mod machine;
 mod meter;
 mod probes;
 mod routes;
+mod signal;
 mod site;
+mod streams;
 #[cfg(test)]
 mod tests;
 
 use std::{sync::Arc, time::Duration};
 
 use axum::Router;
-use flotilla_api::{NodeId, UnixMillis};
+use flotilla_api::{NodeId, ServiceName, UnixMillis, rest::EventView};
+use flotilla_core::{Actor, Command, CommandV1, Entry, Outcome};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::{auth::Authority, config::Config, metrics::Metrics, store::Store};
+use crate::{
+    auth::Authority,
+    config::Config,
+    engine::{Engine, uploads::Uploads},
+    mesh::Mesh,
+    metrics::Metrics,
+    store::{ProposeError, Store},
+};
 
+pub(crate) use condition::tell_changes;
 pub use listener::{Error, bind, serve};
 pub use site::{Domain, Site};
 
@@ -33,12 +46,18 @@ pub struct App {
     pub started_at: UnixMillis,
     pub store: Store,
     pub authority: Authority,
+    pub engine: Engine,
+    pub uploads: Uploads,
+    pub mesh: Mesh,
     pub metrics: Metrics,
     /// Cancelled when the node stops: endless answers end.
     pub stop: CancellationToken,
     requests: Semaphore,
     streams: Arc<Semaphore>,
     attempts: attempts::Attempts,
+    machine: machine::Machine,
+    /// Changes of services that the engine showed, as sentences.
+    observations: tokio::sync::broadcast::Sender<EventView>,
 }
 
 /// The parts of an [`App`] that somebody else makes.
@@ -49,26 +68,46 @@ pub struct Parts {
     pub node: NodeId,
     pub store: Store,
     pub authority: Authority,
+    pub engine: Engine,
+    pub uploads: Uploads,
+    pub mesh: Mesh,
     pub metrics: Metrics,
     pub stop: CancellationToken,
 }
 
 impl App {
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, domain, node, store, authority, metrics, stop } = parts;
+        let Parts { config, domain, node, store, authority, engine, uploads, mesh, metrics, stop } = parts;
         Self {
             requests: Semaphore::new(config.limits.requests as usize),
             streams: Arc::new(Semaphore::new(config.limits.streams as usize)),
             attempts: attempts::Attempts::new(),
+            machine: machine::Machine::new(config.data_dir.clone()),
+            observations: tokio::sync::broadcast::channel(condition::OBSERVATIONS_MAX).0,
             started_at: crate::clock::now(),
             config,
             domain,
             node,
             store,
             authority,
+            engine,
+            uploads,
+            mesh,
             metrics,
             stop,
         }
+    }
+
+    /// Changes the state in somebody's name.
+    async fn propose(&self, actor: Actor, command: CommandV1) -> Result<Outcome, ProposeError> {
+        let entry = Entry { at: crate::clock::now(), actor, command: Command::V1(command) };
+        Ok(self.store.propose(entry).await?.outcome)
+    }
+
+    /// Where a browser opens the service, if it has a page.
+    fn url_of(&self, service: &ServiceName) -> Option<String> {
+        let state = self.store.state();
+        state.services.get(service)?.spec().port.map(|_| self.domain.service_url(service))
     }
 
     fn request_timeout(&self) -> Duration {
@@ -80,6 +119,7 @@ fn router(app: Arc<App>) -> Router {
     Router::new()
         .nest("/api/v1", routes::router(&app))
         .merge(probes::router())
+        .route("/signal", axum::routing::get(signal::connect))
         .fallback(routes::nothing_here)
         .method_not_allowed_fallback(routes::another_method)
         .with_state(app)

@@ -1,5 +1,7 @@
 //! What the node tells of itself to Prometheus, at `/metrics`.
 
+mod tunnel;
+
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
@@ -95,6 +97,7 @@ pub struct Metrics {
     connections: Gauge,
     state_index: Gauge,
     services: Family<InState, Gauge>,
+    instances: Family<InState, Gauge>,
     memory: Gauge,
 }
 
@@ -109,6 +112,7 @@ impl fmt::Debug for Metrics {
 pub struct Reading {
     pub state_index: u64,
     pub services: Vec<ServiceState>,
+    pub instances: Vec<ServiceState>,
 }
 
 impl Default for Metrics {
@@ -130,6 +134,7 @@ impl Metrics {
             connections: Gauge::default(),
             state_index: Gauge::default(),
             services: Family::default(),
+            instances: Family::default(),
             memory: Gauge::default(),
         };
         for traffic in Traffic::ALL {
@@ -149,6 +154,7 @@ impl Metrics {
             registry.register("listener_connections", "Open connections of the listener", metrics.connections.clone());
             registry.register("state_index", "Index of the last state change", metrics.state_index.clone());
             registry.register("services", "Services in each state", metrics.services.clone());
+            registry.register("instances", "Instances in each state", metrics.instances.clone());
             registry.register("process_resident_memory_bytes", "Memory of the daemon", metrics.memory.clone());
         });
         metrics
@@ -157,6 +163,11 @@ impl Metrics {
     /// Adds a module's own metrics; their names get the prefix `flotilla_`.
     pub fn register(&self, add: impl FnOnce(&mut Registry)) {
         add(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Shows the tunnel's counters, too.
+    pub fn watch_tunnel(&self, tunnel: crate::tunnel::Tunnel) {
+        self.register(|registry| registry.register_collector(Box::new(tunnel::Tunnels(tunnel))));
     }
 
     pub fn request(&self, traffic: Traffic, status: u16, seconds: f64) {
@@ -208,7 +219,9 @@ mod tests {
         let metrics = Metrics::new();
         metrics.request(Traffic::Api, 200, 0.002);
         metrics.listener_bytes(Traffic::Signal, Direction::Sent).inc_by(7);
-        let text = metrics.encode(&Reading { state_index: 5, services: vec![ServiceState::Running] }).unwrap();
+        let text = metrics
+            .encode(&Reading { state_index: 5, services: vec![ServiceState::Running], ..Reading::default() })
+            .unwrap();
         for line in [
             r#"flotilla_http_requests_total{traffic="api",status="200"} 1"#,
             r#"flotilla_listener_bytes_total{traffic="signal",direction="sent"} 7"#,

@@ -15,6 +15,7 @@ use crate::{
     clock,
     http::Domain,
     identity::{self, DataDir, Identity, hexadecimal},
+    mesh::Certificate,
     store::Store,
 };
 
@@ -55,24 +56,15 @@ pub struct Initialised {
 /// A directory that has a cluster, or that a daemon uses.
 pub async fn init(wanted: Init) -> Result<Initialised, Error> {
     let directory = DataDir::open(&wanted.data_dir)?;
-    let identity = Identity::create(&directory, certificate)?;
+    let identity = Identity::create(&directory, webrtc_certificate)?;
     let store = Store::open(&directory.state()).await?;
     let made = begin(&wanted, &directory, &identity, &store).await;
     store.close().await;
     made
 }
 
-fn certificate() -> Result<String, String> {
-    use rtc::{
-        crypto::{SignatureScheme, default_provider},
-        peer_connection::certificate::{CertificateParams, RTCCertificate},
-    };
-
-    let provider = default_provider().map_err(|error| error.to_string())?;
-    let params = CertificateParams::new(vec!["flotilla".to_owned()]).map_err(|error| error.to_string())?;
-    RTCCertificate::generate(provider.crypto(), SignatureScheme::EcdsaP256Sha256, params)
-        .and_then(|certificate| certificate.serialize_pem())
-        .map_err(|error| error.to_string())
+fn webrtc_certificate() -> Result<String, String> {
+    Certificate::generate().and_then(|certificate| certificate.to_pem()).map_err(|error| error.to_string())
 }
 
 async fn begin(wanted: &Init, directory: &DataDir, identity: &Identity, store: &Store) -> Result<Initialised, Error> {

@@ -3,6 +3,7 @@
 mod init;
 #[cfg(test)]
 mod tests;
+mod wiring;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -12,10 +13,16 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     auth::{self, Authority},
     config::{self, Config, LogFormat},
+    engine::{
+        self, Engine, EngineConfig,
+        uploads::{self, Uploads},
+    },
     http::{self, App, Domain},
     identity::{self, DataDir, Identity},
+    mesh::{self, Certificate, Mesh},
     metrics::Metrics,
     store::{self, Store},
+    tunnel::{self, Tunnel},
 };
 
 pub use init::{ADMIN_TOKEN_MS, FIRST_INVITATION_MS, Init, Initialised, init};
@@ -31,6 +38,10 @@ pub enum Error {
     Auth(#[from] auth::Error),
     #[error(transparent)]
     Listener(#[from] http::Error),
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    #[error(transparent)]
+    Mesh(#[from] mesh::Error),
     #[error("the state in `{path}` is empty though the node has keys; restore `state.db` from a backup", path = path.display())]
     StateMissing { path: std::path::PathBuf },
     #[error("the state in `{path}` is of another cluster than the keys beside it; restore both from one backup", path = path.display())]
@@ -47,6 +58,7 @@ pub struct Node {
     app: Arc<App>,
     address: SocketAddr,
     serving: JoinHandle<()>,
+    telling: JoinHandle<()>,
     /// Held until everything else has ended.
     _directory: DataDir,
 }
@@ -62,8 +74,12 @@ pub async fn start(config: Config) -> Result<Node, Error> {
     let listener = http::bind(config.listen).await?;
     let address = listener.local_addr().map_err(|source| http::Error::Bind { address: config.listen, source })?;
     let store = Store::open(&directory.state()).await?;
-    match assemble(config, &directory, &identity, address, store.clone()).await {
-        Ok(app) => Ok(Node { serving: serve(listener, app.clone()), app, address, _directory: directory }),
+    match assemble(config, &directory, &identity, address, store.clone()) {
+        Ok(app) => {
+            let telling = tokio::spawn(http::tell_changes(app.clone()));
+            let serving = serve(listener, app.clone());
+            Ok(Node { app, address, serving, telling, _directory: directory })
+        }
         Err(error) => {
             store.close().await;
             Err(error)
@@ -71,7 +87,7 @@ pub async fn start(config: Config) -> Result<Node, Error> {
     }
 }
 
-async fn assemble(
+fn assemble(
     config: Config,
     directory: &DataDir,
     identity: &Identity,
@@ -88,16 +104,34 @@ async fn assemble(
     }
     let authority = Authority::new(store.clone(), &cluster.id, &identity.cluster)?;
     let domain = Domain::new(config.domain.as_deref(), cluster.name.as_str(), address);
-    let app = App::new(http::Parts {
-        config,
-        domain,
-        node,
-        store,
-        authority,
-        metrics: Metrics::new(),
-        stop: CancellationToken::new(),
-    });
-    Ok(Arc::new(app))
+    let metrics = Metrics::new();
+    let limits = uploads::Limits { size_max: config.limits.upload_bytes, ..uploads::Limits::default() };
+    let uploads = Uploads::open(directory.path(), limits).map_err(engine::Error::from)?;
+    let engine = EngineConfig {
+        docker_host: config.docker_host.clone(),
+        data_dir: directory.path().to_owned(),
+        cluster_id: cluster.id.clone(),
+        node_id: node.clone(),
+    };
+    let engine = Engine::start(engine, store.watch(), Arc::new(wiring::Proposals(store.clone())))?;
+    let tunnel = Tunnel::new(
+        tunnel::Config::new(tunnel::Site { scheme: "http", domain: domain.to_string() }, directory.path().to_owned()),
+        Arc::new(wiring::Addresses(engine.clone())),
+    );
+    metrics.watch_tunnel(tunnel.clone());
+    let mesh = mesh::Config {
+        sessions_max: config.limits.sessions as usize,
+        ..mesh::Config::new(candidates(&config), Certificate::from_pem(&identity.webrtc_pem)?)
+    };
+    let mesh = Mesh::new(mesh, Arc::new(wiring::Tokens { authority: authority.clone(), store: store.clone() }), tunnel);
+    let stop = CancellationToken::new();
+    Ok(Arc::new(App::new(http::Parts { config, domain, node, store, authority, engine, uploads, mesh, metrics, stop })))
+}
+
+/// Every way that leads here, and loopback for browsers on this machine: that is whom a cluster on `.localhost` is for.
+fn candidates(config: &Config) -> mesh::Addresses {
+    let listen = config.listen.ip();
+    mesh::Addresses::Interfaces { loopback: listen.is_loopback() || listen.is_unspecified() }
 }
 
 fn serve(listener: TcpListener, app: Arc<App>) -> JoinHandle<()> {
@@ -120,9 +154,14 @@ impl Node {
     pub async fn stop(self) {
         tracing::info!("stopping; containers go on running");
         self.app.stop.cancel();
-        if self.serving.await.is_err() {
-            tracing::error!("the listener ended in a panic");
+        // Browsers are told over their signalling sockets, which the listener drains after that.
+        self.app.mesh.stop().await;
+        for (what, task) in [("the listener", self.serving), ("the watch over services", self.telling)] {
+            if task.await.is_err() {
+                tracing::error!("{what} ended in a panic");
+            }
         }
+        self.app.engine.stop().await;
         self.app.store.close().await;
         tracing::info!("stopped");
     }

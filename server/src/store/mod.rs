@@ -157,7 +157,7 @@ impl Store {
         .bind(before)
         .bind(service.map(ServiceName::as_str))
         .bind(limit.min(AUDIT_PAGE_MAX))
-        .try_map(recorded)
+        .try_map(|row| recorded(&row))
         .fetch_all(&self.readers)
         .await
         .map_err(|error| Error::of_database(&self.path, error))?;
@@ -176,7 +176,7 @@ impl Store {
     }
 }
 
-fn recorded(row: SqliteRow) -> Result<Recorded, sqlx::Error> {
+fn recorded(row: &SqliteRow) -> Result<Recorded, sqlx::Error> {
     let service: Option<String> = row.try_get("service")?;
     Ok(Recorded {
         event: EventView {

@@ -1,6 +1,14 @@
 //! The routes under `/api/v1`. What each takes and answers stands in `flotilla_api::rest`; docs/API.md lists scopes and errors.
 
+mod builds;
 mod cluster;
+mod deployments;
+mod events;
+mod exec;
+mod images;
+mod logs;
+mod machines;
+mod services;
 mod tokens;
 
 use std::sync::Arc;
@@ -10,17 +18,24 @@ use axum::{
     extract::{Request, State},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
+    routing::{delete, get, head, post},
 };
 use flotilla_api::ErrorCode;
 use http::{Method, Uri};
 
 use super::{App, answer::Failure};
 
-/// Routes that answer at once, and so within one time limit.
 pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
-    Router::new()
+    let prompt = Router::new()
         .route("/cluster", get(cluster::view))
+        .route("/machines", get(machines::list))
+        .route("/services", get(services::list))
+        .route("/services/{service}", get(services::detail).delete(services::remove))
+        .route("/services/{service}/restart", post(services::restart))
+        .route("/services/{service}/rollback", post(services::roll_back))
+        .route("/services/{service}/scale", post(services::scale))
+        .route("/images", get(images::list))
+        .route("/images/uploads", post(images::begin))
         .route("/audit", get(cluster::audit))
         .route("/tokens", get(tokens::list).post(tokens::create))
         .route("/tokens/{id}", delete(tokens::revoke))
@@ -28,7 +43,17 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/tokens/bind", post(tokens::bind))
         .route("/invitations", post(tokens::invite))
         .route("/invitations/redeem", post(tokens::redeem))
-        .route_layer(from_fn_with_state(app.clone(), within_time))
+        .route_layer(from_fn_with_state(app.clone(), within_time));
+    // These move images or go on for as long as somebody reads; each has limits of its own.
+    let lasting = Router::new()
+        .route("/deployments", post(deployments::deploy))
+        .route("/images/uploads/{digest}", head(images::offset).patch(images::append))
+        .route("/images/uploads/{digest}/finish", post(images::finish))
+        .route("/builds", post(builds::build))
+        .route("/services/{service}/logs", get(logs::read))
+        .route("/services/{service}/exec", get(exec::run))
+        .route("/events", get(events::follow));
+    prompt.merge(lasting)
 }
 
 async fn within_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

@@ -1,0 +1,189 @@
+//! A command in a running instance, over a WebSocket. What goes over it stands at `flotilla_api::rest::ExecRequest`.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    extract::{
+        State, WebSocketUpgrade,
+        ws::{Message, WebSocket, rejection::WebSocketUpgradeRejection},
+    },
+    response::{IntoResponse, Response},
+};
+use bytes::{BufMut, Bytes, BytesMut};
+use flotilla_api::{
+    ApiError, ErrorCode, InstanceId, ServiceName,
+    rest::{ExecControl, ExecRequest},
+};
+use futures::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
+};
+
+use super::logs::InstanceQuery;
+use crate::{
+    engine::{ExecEvent, ExecInput, ExecOutput},
+    http::{
+        App,
+        answer::{Answer, Asked, Failure, Segment},
+        caller::Operator,
+        streams,
+    },
+};
+
+/// A pasted text; a terminal sends a few bytes at a time.
+const MESSAGE_MAX: usize = 1024 * 1024;
+
+/// The client says what to run as soon as the socket is open.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+
+/// Output on its way: a client that does not read stops the command, and nothing grows.
+const OUTPUT_QUEUE: usize = 16;
+
+/// A router forgets a connection that is silent for a minute.
+const PING_EVERY: Duration = Duration::from_secs(25);
+
+/// Not even an answer to a ping: the client's machine is gone.
+const SILENT: Duration = Duration::from_secs(70);
+
+/// What a write to the socket may take.
+const WRITING: Duration = Duration::from_secs(30);
+
+/// First byte of a binary message: which stream the rest is of.
+const INPUT: u8 = 0;
+const OUTPUT: u8 = 1;
+const ERROR_OUTPUT: u8 = 2;
+
+pub(super) async fn run(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    Segment(service): Segment<ServiceName>,
+    Asked(InstanceQuery { instance }): Asked<InstanceQuery>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Answer<Response> {
+    let upgrade = upgrade.map_err(|_| {
+        Failure::new(ErrorCode::InvalidRequest, "a command is run over a WebSocket; use `flotilla exec`")
+    })?;
+    if !app.store.state().services.contains_key(&service) {
+        return Err(super::services::unknown(&service));
+    }
+    let place = streams::place(&app)?;
+    let answer = upgrade.max_message_size(MESSAGE_MAX).max_frame_size(MESSAGE_MAX).on_upgrade(async move |socket| {
+        tracing::info!(%service, principal = %caller.principal.name, from = %caller.peer, "a command is run");
+        let (sink, stream) = socket.split();
+        let (output, queued) = mpsc::channel(OUTPUT_QUEUE);
+        let stop = app.stop.clone();
+        let command = command(&app, &service, instance.as_ref(), stream, output);
+        tokio::select! {
+            () = async { tokio::join!(command, write(sink, queued)); } => {}
+            () = stop.cancelled() => {}
+        }
+        drop(place);
+    });
+    Ok(answer.into_response())
+}
+
+/// Runs until the command has ended or the client has left. Dropping `output` ends the writer.
+async fn command(
+    app: &App,
+    service: &ServiceName,
+    instance: Option<&InstanceId>,
+    mut stream: SplitStream<WebSocket>,
+    output: mpsc::Sender<Message>,
+) {
+    let started = async {
+        let request = first(&mut stream).await?;
+        app.engine.exec(service, instance, &request).await.map_err(ApiError::from)
+    };
+    let last = match started.await {
+        Ok(exec) => {
+            // The output is read by one future to its end: its last step must not be begun twice.
+            tokio::select! {
+                last = pass_output(exec.output, &output) => last,
+                () = pass_input(stream, exec.input) => None,
+            }
+        }
+        Err(error) => Some(ExecControl::Error { error }),
+    };
+    if let Some(last) = last.and_then(|last| serde_json::to_string(&last).ok()) {
+        let _ = output.send(Message::text(last)).await;
+    }
+}
+
+async fn first(stream: &mut SplitStream<WebSocket>) -> Result<ExecRequest, ApiError> {
+    let refuse = |message: &str| ApiError::new(ErrorCode::InvalidRequest, message);
+    let message = timeout(FIRST_MESSAGE, stream.next()).await.map_err(|_| refuse("nothing was asked for in time"))?;
+    match message {
+        Some(Ok(Message::Text(text))) => serde_json::from_str(&text)
+            .map_err(|error| refuse(&format!("the first message is no command to run: {error}"))),
+        _ => Err(refuse("the first message must be text, with the command to run")),
+    }
+}
+
+/// The last message for the client; `None` if it has left.
+async fn pass_output(mut command: ExecOutput, output: &mpsc::Sender<Message>) -> Option<ExecControl> {
+    while let Some(event) = command.next().await {
+        let message = match event {
+            Ok(ExecEvent::Out(bytes)) => piece(OUTPUT, &bytes),
+            Ok(ExecEvent::Err(bytes)) => piece(ERROR_OUTPUT, &bytes),
+            Ok(ExecEvent::Exit(code)) => return Some(ExecControl::Exit { code }),
+            Err(error) => return Some(ExecControl::Error { error: error.into() }),
+        };
+        output.send(message).await.ok()?;
+    }
+    None
+}
+
+fn piece(stream: u8, bytes: &Bytes) -> Message {
+    let mut message = BytesMut::with_capacity(1 + bytes.len());
+    message.put_u8(stream);
+    message.put_slice(bytes);
+    Message::Binary(message.freeze())
+}
+
+/// Ends when the client has left, not when it has no more input.
+async fn pass_input(mut stream: SplitStream<WebSocket>, mut command: ExecInput) {
+    while let Ok(Some(Ok(message))) = timeout(SILENT, stream.next()).await {
+        match message {
+            Message::Binary(bytes) if bytes.first() == Some(&INPUT) => {
+                if let Err(error) = command.write(&bytes[1..]).await {
+                    // A command may end, or close its input, before all of it was read.
+                    tracing::debug!(%error, "input was not taken");
+                }
+            }
+            Message::Text(text) => match serde_json::from_str(&text) {
+                Ok(ExecControl::Resize { rows, columns }) => {
+                    if let Err(error) = command.resize(rows, columns).await {
+                        tracing::debug!(%error, "a terminal kept its size");
+                    }
+                }
+                Ok(ExecControl::Eof) => command.close().await,
+                _ => {}
+            },
+            Message::Close(_) => return,
+            Message::Binary(_) | Message::Ping(_) | Message::Pong(_) => {}
+        }
+    }
+}
+
+/// Writes what is queued, and pings, until the queue's sender is gone.
+async fn write(mut sink: SplitSink<WebSocket, Message>, mut queued: mpsc::Receiver<Message>) {
+    let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let message = tokio::select! {
+            message = queued.recv() => match message {
+                Some(message) => message,
+                None => break,
+            },
+            _ = pings.tick() => Message::Ping(Bytes::new()),
+        };
+        if !matches!(timeout(WRITING, sink.send(message)).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+    let _ = timeout(WRITING, sink.close()).await;
+}

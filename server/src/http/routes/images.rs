@@ -1,0 +1,88 @@
+//! Images: what the engine has, and archives on their way to it (resumable, as tus has it).
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use flotilla_api::{
+    ErrorCode,
+    rest::{BeginUpload, ImageView, LoadedImages, UploadView},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+use crate::http::{
+    App,
+    answer::{Answer, Failure, Json, Segment},
+    caller::Operator,
+};
+
+const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
+const UPLOAD_LENGTH: HeaderName = HeaderName::from_static("upload-length");
+
+pub(super) async fn list(State(app): State<Arc<App>>, Operator(_): Operator) -> Answer<Json<Vec<ImageView>>> {
+    Ok(Json(app.engine.images().await?))
+}
+
+pub(super) async fn begin(
+    State(app): State<Arc<App>>,
+    Operator(_): Operator,
+    Json(request): Json<BeginUpload>,
+) -> Answer<Json<UploadView>> {
+    Ok(Json(in_background(app, move |app| app.uploads.begin(&request)).await?))
+}
+
+pub(super) async fn offset(
+    State(app): State<Arc<App>>,
+    Operator(_): Operator,
+    Segment(digest): Segment<String>,
+) -> Answer<Response> {
+    let view = in_background(app, move |app| app.uploads.view(&digest)).await?;
+    Ok((StatusCode::OK, position(&view)).into_response())
+}
+
+/// Bounded by the size that was announced and by how long its sender may be quiet, not by the time of an ordinary request.
+pub(super) async fn append(
+    State(app): State<Arc<App>>,
+    Operator(_): Operator,
+    Segment(digest): Segment<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer<Response> {
+    let offset = headers.get(UPLOAD_OFFSET).and_then(|value| value.to_str().ok()?.parse().ok()).ok_or_else(|| {
+        Failure::new(ErrorCode::InvalidRequest, "send `Upload-Offset`: the byte that this piece begins at")
+    })?;
+    let view = app.uploads.append(&digest, offset, body.into_data_stream()).await?;
+    Ok((StatusCode::NO_CONTENT, position(&view)).into_response())
+}
+
+pub(super) async fn finish(
+    State(app): State<Arc<App>>,
+    Operator(_): Operator,
+    Segment(digest): Segment<String>,
+) -> Answer<Json<LoadedImages>> {
+    let limit = app.config.limits.build();
+    let loaded = tokio::time::timeout(limit, app.engine.load_upload(&app.uploads, &digest)).await;
+    let loaded = loaded.map_err(|_| {
+        let message = format!("Docker Engine did not load the image within {} s; finish it again", limit.as_secs());
+        Failure::new(ErrorCode::Timeout, message)
+    })?;
+    Ok(Json(loaded?))
+}
+
+fn position(view: &UploadView) -> [(HeaderName, HeaderValue); 2] {
+    [(UPLOAD_OFFSET, view.offset.into()), (UPLOAD_LENGTH, view.size.into())]
+}
+
+/// The spool reads and writes directories; a slow disk must not hold up other requests.
+async fn in_background<T: Send + 'static>(
+    app: Arc<App>,
+    work: impl FnOnce(&App) -> Result<T, crate::engine::uploads::Error> + Send + 'static,
+) -> Answer<T> {
+    let done = tokio::task::spawn_blocking(move || work(&app)).await;
+    let done =
+        done.map_err(|_| Failure::new(ErrorCode::Internal, "the node failed on this upload; its log says where"))?;
+    done.map_err(|error| Failure::from(crate::engine::Error::from(error)))
+}
