@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use wasm_bindgen_cli_support::Bindgen;
+use wasm_bindgen_cli_support::{Bindgen, Output};
 
 use crate::{Outer, Profile, Result, cannot, compile::Module, inputs, pages::Pages};
 
@@ -57,14 +57,28 @@ fn bind(module: &Module, site: &mut Site<'_>) -> Result<()> {
         })
         .map_err(failed)?;
     let wasm = output.wasm_mut().emit_wasm();
-    if !output.snippets().is_empty() || !output.local_modules().is_empty() {
-        return Err(format!("`{}` brings JavaScript snippets along, which the bundle does not carry", module.name));
+    let mut script = output.js().to_owned();
+    for (index, (path, text)) in snippets(&output).into_iter().enumerate() {
+        let snippet = site.add_asset(&format!("{}-snippet-{index}.js", module.name), text.as_bytes())?;
+        script = script.replace(&format!("./snippets/{path}"), &format!("/{snippet}"));
     }
     let wasm = site.add_asset(&format!("{}.wasm", module.name), &wasm)?;
     let start = format!("\n__wbg_init({{ module_or_path: new URL(\"/{wasm}\", import.meta.url) }});\n");
-    let script = [output.js(), &start].concat();
+    script.push_str(&start);
     site.add_asset(&format!("{}.js", module.name), script.as_bytes())?;
     Ok(())
+}
+
+/// JavaScript that crates bring along, by the path at which the bindings import it. A build without link-time optimisation
+/// imports some that nothing calls.
+fn snippets(output: &Output) -> Vec<(String, String)> {
+    let inline = output.snippets().iter().flat_map(|(crate_id, texts)| {
+        texts.iter().enumerate().map(move |(index, text)| (format!("{crate_id}/inline{index}.js"), text.clone()))
+    });
+    let mut found: Vec<_> =
+        inline.chain(output.local_modules().iter().map(|(path, text)| (path.clone(), text.clone()))).collect();
+    found.sort();
+    found
 }
 
 struct Site<'a> {
