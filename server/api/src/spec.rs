@@ -13,6 +13,10 @@ pub struct ServiceSpec {
     pub stack: StackName,
     /// An image reference as Docker writes it, for example `nginx:1.27` or `localhost:5000/notes@sha256:…`.
     pub image: String,
+    /// The engine's id of what `image` meant when the service was deployed. A tag that has moved since makes another revision,
+    /// and a roll back runs what ran before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -32,6 +32,7 @@ fn full() -> ServiceSpec {
         name: service("web"),
         stack: "shop".parse().unwrap(),
         image: "localhost:5000/web:1".to_owned(),
+        image_id: Some(format!("sha256:{}", "cd".repeat(32))),
         entrypoint: Some(vec!["/entry".to_owned()]),
         command: Some(vec!["serve".to_owned(), "--port=80".to_owned()]),
         environment: BTreeMap::from([("LOG".to_owned(), "info".to_owned())]),
@@ -62,7 +63,7 @@ fn full() -> ServiceSpec {
     }
 }
 
-/// One in which everything is, that can be.
+/// One in which everything is left out that can be.
 fn bare() -> ServiceSpec {
     let text = "services:\n  db:\n    image: postgres:17\n";
     flotilla_core::compose::read(text, Some("shop"), &BTreeMap::new()).unwrap().services.remove(0)

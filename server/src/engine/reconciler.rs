@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
-use flotilla_api::{ErrorCode, ServiceName, StackName, UnixMillis, rest::EngineView};
+use flotilla_api::{ErrorCode, ServiceName, StackName, UnixMillis, rest::EngineView, spec::ServiceSpec};
 use flotilla_core::{
     CommandV1, State,
     reconcile::{Action, Generation, Memory, Observed, reconcile},
@@ -389,7 +389,7 @@ impl Worker {
                     restarts: *restarts,
                     epoch: *epoch,
                 };
-                let image = self.image(&spec.name, &spec.image).await?;
+                let image = self.image(spec).await?;
                 volume::prepare(client, &config.cluster_id, &config.data_dir, spec, &image).await?;
                 container::run(client, &config.cluster_id, &config.data_dir, &identity, spec, &image).await
             }
@@ -409,7 +409,14 @@ impl Worker {
     }
 
     /// Pulling may take long; it is broken off when the service shall be something else.
-    async fn image(&self, service: &ServiceName, image: &str) -> Result<String, Error> {
+    async fn image(&self, spec: &ServiceSpec) -> Result<String, Error> {
+        let (service, image) = (&spec.name, spec.image.as_str());
+        if let Some(id) = &spec.image_id {
+            if image::local(&self.client, id).await?.is_some() {
+                return Ok(id.clone());
+            }
+            tracing::warn!(%service, image, id, "the image that was deployed is gone; taking what its name means now");
+        }
         let progress = |progress: image::PullProgress| {
             self.shared.activity(service, Some(progress.sentence(image)));
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use flotilla_api::{ApiError, ErrorCode};
 
-use super::tree::{Mark, Node, TEXT_MAX, Value};
+use super::tree::{Mark, Node, TEXT_MAX, Value, shown};
 
 /// Variables in the defaults of variables: `${A:-${B:-c}}`.
 const NESTED_MAX: usize = 8;
@@ -105,6 +105,7 @@ impl<'a> Interpolation<'a> {
         let (colon, rest) = rest.strip_prefix(':').map_or((false, rest), |rest| (true, rest));
         let set = set.filter(|value| !(colon && value.is_empty()));
         let Some(operator @ ('-' | '?' | '+')) = rest.chars().next() else {
+            let name = shown(name);
             return Err(mark.invalid(format!(
                 "`${{{name}` goes on as nothing that is known; use `${{{name}}}`, `${{{name}:-default}}` or `${{{name}:?message}}`"
             )));
@@ -122,7 +123,8 @@ impl<'a> Interpolation<'a> {
         };
         match (operator, set) {
             ('?', None) => {
-                let why = if word.is_empty() { "it must be given".to_owned() } else { word };
+                let why = if word.is_empty() { "it must be given".to_owned() } else { shown(&word) };
+                let name = shown(name);
                 return Err(mark.invalid(format!("the variable `{name}` is not set: {why}")));
             }
             ('+', _) | (_, None) => out.push_str(&word),
@@ -159,6 +161,7 @@ fn name(text: &str) -> (&str, &str) {
 }
 
 fn unset(name: &str, mark: Mark) -> ApiError {
+    let name = shown(name);
     mark.invalid(format!("the variable `{name}` is not set; set it, or write `${{{name}:-default}}`"))
 }
 

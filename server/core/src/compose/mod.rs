@@ -6,6 +6,8 @@
 
 mod forms;
 mod interpolate;
+mod mounts;
+mod runtime;
 mod section;
 mod service;
 mod support;

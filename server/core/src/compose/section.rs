@@ -6,7 +6,7 @@ use serde_json::{Map, Value as Json};
 
 use super::{
     support::{self, Kind, join},
-    tree::{Key, Mark, Node, Value},
+    tree::{Key, Mark, Node, Value, shown},
 };
 
 #[derive(Clone)]
@@ -90,13 +90,13 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn error(&self, code: ErrorCode, reason: &str) -> ApiError {
-        self.mark().error(code, format!("`{}` {reason}", self.path.escape_debug()))
+        self.mark().error(code, format!("`{}` {reason}", shown(&self.path)))
     }
 }
 
 /// The tree as JSON, with single values typed by the table rather than by how they look.
 fn json(node: &Node, pattern: &str, path: &str) -> Result<Json, ApiError> {
-    let wrong = |what: &str| node.mark.invalid(format!("`{}` must be {what}", path.escape_debug()));
+    let wrong = |what: &str| node.mark.invalid(format!("`{}` must be {what}", shown(path)));
     Ok(match &node.value {
         Value::Scalar(scalar) if scalar.is_null() => Json::Null,
         Value::Scalar(scalar) => match support::kind(pattern) {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use flotilla_api::{ApiError, ErrorCode};
 
-use super::tree::{Node, Value};
+use super::tree::{Node, Value, shown};
 
 /// One key of a compose file.
 #[derive(Clone, Copy, Debug)]
@@ -43,9 +43,10 @@ const fn no(path: &'static str, note: &'static str) -> Key {
 }
 
 const PRIVILEGE: &str = "Would let the container leave its box; use `cap_add` for the one capability it needs.";
-const NETWORK: &str = "The services of one stack share one private network and reach each other by name.";
+const NETWORK: &str =
+    "The services of one stack share one private network and reach each other by name; remove the key.";
 const FILES: &str = "The node does not see your files; bake them into the image, or use `environment` or a volume.";
-const ENGINE: &str = "Left to the engine's default.";
+const ENGINE: &str = "Left to the engine's default; remove the key.";
 
 /// All keys of the Compose specification, and `x-flotilla`, in the order of the documentation.
 pub const SUPPORT: &[Key] = &[
@@ -283,7 +284,7 @@ pub(super) fn check(root: &Node) -> Result<(), ApiError> {
     check_below(root, "", "")
 }
 
-fn check_below(node: &Node, pattern: &str, shown: &str) -> Result<(), ApiError> {
+fn check_below(node: &Node, pattern: &str, path: &str) -> Result<(), ApiError> {
     match &node.value {
         Value::Scalar(_) => Ok(()),
         Value::List(items) => {
@@ -291,28 +292,24 @@ fn check_below(node: &Node, pattern: &str, shown: &str) -> Result<(), ApiError> 
             items
                 .iter()
                 .enumerate()
-                .try_for_each(|(index, item)| check_below(item, &pattern, &format!("{shown}[{index}]")))
+                .try_for_each(|(index, item)| check_below(item, &pattern, &format!("{path}[{index}]")))
         }
         Value::Map(entries) if has_keys(pattern) => {
             for (key, value) in entries {
-                let shown = join(shown, &key.text);
+                let path = join(path, &key.text);
                 match find(pattern, &key.text) {
-                    Some(known) if known.supported => check_below(value, known.path, &shown)?,
+                    Some(known) if known.supported => check_below(value, known.path, &path)?,
                     Some(refused) => {
                         return Err(key.mark.error(
                             ErrorCode::ComposeUnsupported,
-                            format!("`{}` is not supported: {}", shown.escape_debug(), sentence(refused.note)),
+                            format!("`{}` is not supported: {}", shown(&path), sentence(refused.note)),
                         ));
                     }
                     None if key.text.starts_with("x-") => {}
                     None => {
                         return Err(key.mark.error(
                             ErrorCode::ComposeUnsupported,
-                            format!(
-                                "`{}` is no key that is known{}",
-                                shown.escape_debug(),
-                                similar(pattern, &key.text)
-                            ),
+                            format!("`{}` is no key that is known{}", shown(&path), similar(pattern, &key.text)),
                         ));
                     }
                 }

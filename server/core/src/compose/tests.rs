@@ -312,6 +312,8 @@ fn a_wrong_type_is_refused_at_its_line() {
         ("    mem_limit: 1k\n", 4),
         ("    cpus: -1\n", 4),
         ("    user: [1]\n", 4),
+        ("    working_dir: srv\n", 4),
+        ("    hostname: a_b\n", 4),
         ("    labels: {flotilla.service: x}\n", 4),
         ("    stop_grace_period: 2h\n", 4),
         ("    x-flotilla: {port: 0}\n", 4),

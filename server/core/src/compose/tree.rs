@@ -117,6 +117,16 @@ impl Node {
     }
 }
 
+/// What a person wrote, for a sentence: not too long, and without what can't be seen.
+pub(super) fn shown(text: &str) -> String {
+    const SHOWN_MAX: usize = 120;
+    let mut shown: String = text.chars().take(SHOWN_MAX).collect::<String>().escape_debug().to_string();
+    if text.chars().nth(SHOWN_MAX).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 /// # Errors
 /// The text is no YAML, not one document, or beyond a limit.
 pub(super) fn parse(text: &str) -> Result<Node, ApiError> {
@@ -291,7 +301,7 @@ fn bad_tag(tag: Option<&Tag>, mark: Mark) -> ApiError {
     let tag = tag.map_or_else(String::new, ToString::to_string);
     mark.error(
         ErrorCode::ComposeUnsupported,
-        format!("the YAML tag `{}` is not supported; write the value without it", tag.escape_debug()),
+        format!("the YAML tag `{}` is not supported; write the value without it", shown(&tag)),
     )
 }
 
@@ -300,7 +310,7 @@ fn as_key(node: Node, seen: &mut BTreeSet<String>) -> Result<Key, ApiError> {
         return Err(node.mark.invalid("a key must be a single value, not a list or a map"));
     };
     if !seen.insert(scalar.text.clone()) {
-        return Err(node.mark.invalid(format!("the key `{}` stands here twice; keep one", scalar.text.escape_debug())));
+        return Err(node.mark.invalid(format!("the key `{}` stands here twice; keep one", shown(&scalar.text))));
     }
     Ok(Key { text: scalar.text, mark: node.mark })
 }

@@ -133,6 +133,17 @@ fn deploying_the_same_again_changes_nothing() {
 }
 
 #[test]
+fn a_tag_that_has_moved_is_another_revision() {
+    let mut cluster = Cluster::new();
+    let built = |id: &str| ServiceSpec { image_id: Some(format!("sha256:{id}")), ..spec("web", "a:latest") };
+    cluster.deploy(&[built("aa")]).unwrap();
+    assert!(!cluster.deploy(&[built("aa")]).unwrap()[0].changed);
+    assert!(cluster.deploy(&[built("bb")]).unwrap()[0].changed);
+    cluster.apply(roll_back("web", None)).unwrap();
+    assert_eq!(cluster.service("web").spec().image_id.as_deref(), Some("sha256:aa"));
+}
+
+#[test]
 fn one_bad_service_stops_the_whole_deployment() {
     let mut cluster = Cluster::new();
     let mut greedy = with_volume("db", "data");
