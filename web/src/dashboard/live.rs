@@ -9,6 +9,7 @@ use leptos::prelude::*;
 use super::{
     api::{Client, Failure},
     backoff::Backoff,
+    bell::{self, Bell},
     browser, task,
 };
 
@@ -44,7 +45,7 @@ impl Live {
             changes: RwSignal::new(0),
             recent: RwSignal::new(VecDeque::new()),
         };
-        let (bell, mut sleeper) = task::bell();
+        let (bell, mut sleeper) = bell::bell();
         task::while_shown(async move {
             let mut backoff = Backoff::new();
             loop {
@@ -79,7 +80,7 @@ impl Live {
         live
     }
 
-    async fn follow(self, client: Client, bell: &task::Bell) -> Result<(), Failure> {
+    async fn follow(self, client: Client, bell: &Bell) -> Result<(), Failure> {
         let mut events = client.events().await?;
         self.link.set(Link::Live);
         // Whatever happened while nobody listened.

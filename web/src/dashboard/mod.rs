@@ -9,6 +9,7 @@
 
 mod api;
 mod backoff;
+mod bell;
 mod browser;
 mod components;
 mod compose_text;

@@ -7,8 +7,8 @@ use leptos::prelude::*;
 use super::{
     api::Failure,
     backoff::Backoff,
-    browser,
-    task::{self, Bell},
+    bell::{self, Bell},
+    browser, task,
 };
 
 /// What is known of an answer.
@@ -52,7 +52,7 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> Query<T> {
         F: Future<Output = Result<T, Failure>> + 'static,
     {
         let known = RwSignal::new(Known { value: None, at: 0.0, failure: None });
-        let (bell, mut sleeper) = task::bell();
+        let (bell, mut sleeper) = bell::bell();
         task::while_shown(async move {
             let mut backoff = Backoff::new();
             loop {
@@ -68,7 +68,7 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> Query<T> {
                         backoff.after_failure(js_sys::Math::random())
                     }
                 };
-                sleeper.sleep(wait).await;
+                task::rings_within(&mut sleeper, wait).await;
             }
         });
         Self { known, bell: StoredValue::new(bell) }

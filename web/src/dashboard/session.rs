@@ -12,7 +12,7 @@ use wasm_bindgen_futures::spawn_local;
 
 use super::{
     api::{Client, Failure},
-    browser, task,
+    bell, browser, task,
 };
 use crate::identity::{Changes, Identity, Key};
 
@@ -141,7 +141,7 @@ impl Session {
             }
         });
         task::while_shown(async move {
-            let (bell, mut sleeper) = task::bell();
+            let (bell, mut sleeper) = bell::bell();
             // A browser without broadcast channels notices at the next answer of the node.
             let _changes = Changes::listen(move || bell.ring());
             loop {

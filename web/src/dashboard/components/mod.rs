@@ -22,4 +22,4 @@ pub(crate) use qr::QrImage;
 pub(crate) use shown::{Empty, Problem, shown};
 pub(crate) use state::{StateBadge, appearance};
 pub(crate) use time::{Ago, Until};
-pub(crate) use toast::{Act, ToastRegion, Toasts};
+pub(crate) use toast::{Act, Refusal, ToastRegion, Toasts};

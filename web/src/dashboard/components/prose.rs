@@ -1,12 +1,24 @@
+use flotilla_api::ServiceName;
 use leptos::prelude::*;
+use leptos_router::components::A;
 
-/// A sentence of the API, in which names stand between backticks.
+/// A sentence of the API, in which names stand between backticks; that of `service` leads to its page.
 #[component]
-pub(crate) fn Prose(#[prop(into)] text: String) -> impl IntoView {
+pub(crate) fn Prose(
+    #[prop(into)] text: String,
+    #[prop(optional_no_strip)] service: Option<ServiceName>,
+) -> impl IntoView {
     parts(&text)
         .map(|(is_name, part)| {
+            let leads = service.as_ref().is_some_and(|service| service.as_str() == part);
             let part = part.to_owned();
-            if is_name { view! { <code>{part}</code> }.into_any() } else { part.into_any() }
+            match (is_name, leads) {
+                (true, true) => {
+                    view! { <A href=format!("/services/{part}") attr:class="row-link">{part.clone()}</A> }.into_any()
+                }
+                (true, false) => view! { <code>{part}</code> }.into_any(),
+                (false, _) => part.into_any(),
+            }
         })
         .collect_view()
 }

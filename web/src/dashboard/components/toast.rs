@@ -88,12 +88,19 @@ pub(crate) fn ToastRegion(toasts: Toasts) -> impl IntoView {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Act {
     pub(crate) busy: RwSignal<bool>,
+    /// Where a refusal is told: here for a dialog, which lies over all toasts and makes them inert.
+    refusal: Option<RwSignal<Option<String>>>,
     toasts: Toasts,
 }
 
 impl Act {
     pub(crate) fn new() -> Self {
-        Self { busy: RwSignal::new(false), toasts: expect_context() }
+        Self { busy: RwSignal::new(false), refusal: None, toasts: expect_context() }
+    }
+
+    /// For a dialog, which shows a [`Refusal`].
+    pub(crate) fn in_dialog() -> Self {
+        Self { refusal: Some(RwSignal::new(None)), ..Self::new() }
     }
 
     pub(crate) fn run<T: 'static>(
@@ -105,14 +112,40 @@ impl Act {
             return;
         }
         self.busy.set(true);
+        self.refused(None);
         spawn_local(async move {
             let result = work.await;
             // The page may be gone by now, and its signals with it.
             self.busy.try_set(false);
             match result {
                 Ok(value) => done(self.toasts, value),
-                Err(failure) => self.toasts.warn(failure.to_string()),
+                Err(failure) => self.refused(Some(failure.to_string())),
             }
         });
     }
+
+    fn refused(self, sentence: Option<String>) {
+        match (self.refusal, sentence) {
+            (Some(refusal), sentence) => drop(refusal.try_set(sentence)),
+            (None, Some(sentence)) => self.toasts.warn(sentence),
+            (None, None) => {}
+        }
+    }
+}
+
+/// Why the last try of a dialog's [`Act`] was refused.
+#[component]
+pub(crate) fn Refusal(act: Act) -> impl IntoView {
+    let sentence = move || {
+        let sentence = act.refusal?.get()?;
+        Some(view! {
+            <p class="field-error">
+                <Glyph icon=Icon::Warning/>
+                <span>
+                    <Prose text=sentence/>
+                </span>
+            </p>
+        })
+    };
+    view! { <div role="alert">{sentence}</div> }
 }

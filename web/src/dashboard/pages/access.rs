@@ -9,7 +9,7 @@ use leptos::{ev, prelude::*};
 use crate::dashboard::{
     api::Client,
     browser,
-    components::{Act, Ago, CopyButton, Dialog, Empty, Glyph, Icon, Page, QrImage, Secret, Until, shown},
+    components::{Act, Ago, CopyButton, Dialog, Empty, Glyph, Icon, Page, QrImage, Refusal, Secret, Until, shown},
     fleet::{Fleet, refresh_on_change},
     live::Live,
     query::Query,
@@ -32,7 +32,12 @@ pub(crate) fn Access() -> impl IntoView {
     refresh_on_change(live, tokens);
     let inviting = RwSignal::new(false);
     let creating = RwSignal::new(false);
-    let revoking = RwSignal::new(None::<TokenView>);
+    let revoking = RwSignal::new(false);
+    let target = RwSignal::new(None::<TokenView>);
+    let revoke = Callback::new(move |token| {
+        target.set(Some(token));
+        revoking.set(true);
+    });
     let actions = view! {
         <button class="button" on:click=move |_| creating.set(true)>
             <Glyph icon=Icon::Key/>
@@ -49,7 +54,7 @@ pub(crate) fn Access() -> impl IntoView {
             lead="Who may use this cluster. Invitations are for people, tokens for programs.".into_any()
             actions=actions.into_any()
         >
-            {shown(tokens, 5, move |tokens| view! { <List tokens revoking/> }.into_any())}
+            {shown(tokens, 5, move |tokens| view! { <List tokens revoke/> }.into_any())}
         </Page>
         <Dialog open=inviting title="Invite someone">
             <Invite open=inviting/>
@@ -57,12 +62,12 @@ pub(crate) fn Access() -> impl IntoView {
         <Dialog open=creating title="Create a token">
             <Create open=creating made=Callback::new(move |()| tokens.refresh())/>
         </Dialog>
-        <Revoke revoking done=Callback::new(move |()| tokens.refresh())/>
+        <Revoke open=revoking target done=Callback::new(move |()| tokens.refresh())/>
     }
 }
 
 #[component]
-fn List(tokens: Signal<Vec<TokenView>>, revoking: RwSignal<Option<TokenView>>) -> impl IntoView {
+fn List(tokens: Signal<Vec<TokenView>>, revoke: Callback<TokenView>) -> impl IntoView {
     let client = expect_context::<Client>();
     let you = expect_context::<You>();
     // When the list was last told: a token that expires meanwhile moves with the next answer.
@@ -76,7 +81,7 @@ fn List(tokens: Signal<Vec<TokenView>>, revoking: RwSignal<Option<TokenView>>) -
         let you = you.0.get().map(|you| you.token);
         let rows = tokens.into_iter().map(|token| {
             let mine = you.as_ref() == Some(&token.id);
-            row(token, mine, revoking)
+            row(token, mine, revoke)
         });
         view! {
             <table class="table tokens" role="table" aria-label=label>
@@ -126,7 +131,7 @@ fn counts(token: &TokenView, now: UnixMillis) -> bool {
     token.revoked_at.is_none() && token.expires_at > now
 }
 
-fn row(token: TokenView, mine: bool, revoking: RwSignal<Option<TokenView>>) -> impl IntoView {
+fn row(token: TokenView, mine: bool, revoke: Callback<TokenView>) -> impl IntoView {
     let revoked = token.revoked_at;
     let bound = match &token.bound_to {
         Some(thumbprint) => view! {
@@ -137,9 +142,9 @@ fn row(token: TokenView, mine: bool, revoking: RwSignal<Option<TokenView>>) -> i
     };
     let name = token.name.clone();
     let target = token.clone();
-    let revoke = revoked.is_none().then(|| {
+    let button = revoked.is_none().then(|| {
         view! {
-            <button class="button danger" on:click=move |_| revoking.set(Some(target.clone()))>
+            <button class="button danger" on:click=move |_| revoke.run(target.clone())>
                 "Revoke"
                 <span class="unseen">" " {name.clone()}</span>
             </button>
@@ -160,7 +165,7 @@ fn row(token: TokenView, mine: bool, revoking: RwSignal<Option<TokenView>>) -> i
                     None => view! { <Until at=token.expires_at/> }.into_any(),
                 }}
             </td>
-            <td role="cell" class="cell-open">{revoke}</td>
+            <td role="cell" class="cell-open">{button}</td>
         </tr>
     }
 }
@@ -178,20 +183,12 @@ fn rights(grant: &Grant) -> String {
 }
 
 #[component]
-fn Revoke(revoking: RwSignal<Option<TokenView>>, done: Callback<()>) -> impl IntoView {
+fn Revoke(open: RwSignal<bool>, target: RwSignal<Option<TokenView>>, done: Callback<()>) -> impl IntoView {
     let client = expect_context::<Client>();
     let you = expect_context::<You>();
-    let act = Act::new();
-    let open = RwSignal::new(false);
-    Effect::new(move || open.set(revoking.with(Option::is_some)));
-    Effect::new(move || {
-        if !open.get() {
-            revoking.set(None);
-        }
-    });
-    let target = move || revoking.get();
+    let act = Act::in_dialog();
     let revoke = move |_| {
-        let Some(token) = revoking.get_untracked() else { return };
+        let Some(token) = target.get_untracked() else { return };
         act.run(async move { client.revoke_token(&token.id).await.map(|()| token.name) }, move |toasts, name| {
             toasts.tell(format!("The token of `{name}` no longer counts."));
             open.try_set(false);
@@ -201,7 +198,8 @@ fn Revoke(revoking: RwSignal<Option<TokenView>>, done: Callback<()>) -> impl Int
     view! {
         <Dialog open title="Revoke this token?">
             {move || {
-                target()
+                target
+                    .get()
                     .map(|token| {
                         let mine = you.0.with(|you| you.as_ref().is_some_and(|you| you.token == token.id));
                         view! {
@@ -213,6 +211,7 @@ fn Revoke(revoking: RwSignal<Option<TokenView>>, done: Callback<()>) -> impl Int
                         }
                     })
             }}
+            <Refusal act/>
             <footer class="dialog-foot">
                 <button class="button" on:click=move |_| open.set(false)>"Keep it"</button>
                 <button class="button danger solid" disabled=act.busy on:click=revoke>"Revoke"</button>
@@ -361,6 +360,7 @@ fn form_foot(
 ) -> impl IntoView {
     view! {
         <p class="field-error" role="alert">{lack}</p>
+        <Refusal act/>
         <footer class="dialog-foot">
             <button type="button" class="button" on:click=move |_| open.set(false)>"Cancel"</button>
             <button type="submit" class="button primary" disabled=act.busy>{verb}</button>
@@ -372,7 +372,7 @@ fn form_foot(
 fn Invite(open: RwSignal<bool>) -> impl IntoView {
     const LIFETIMES: &[(u64, &str)] = &[(HOUR, "1 hour"), (DAY, "1 day"), (7 * DAY, "7 days")];
     let client = expect_context::<Client>();
-    let act = Act::new();
+    let act = Act::in_dialog();
     let terms = Terms::new(Scope::User, DAY);
     let lack = RwSignal::new(None);
     let made = RwSignal::new(None::<CreatedInvitation>);
@@ -419,7 +419,7 @@ fn Create(open: RwSignal<bool>, made: Callback<()>) -> impl IntoView {
     const LIFETIMES: &[(u64, &str)] =
         &[(DAY, "1 day"), (30 * DAY, "30 days"), (90 * DAY, "90 days"), (365 * DAY, "1 year")];
     let client = expect_context::<Client>();
-    let act = Act::new();
+    let act = Act::in_dialog();
     let terms = Terms::new(Scope::Operator, 30 * DAY);
     let lack = RwSignal::new(None);
     let token = RwSignal::new(None::<CreatedToken>);

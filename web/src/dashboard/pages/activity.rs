@@ -2,7 +2,6 @@ use std::time::Duration;
 
 use flotilla_api::rest::EventView;
 use leptos::prelude::*;
-use leptos_router::components::A;
 
 use crate::dashboard::{
     api::Client,
@@ -91,17 +90,11 @@ fn merged<'a>(mut trail: Vec<EventView>, recent: impl Iterator<Item = &'a EventV
 
 fn item(event: EventView) -> impl IntoView {
     let (icon, tone) = appearance(&event.kind);
-    let service = event.service.map(|name| {
-        view! {
-            <A href=format!("/services/{name}") attr:class="chip">{name.to_string()}</A>
-        }
-    });
     view! {
         <li class="event">
             <span class=format!("event-icon tone-{tone}")><Glyph icon/></span>
-            <p class="event-text"><Prose text=event.message/></p>
+            <p class="event-text"><Prose text=event.message service=event.service/></p>
             <p class="event-meta faint">
-                {service}
                 <span>{event.actor}</span>
                 <Ago at=event.at/>
             </p>

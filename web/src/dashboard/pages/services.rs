@@ -123,7 +123,7 @@ fn row(service: ServiceView) -> impl IntoView {
     let replicas = (service.replicas > 1).then(
         || view! { <span class="faint">{format::counted(service.replicas as usize, "instance", "instances")}</span> },
     );
-    let open = service.url.clone().filter(|_| service.replicas > 0).map(|url| open_link(&name, url, "button"));
+    let open = service.url.clone().filter(|_| can_open(service.state)).map(|url| open_link(&name, url, "button"));
     view! {
         <tr role="row" data-service=row_name>
             <th role="rowheader" scope="row" class="cell-name">
@@ -146,6 +146,11 @@ fn row(service: ServiceView) -> impl IntoView {
             <td role="cell" class="cell-open">{open}</td>
         </tr>
     }
+}
+
+/// Something may answer, or will soon.
+pub(crate) fn can_open(state: ServiceState) -> bool {
+    !matches!(state, ServiceState::Failed | ServiceState::Completed | ServiceState::Stopped)
 }
 
 /// A service's page opens in a tab of its own: the dashboard stays.

@@ -127,7 +127,7 @@ pub(crate) fn SignIn(notice: Option<Notice>) -> impl IntoView {
         <details class="hint">
             <summary>"Where do I get an invitation?"</summary>
             <p>
-                "On a machine of the cluster, " <code>"flotilla token invite"</code>
+                "On a machine of the cluster, " <code>"flotilla invite create NAME"</code>
                 " prints a new link. An admin can also make one here, under Access."
             </p>
         </details>

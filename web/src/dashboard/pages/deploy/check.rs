@@ -10,8 +10,9 @@ use leptos::prelude::*;
 use super::Draft;
 use crate::dashboard::{
     api::{Client, Failure},
+    bell::{self, Sleeper},
     components::{Glyph, Icon, Prose},
-    task::{self, Sleeper},
+    task,
 };
 
 /// Typing pauses this long before the node is asked.
@@ -36,7 +37,7 @@ impl Check {
     pub(crate) fn start(client: Client, draft: Draft) -> Self {
         let verdict = RwSignal::new(Verdict::Blank);
         let request = Memo::new(move |_| draft.request(true));
-        let (bell, mut sleeper) = task::bell();
+        let (bell, mut sleeper) = bell::bell();
         Effect::new(move || {
             request.track();
             bell.ring();
@@ -80,7 +81,7 @@ async fn answer(
             return verdict.set(Verdict::Blank);
         }
         verdict.set(Verdict::Checking);
-        if sleeper.hears_within(SETTLE).await {
+        if task::rings_within(sleeper, SETTLE).await {
             continue;
         }
         if let Some(error) = too_large(&current.compose) {
@@ -151,8 +152,13 @@ fn bad(failure: Failure) -> impl IntoView {
         }),
         _ => None,
     };
+    // Where there is a place, the editor has the sentence beneath the marked line.
+    let reason = match place {
+        Some(place) => view! { <p class="faint">{place}</p> }.into_any(),
+        None => view! { <p><Prose text=failure.to_string()/></p> }.into_any(),
+    };
     view! {
-        <p class="check-verdict tone-bad"><Glyph icon=Icon::Warning/>{place.unwrap_or_else(|| "Not accepted".to_owned())}</p>
-        <p><Prose text=failure.to_string()/></p>
+        <p class="check-verdict tone-bad"><Glyph icon=Icon::Warning/>"Nothing, as it is"</p>
+        {reason}
     }
 }

@@ -4,7 +4,7 @@ use leptos_router::hooks::use_navigate;
 
 use crate::dashboard::{
     api::Client,
-    components::{Act, Dialog, Glyph, Icon},
+    components::{Act, Dialog, Glyph, Icon, Refusal},
     fleet::Fleet,
     format,
     query::Query,
@@ -59,15 +59,16 @@ pub(crate) fn Actions(name: String, service: Query<ServiceDetail>) -> impl IntoV
             "Remove"
         </button>
         <Dialog open=removing title=format!("Remove {name}?")>
-            <Remove name=name.clone() service open=removing act/>
+            <Remove name=name.clone() service open=removing/>
         </Dialog>
     }
 }
 
 #[component]
-fn Remove(name: String, service: Query<ServiceDetail>, open: RwSignal<bool>, act: Act) -> impl IntoView {
+fn Remove(name: String, service: Query<ServiceDetail>, open: RwSignal<bool>) -> impl IntoView {
     let client = expect_context::<Client>();
     let fleet = expect_context::<Fleet>();
+    let act = Act::in_dialog();
     let navigate = use_navigate();
     let detail = service.value();
     let count = Memo::new(move |_| detail.with(|detail| detail.as_ref().map_or(0, |detail| detail.spec.volumes.len())));
@@ -132,6 +133,7 @@ fn Remove(name: String, service: Query<ServiceDetail>, open: RwSignal<bool>, act
             </p>
             {volumes}
             {confirmation}
+            <Refusal act/>
             <footer class="dialog-foot">
                 <button type="button" class="button" autofocus on:click=move |_| open.set(false)>"Cancel"</button>
                 <button type="submit" class="button danger solid" disabled=refused>"Remove"</button>

@@ -6,11 +6,12 @@ use leptos::{html, prelude::*};
 use crate::dashboard::{
     api::{Client, Failure},
     backoff::Backoff,
+    bell::{self, Bell},
     browser,
     components::{Glyph, Icon, Section},
     format,
     log_buffer::{Line, LogBuffer},
-    task::{self, Bell},
+    task,
 };
 
 /// Lines of the past to begin with.
@@ -46,7 +47,7 @@ impl Tail {
             batch: RwSignal::new(0),
             following: RwSignal::new(Following::Connecting),
         };
-        let (bell, mut sleeper) = task::bell();
+        let (bell, mut sleeper) = bell::bell();
         task::while_shown(async move {
             let mut backoff = Backoff::new();
             let mut newest = None;

@@ -18,7 +18,7 @@ use crate::dashboard::{
     fleet::refresh_on_change,
     format,
     live::Live,
-    pages::services::open_link,
+    pages::services::{can_open, open_link},
     query::{Phase, Query},
     shell::You,
 };
@@ -71,7 +71,7 @@ fn Named(name: String) -> impl IntoView {
                 let opened = name.clone();
                 let open = move || {
                     let detail = detail.get()?.view;
-                    detail.url.filter(|_| detail.replicas > 0).map(|url| open_link(&opened, url, "button primary"))
+                    detail.url.filter(|_| can_open(detail.state)).map(|url| open_link(&opened, url, "button primary"))
                 };
                 let name = name.clone();
                 let actions = move || you.operates().then(|| view! { <Actions name=name.clone() service/> });

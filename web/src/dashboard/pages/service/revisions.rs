@@ -3,7 +3,7 @@ use leptos::prelude::*;
 
 use crate::dashboard::{
     api::Client,
-    components::{Act, Ago, Dialog, Glyph, Icon, Section},
+    components::{Act, Ago, Dialog, Glyph, Icon, Refusal, Section},
     format,
     query::Query,
 };
@@ -14,7 +14,7 @@ const SHOWN: usize = 5;
 #[component]
 pub(crate) fn Revisions(name: String, detail: Signal<ServiceDetail>, service: Query<ServiceDetail>) -> impl IntoView {
     let client = expect_context::<Client>();
-    let act = Act::new();
+    let act = Act::in_dialog();
     let open = RwSignal::new(false);
     let target = RwSignal::new(None::<RevisionView>);
     let all = RwSignal::new(false);
@@ -62,6 +62,7 @@ pub(crate) fn Revisions(name: String, detail: Signal<ServiceDetail>, service: Qu
                 <code class="break">{move || target.with(|target| target.as_ref().map(|one| format::image(&one.image)))}</code>
                 ". Its volumes stay as they are now. It becomes a new revision, so this can be undone in the same way."
             </p>
+            <Refusal act/>
             <footer class="dialog-foot">
                 <button class="button" on:click=move |_| open.set(false)>"Cancel"</button>
                 <button class="button primary" disabled=act.busy on:click=roll_back.clone()>"Roll back"</button>
