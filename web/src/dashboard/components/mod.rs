@@ -16,7 +16,7 @@ pub(crate) use copy::{CopyButton, Secret};
 pub(crate) use dialog::Dialog;
 pub(crate) use icon::{Glyph, Icon};
 pub(crate) use meter::Meter;
-pub(crate) use page::{Page, Section};
+pub(crate) use page::{Page, Section, arrived};
 pub(crate) use prose::Prose;
 pub(crate) use qr::QrImage;
 pub(crate) use shown::{Empty, Problem, shown};

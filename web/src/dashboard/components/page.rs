@@ -1,9 +1,19 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use leptos::prelude::*;
 
 use crate::dashboard::browser;
 
-/// The frame of a page: its title in the tab and as the heading, which takes the focus when the page opens, so that a screen
-/// reader says where it is.
+/// Has anything been shown yet?
+static ARRIVED: AtomicBool = AtomicBool::new(false);
+
+/// What comes next is a step from here, not the first thing that the person sees.
+pub(crate) fn arrived() -> bool {
+    ARRIVED.swap(true, Ordering::Relaxed)
+}
+
+/// The frame of a page: its title in the tab and as the heading, which takes the focus when a person comes from another page,
+/// so that a screen reader says where it is. The first page leaves the focus to the browser, as any document does.
 #[component]
 pub(crate) fn Page(
     #[prop(into)] title: String,
@@ -17,7 +27,12 @@ pub(crate) fn Page(
     children: Children,
 ) -> impl IntoView {
     browser::set_title(&format!("{title} · Flotilla"));
-    Effect::new(|_| browser::focus("page-title"));
+    let moved = arrived();
+    Effect::new(move || {
+        if moved {
+            browser::focus("page-title");
+        }
+    });
     view! {
         <header class="page-head">
             <div class="page-heading">

@@ -4,7 +4,7 @@ use wasm_bindgen_futures::spawn_local;
 use crate::dashboard::{
     api::Failure,
     browser,
-    components::{Glyph, Icon, Problem, Prose},
+    components::{Glyph, Icon, Problem, Prose, arrived},
     session::{DEVICE_MAX, Notice, Pasted, Session},
     shell::Mark,
 };
@@ -32,6 +32,7 @@ pub(crate) fn unsure(session: Session, failure: Failure) -> impl IntoView {
 #[component]
 pub(crate) fn SignIn(notice: Option<Notice>) -> impl IntoView {
     browser::set_title("Sign in · Flotilla");
+    arrived();
     let session = expect_context::<Session>();
     let pasted = RwSignal::new(String::new());
     let device = RwSignal::new(browser::device());
