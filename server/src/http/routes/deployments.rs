@@ -1,11 +1,15 @@
 //! `POST /deployments`: a compose file becomes services. Its images are here before anything changes.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use axum::extract::{Request, State};
 use flotilla_api::{
     ErrorCode,
     rest::{COMPOSE_MAX, DeployRequest, DeployResponse, Deployed},
+    spec::ServiceSpec,
 };
 use flotilla_core::{Actor, Command, CommandV1, Entry, Outcome, compose};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -36,14 +40,23 @@ pub(super) async fn deploy(
         .await
         .map_err(|_| Failure::new(ErrorCode::Timeout, "the compose file did not arrive in time; send it again"))??;
     let composition = compose::read(&request.compose, request.stack.as_deref(), &request.variables)?;
-    let stack = composition.stack.clone();
-    let images: BTreeSet<String> = composition.services.iter().map(|service| service.image.clone()).collect();
-    let command = CommandV1::Deploy { stack: stack.clone(), services: composition.services };
+    let compose::Composition { stack, mut services, .. } = composition;
+    let deploy = |services: &[ServiceSpec]| CommandV1::Deploy { stack: stack.clone(), services: services.to_vec() };
 
     // What the state would refuse is told before an image is pulled.
-    let expected = check(&app, caller.actor(), command.clone())?;
-    ensure_images(&app, images).await?;
-    let outcome = if request.dry_run { expected } else { app.propose(caller.actor(), command).await? };
+    check(&app, caller.actor(), deploy(&services))?;
+    let images = services.iter().map(|service| service.image.clone()).collect();
+    let ids = ensure_images(&app, images).await?;
+    // A tag means what it means now: when it moves, that is another revision.
+    for service in &mut services {
+        service.image_id = ids.get(&service.image).cloned();
+    }
+    let command = deploy(&services);
+    let outcome = if request.dry_run {
+        check(&app, caller.actor(), command)?
+    } else {
+        app.propose(caller.actor(), command).await?
+    };
     let Outcome::Deployed(services) = outcome else {
         return Err(Failure::new(ErrorCode::Internal, "the state answered a deployment with something else"));
     };
@@ -56,15 +69,16 @@ fn check(app: &App, actor: Actor, command: CommandV1) -> Answer<Outcome> {
     Ok(app.store.state().check(&entry).map_err(|rejected| rejected.0)?.outcome)
 }
 
-/// A dry run looks, too: that an image exists is most of what can be wrong.
-async fn ensure_images(app: &App, images: BTreeSet<String>) -> Answer<()> {
+/// The engine's id of each image. A dry run looks, too: that an image exists is most of what can be wrong.
+async fn ensure_images(app: &App, images: BTreeSet<String>) -> Answer<BTreeMap<String, String>> {
     let limit = app.config.limits.pull();
     let ensure = async |image: String| {
         let ensured =
             app.engine.ensure_image(&image, |progress| tracing::debug!("{}", progress.sentence(&image))).await;
-        ensured.map(drop).map_err(Failure::from)
+        ensured.map(|id| (image, id)).map_err(Failure::from)
     };
-    let all = stream::iter(images).map(ensure).buffer_unordered(IMAGES_AT_ONCE).try_collect::<()>();
+    let all =
+        stream::iter(images).map(ensure).buffer_unordered(IMAGES_AT_ONCE).try_collect::<BTreeMap<String, String>>();
     // Dropping it ends the pulls: the engine stops when nobody reads their progress.
     tokio::time::timeout(limit, all).await.map_err(|_| {
         Failure::new(
