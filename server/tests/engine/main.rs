@@ -1,0 +1,9 @@
+//! The engine's room against a real Docker Engine. Each test has a cluster of its own, and takes away what it made even if
+//! it fails.
+
+mod commands;
+mod containers;
+mod images;
+mod outage;
+mod playground;
+mod uploads;
