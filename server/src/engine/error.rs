@@ -38,7 +38,7 @@ pub enum Error {
     ServiceStopped(ServiceName),
     #[error("service `{service}` is not running: {why}")]
     ServiceUnavailable { service: ServiceName, why: String },
-    #[error("service `{0}` has no port to open; give it `ports` or `expose` in its compose file")]
+    #[error("service `{0}` has no port to open; name it under `ports` in its compose file")]
     NoPort(ServiceName),
     #[error("there is no instance `{0}`; `flotilla ps` lists all")]
     InstanceNotFound(InstanceId),

@@ -26,9 +26,9 @@ const COMMAND_MAX: usize = 128 * 1024;
 /// What is read from a command at once. Bytes.
 const READ_MAX: usize = 32 * 1024;
 
-/// The engine notes the exit code a moment after the output has ended.
-const EXIT_LIMIT: Duration = Duration::from_secs(10);
-const EXIT_POLL: Duration = Duration::from_millis(20);
+/// The engine notes that a command runs, or has ended, a moment after its stream begins or ends.
+const PROGRESS_LIMIT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(20);
 
 /// What a command gets to end by itself after its client has left.
 const HANGUP_GRACE: Duration = Duration::from_secs(2);
@@ -104,7 +104,12 @@ pub(super) async fn start(
     let output = ExecOutput { reader, buffer: BytesMut::new(), frames, guard: Some(guard) };
     if request.tty && request.rows > 0 && request.columns > 0 {
         // A command that has ended already has no terminal to resize.
-        if let Err(error) = input.resize(request.rows, request.columns).await {
+        let resized = match progress(client, &input.id).await {
+            Ok(Progress::Runs(_)) => input.resize(request.rows, request.columns).await,
+            Ok(Progress::Ended(_)) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = resized {
             tracing::debug!(%error, "a terminal kept its first size");
         }
     }
@@ -168,14 +173,36 @@ impl ExecOutput {
 async fn exit_code(client: &Client, id: &str) -> Result<i64, Error> {
     let ended = async {
         loop {
-            let state = client.docker().inspect_exec(id).await?;
-            match state.exit_code {
-                Some(code) if state.running != Some(true) => return Ok(code),
-                _ => tokio::time::sleep(EXIT_POLL).await,
+            match progress(client, id).await? {
+                Progress::Ended(code) => return Ok(code),
+                Progress::Runs(_) => tokio::time::sleep(POLL).await,
             }
         }
     };
-    client.call("tell the command's exit code", EXIT_LIMIT, ended).await
+    let timeout = Error::Timeout { operation: "tell the command's exit code", seconds: PROGRESS_LIMIT.as_secs() };
+    tokio::time::timeout(PROGRESS_LIMIT, ended).await.unwrap_or(Err(timeout))
+}
+
+/// How far a command is.
+enum Progress {
+    Runs(Pid),
+    Ended(i64),
+}
+
+/// The engine hands the stream over a moment before it starts the command; that moment is waited out.
+async fn progress(client: &Client, id: &str) -> Result<Progress, Error> {
+    let known = async {
+        loop {
+            let state = client.docker().inspect_exec(id).await?;
+            let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+            match (state.running, state.exit_code, pid) {
+                (Some(true), _, Some(pid)) => return Ok(Progress::Runs(pid)),
+                (Some(false), Some(code), _) => return Ok(Progress::Ended(code)),
+                _ => tokio::time::sleep(POLL).await,
+            }
+        }
+    };
+    client.call("tell how a command does", PROGRESS_LIMIT, known).await
 }
 
 /// How output is framed: not at all from a terminal, else `[stream, 0, 0, 0, length (big endian)]` before each piece.
@@ -249,7 +276,7 @@ async fn end(client: &Client, id: &str, container: &str) -> Result<(), Error> {
         }
         let ended = async {
             while running_pid(client, id).await?.is_some() {
-                tokio::time::sleep(EXIT_POLL * 5).await;
+                tokio::time::sleep(POLL).await;
             }
             Ok::<(), Error>(())
         };
@@ -261,13 +288,12 @@ async fn end(client: &Client, id: &str, container: &str) -> Result<(), Error> {
 }
 
 async fn running_pid(client: &Client, id: &str) -> Result<Option<Pid>, Error> {
-    let state = match client.call("look a command up", CALL_LIMIT, client.docker().inspect_exec(id)).await {
-        Ok(state) => state,
-        Err(error) if error.is_absent() => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-    Ok(if state.running == Some(true) { pid } else { None })
+    match progress(client, id).await {
+        Ok(Progress::Runs(pid)) => Ok(Some(pid)),
+        Ok(Progress::Ended(_)) => Ok(None),
+        Err(error) if error.is_absent() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Process ids are used again: only one that is in the container's control group is the command's.

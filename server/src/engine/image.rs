@@ -83,7 +83,11 @@ impl Reference {
                 && part.chars().all(|c| alphanumeric(c) || matches!(c, '_' | '.' | '-'))
                 && !part.contains("..")
         };
-        if !registry.chars().all(registry_char) || !repository.split('/').all(part) {
+        // A registry of dots would be a way up in the path of a URL.
+        let host = registry.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
+            && registry.chars().all(registry_char)
+            && !registry.contains("..");
+        if !host || !repository.split('/').all(part) {
             return refuse("a name has lower-case letters, digits, and `_`, `.`, `-` between them");
         }
         Ok(Self {
@@ -296,14 +300,17 @@ fn view(summary: ImageSummary, state: &State) -> ImageView {
         .services
         .values()
         .filter(|service| {
-            service.revisions.get(&service.current).is_some_and(|record| {
-                let image = &record.spec.image;
-                *image == summary.id
-                    || Reference::parse(image).is_ok_and(|reference| {
-                        let familiar = reference.familiar();
-                        names.contains(&familiar) || summary.repo_digests.contains(&familiar)
-                    })
-            })
+            let Some(spec) = service.revisions.get(&service.current).map(|record| &record.spec) else { return false };
+            match &spec.image_id {
+                Some(id) => *id == summary.id,
+                None => {
+                    spec.image == summary.id
+                        || Reference::parse(&spec.image).is_ok_and(|reference| {
+                            let familiar = reference.familiar();
+                            names.contains(&familiar) || summary.repo_digests.contains(&familiar)
+                        })
+                }
+            }
         })
         .map(|service| service.name.clone())
         .collect();
@@ -368,6 +375,9 @@ mod tests {
             "a@sha256:12",
             "a%2f..",
             "-a",
+            "../containers/x",
+            "./x",
+            ".../x",
             "a\n",
             "é",
             "a:t/../x",

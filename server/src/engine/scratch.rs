@@ -138,3 +138,32 @@ async fn run(client: &Client, scratch: &Scratch) -> Result<(), Error> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, sync::Arc};
+
+    use super::*;
+    use crate::engine::connection::DockerHost;
+
+    #[tokio::test]
+    async fn a_directory_is_emptied_without_following_links() {
+        let (client, _) = Client::connect(&Arc::new(DockerHost::find(None).unwrap())).await.unwrap();
+        let (condemned, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(outside.path().join("precious"), "data").unwrap();
+        fs::create_dir_all(condemned.path().join("a/b")).unwrap();
+        fs::write(condemned.path().join("a/b/file"), "data").unwrap();
+        std::os::unix::fs::symlink(outside.path(), condemned.path().join("link")).unwrap();
+
+        let cluster = format!("{:032x}", rand::random::<u128>());
+        delete_as_root(&client, &cluster, condemned.path()).await.unwrap();
+        assert_eq!(fs::read_dir(condemned.path()).unwrap().count(), 0);
+        assert_eq!(fs::read_to_string(outside.path().join("precious")).unwrap(), "data");
+        let options = ListContainersOptions {
+            all: true,
+            filters: Some(labels::filter(labels::SCRATCH, &cluster)),
+            ..Default::default()
+        };
+        assert!(client.docker().list_containers(Some(options)).await.unwrap().is_empty());
+    }
+}

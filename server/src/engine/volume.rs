@@ -11,7 +11,7 @@ use std::{
 };
 
 use bollard::{
-    body_try_stream,
+    body_full, body_try_stream,
     query_parameters::{DownloadFromContainerOptions, UploadToContainerOptions},
 };
 use flotilla_api::{
@@ -34,6 +34,9 @@ const COPY_LIMIT: Duration = Duration::from_secs(15 * 60);
 const STAGING: &str = ".new-";
 const DELETED: &str = ".deleted-";
 
+/// Where a service's directory is in the container that unpacks.
+const INSIDE: &str = "/.flotilla-volumes";
+
 pub(super) fn directory(data_dir: &Path, service: &ServiceName, volume: &VolumeName) -> PathBuf {
     root(data_dir).join(service.as_str()).join(volume.as_str())
 }
@@ -50,63 +53,94 @@ pub(super) async fn prepare(
     spec: &ServiceSpec,
     image: &str,
 ) -> Result<(), Error> {
+    let parent = root(data_dir).join(spec.name.as_str());
     for mount in &spec.volumes {
         let volume = directory(data_dir, &spec.name, &mount.volume);
-        let parent = root(data_dir).join(spec.name.as_str());
-        let staging = parent.join(format!("{STAGING}{}", mount.volume));
         if is_directory(&volume)? {
             continue;
         }
         private_directory(&root(data_dir))?;
         private_directory(&parent)?;
+        let staging = parent.join(staging_name(mount));
         // Left from a try that was cut short.
         delete_tree(client, cluster, &staging).await?;
-        fs::create_dir(&staging).map_err(|source| failed("create the directory", &staging, source))?;
-        copy_from_image(client, cluster, &staging, mount, image).await?;
+        copy_from_image(client, cluster, &parent, mount, image).await?;
+        // Within one directory: a node that is not root may not move a directory of root's to another.
         fs::rename(&staging, &volume).map_err(|source| failed("create the directory", &volume, source))?;
         sync_directory(&parent)?;
     }
     Ok(())
 }
 
-/// Copies through two containers that never run: one shows the image's content, one has the directory at the same place.
+fn staging_name(mount: &VolumeMount) -> String {
+    format!("{STAGING}{}", mount.volume)
+}
+
+/// Makes the staging directory in `parent`, by means of two containers that never run: one shows the image's files, one has
+/// `parent` in it.
 async fn copy_from_image(
     client: &Client,
     cluster: &str,
-    staging: &Path,
+    parent: &Path,
     mount: &VolumeMount,
     image: &str,
 ) -> Result<(), Error> {
     let from = Scratch::create(client, cluster, image, Vec::new()).await?;
-    let copied =
-        match Scratch::create(client, cluster, image, vec![container::bind(staging, &mount.target, false)]).await {
-            Ok(to) => {
-                let copied = copy(client, &from, &to, &mount.target).await;
-                to.remove(client).await;
-                copied
-            }
-            Err(error) => Err(error),
-        };
+    let copied = match Scratch::create(client, cluster, image, vec![container::bind(parent, INSIDE, false)]).await {
+        Ok(to) => {
+            let copied = copy(client, &from, &to, parent, mount).await;
+            to.remove(client).await;
+            copied
+        }
+        Err(error) => Err(error),
+    };
     from.remove(client).await;
     copied
 }
 
-async fn copy(client: &Client, from: &Scratch, to: &Scratch, target: &str) -> Result<(), Error> {
-    // The dot makes it the content of the directory, which is followed if it is a link.
-    let path = format!("{}/.", target.trim_end_matches('/'));
-    let options = DownloadFromContainerOptions { path };
+/// The engine names what it archives after the path that it was asked for. So a link of the staging directory's name, to where
+/// the volume shall be mounted, makes an archive that unpacks to the staging directory, its own owner and mode included.
+async fn copy(client: &Client, from: &Scratch, to: &Scratch, parent: &Path, mount: &VolumeMount) -> Result<(), Error> {
+    let name = staging_name(mount);
+    let link = link(&name, &mount.target).map_err(|source| failed("archive", Path::new(&mount.target), source))?;
+    let options = UploadToContainerOptions { path: "/".to_owned(), ..Default::default() };
+    let write = client.docker().upload_to_container(from.id(), Some(options), body_full(link.into()));
+    client.call("read the image's files", CALL_LIMIT, write).await?;
+
+    let options = DownloadFromContainerOptions { path: format!("/{name}/") };
     let mut archive = Box::pin(client.docker().download_from_container(from.id(), Some(options)));
     let read = async { archive.next().await.transpose() };
     let first = match client.call("read the image's files", CALL_LIMIT, read).await {
         Ok(first) => first,
-        // The image has nothing there, or something that is no directory.
-        Err(Error::Refused { status: Some(400 | 404), .. }) => return Ok(()),
+        Err(error) if says_nothing_there(&error) => {
+            let staging = parent.join(&name);
+            return fs::create_dir(&staging).map_err(|source| failed("create the directory", &staging, source));
+        }
         Err(error) => return Err(error),
     };
     let archive = futures::stream::iter(first.map(Ok)).chain(archive).map_err(io::Error::other);
-    let options = UploadToContainerOptions { path: target.to_owned(), ..Default::default() };
+    let options = UploadToContainerOptions { path: INSIDE.to_owned(), ..Default::default() };
     let write = client.docker().upload_to_container(to.id(), Some(options), body_try_stream(archive));
     client.call("copy the image's files into the new volume", COPY_LIMIT, write).await
+}
+
+fn link(name: &str, target: &str) -> io::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    header.set_mode(0o777);
+    archive.append_link(&mut header, name, target)?;
+    archive.into_inner()
+}
+
+/// The image has nothing at the mount point, or a file; on that the container's start will stumble, and say so.
+fn says_nothing_there(error: &Error) -> bool {
+    match error {
+        Error::Refused { status: Some(404), .. } => true,
+        Error::Refused { message, .. } => message.contains("not a directory"),
+        _ => false,
+    }
 }
 
 /// Deletes the directories of all volumes of a service. That there are none is fine.

@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, fs, time::Duration};
 
+use flotilla::engine::take_down;
 use flotilla_api::{ErrorCode, rest::ServiceState};
 use flotilla_core::{
     CommandV1,
@@ -29,7 +30,7 @@ async fn a_container_is_what_its_specification_says() {
     cap_drop: [MKNOD]
     stop_signal: SIGINT
     tmpfs: [/scratch]
-    labels: { colour: blue, flotilla.service: someone-else }
+    labels: { colour: blue }
     deploy: { resources: { limits: { cpus: "0.5", memory: 64M } } }
 "#,
     );
@@ -74,7 +75,7 @@ async fn a_request_reaches_each_healthy_replica_in_turn() {
   web:
     image: $IMAGE
     command: [sh, -c, "echo -n hello > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"]
-    expose: [8080]
+    ports: [8080]
     deploy: { replicas: 2 }
     healthcheck: { test: [CMD, wget, -q, -O, /dev/null, "http://127.0.0.1:8080/"], interval: 1s, retries: 30 }
 "#,
@@ -107,7 +108,7 @@ async fn services_of_a_stack_know_each_other_by_name() {
   web:
     image: $IMAGE
     command: [httpd, -f, -p, "8080", -h, /etc]
-    expose: [8080]
+    ports: [8080]
   reader:
     image: $IMAGE
     depends_on: [web]
@@ -122,7 +123,7 @@ async fn services_of_a_stack_know_each_other_by_name() {
 #[tokio::test]
 async fn there_is_no_address_without_a_service_that_runs_and_a_port() {
     let playground = Playground::new().await;
-    playground.deploy("  quiet: { image: $IMAGE }\n  off: { image: $IMAGE, expose: [80], deploy: { replicas: 0 } }\n  broken: { image: $IMAGE, expose: [80], command: [\"false\"] }");
+    playground.deploy("  quiet: { image: $IMAGE }\n  off: { image: $IMAGE, ports: [80], deploy: { replicas: 0 } }\n  broken: { image: $IMAGE, ports: [80], command: [\"false\"] }");
     let engine = playground.start();
     playground.until_running(&engine, "quiet").await;
     playground.until(&engine, "broken", |condition| condition.state == ServiceState::Restarting).await;
@@ -247,21 +248,21 @@ async fn condemned_volumes_are_deleted_and_links_in_them_are_not_followed() {
     let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("precious"), "data").unwrap();
     playground.deploy(
-        "  notes: { image: $IMAGE, volumes: [\"data:/data\"] }\n  other: { image: $IMAGE, volumes: [\"data:/data\"] }\nvolumes: { data: {} }",
+        "  notes: { image: $IMAGE, volumes: [\"data:/data\"] }\n  other: { image: $IMAGE, volumes: [\"kept:/data\"] }\nvolumes: { data: {}, kept: {} }",
     );
     let engine = playground.start();
     playground.until_running(&engine, "notes").await;
     playground.until_running(&engine, "other").await;
     let volumes = playground.data.path().join("volumes");
     std::os::unix::fs::symlink(outside.path(), volumes.join("notes/data/link")).unwrap();
-    fs::write(volumes.join("other/data/file"), "data").unwrap();
+    fs::write(volumes.join("other/kept/file"), "data").unwrap();
 
     playground.apply(CommandV1::Remove { service: name("notes"), volumes: true });
     playground.apply(CommandV1::Remove { service: name("other"), volumes: false });
     let mut state = playground.watch_state();
     tokio::time::timeout(PATIENCE, state.wait_for(|state| state.condemned_volumes.is_empty())).await.unwrap().unwrap();
     assert!(!volumes.join("notes").exists());
-    assert_eq!(fs::read_to_string(volumes.join("other/data/file")).unwrap(), "data");
+    assert_eq!(fs::read_to_string(volumes.join("other/kept/file")).unwrap(), "data");
     assert_eq!(fs::read_to_string(outside.path().join("precious")).unwrap(), "data");
     let left: Vec<_> = fs::read_dir(&volumes).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["other"]);
@@ -288,10 +289,12 @@ async fn everything_can_be_taken_away() {
     let engine = playground.start();
     playground.until_running(&engine, "one").await;
     playground.until_running(&engine, "two").await;
-    engine.remove_everything().await.unwrap();
+    assert!(playground.data.path().join("volumes/one/data/hello").exists());
+    engine.stop().await;
+    let images = [playground.image.clone(), "flotilla-test/absent:1".to_owned()];
+    take_down(None, &playground.cluster, playground.data.path(), &images).await.unwrap();
     assert_eq!(playground.containers().await, Vec::<String>::new());
     assert_eq!(playground.networks().await, Vec::<String>::new());
-    assert!(playground.data.path().join("volumes/one/data/hello").exists());
-    engine.delete_all_volumes().await.unwrap();
     assert!(!playground.data.path().join("volumes").exists());
+    assert!(playground.docker.inspect_image(&playground.image).await.is_err());
 }

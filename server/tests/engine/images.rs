@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla::engine::Engine;
+use flotilla::engine::{Engine, take_down};
 use flotilla_api::{
     ErrorCode,
     rest::{BuildLine, BuildQuery, ServiceState},
@@ -84,7 +84,8 @@ async fn an_image_comes_from_a_registry_on_loopback() {
     let error = engine.ensure_image(&unknown, |_| {}).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::ImageNotFound, "{error}");
 
-    engine.remove_everything().await.unwrap();
+    engine.stop().await;
+    take_down(None, &playground.cluster, playground.data.path(), &[]).await.unwrap();
     let options = bollard::query_parameters::RemoveImageOptions { force: true, ..Default::default() };
     playground.docker.remove_image(&image, Some(options), None).await.unwrap();
 }

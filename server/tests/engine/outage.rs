@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use flotilla::engine::answers;
 use flotilla_api::{ErrorCode, rest::EngineView};
 use tokio::{
     io::copy_bidirectional,
@@ -68,9 +69,10 @@ async fn until(status: &mut watch::Receiver<EngineView>, ready: bool) -> EngineV
 #[tokio::test]
 async fn an_engine_that_is_not_there_is_told_in_one_sentence() {
     let playground = Playground::new().await;
-    playground.deploy("  notes: { image: $IMAGE, expose: [80] }");
+    playground.deploy("  notes: { image: $IMAGE, ports: [80] }");
     let absent = playground.data.path().join("absent.sock");
-    let engine = playground.start_at(Some(format!("unix://{}", absent.display())));
+    let engine_at = Some(format!("unix://{}", absent.display()));
+    let engine = playground.start_at(engine_at.clone());
     let mut status = engine.watch_status();
     let told =
         |view: &EngineView| matches!(view, EngineView::Unavailable { message, .. } if message.contains("absent.sock"));
@@ -79,7 +81,7 @@ async fn an_engine_that_is_not_there_is_told_in_one_sentence() {
     for error in [
         engine.images().await.unwrap_err(),
         engine.ensure_image(&playground.image, |_| {}).await.unwrap_err(),
-        engine.remove_everything().await.unwrap_err(),
+        answers(engine_at.as_deref()).await.unwrap_err(),
     ] {
         assert_eq!(error.code(), ErrorCode::EngineUnavailable);
         assert!(error.to_string().contains("absent.sock") && error.to_string().contains("start"), "{error}");
@@ -112,7 +114,7 @@ async fn what_answers_but_is_no_engine_is_told_so() {
 #[tokio::test]
 async fn an_engine_that_goes_and_comes_back_is_taken_up_again() {
     let playground = Playground::new().await;
-    playground.deploy("  notes: { image: $IMAGE, expose: [80] }");
+    playground.deploy("  notes: { image: $IMAGE, ports: [80] }");
     let wire = Wire::new(playground.data.path());
     let engine = playground.start_at(Some(wire.host()));
     let mut status = engine.watch_status();
@@ -128,7 +130,7 @@ async fn an_engine_that_goes_and_comes_back_is_taken_up_again() {
     // The container runs on, and requests still reach it.
     assert!(engine.address_of(&name("notes")).is_ok());
     // Meanwhile somebody wants something else.
-    playground.deploy("  notes: { image: $IMAGE, expose: [80] }\n  more: { image: $IMAGE }");
+    playground.deploy("  notes: { image: $IMAGE, ports: [80] }\n  more: { image: $IMAGE }");
 
     wire.mend();
     until(&mut status, true).await;

@@ -119,16 +119,17 @@ async fn one_archive_has_one_sender() {
     let uploads = Uploads::open(data.path(), small(100)).unwrap();
     let begin = BeginUpload { digest: digest(b"hello"), size: 5 };
     uploads.begin(&begin).unwrap();
+    let (sender, body) = tokio::sync::mpsc::channel::<Result<Bytes, String>>(1);
+    let body = stream::unfold(body, |mut body| async move { Some((body.recv().await?, body)) });
     let slow = tokio::spawn({
         let (uploads, digest) = (uploads.clone(), begin.digest.clone());
-        async move { uploads.append(&digest, 0, stream::pending::<Result<Bytes, String>>()).await }
+        async move { uploads.append(&digest, 0, body).await }
     });
-    let busy = async {
-        while uploads.append(&begin.digest, 0, pieces(b"")).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(crate::playground::PATIENCE, busy).await.unwrap();
+    // Once the second piece finds room in the queue, the first was taken.
+    sender.send(Ok(Bytes::from_static(b"h"))).await.unwrap();
+    sender.send(Ok(Bytes::from_static(b"e"))).await.unwrap();
+    let error = uploads.append(&begin.digest, 0, pieces(b"hello")).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Conflict, "{error}");
     slow.abort();
     let _ = slow.await;
     uploads.append(&begin.digest, 0, pieces(b"hello")).await.unwrap();
