@@ -146,9 +146,23 @@ impl Session {
             let _changes = Changes::listen(move || bell.ring());
             loop {
                 sleeper.rest().await;
-                self.resume().await;
+                self.follow_others().await;
             }
         });
+    }
+
+    /// Another tab signed in or out or renewed the token. This page's own changes are heard here too, and change nothing.
+    async fn follow_others(self) {
+        let signed_in = self.status.with_untracked(|status| matches!(status, Status::SignedIn(_)));
+        match (Identity::load().await, signed_in) {
+            (Ok(Some(identity)), true) => self.client.use_identity(Some(identity)),
+            (Ok(Some(_)), false) => self.resume().await,
+            (Ok(None), true) => {
+                self.client.use_identity(None);
+                self.status.set(Status::SignedOut { notice: Some(Notice::SignedOut) });
+            }
+            (Ok(None), false) | (Err(_), _) => {}
+        }
     }
 
     async fn renew_if_due(self) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ pub(crate) fn Prose(
     #[prop(into)] text: String,
     #[prop(optional_no_strip)] service: Option<ServiceName>,
 ) -> impl IntoView {
-    parts(&text)
+    parts(&sentence(&text))
         .map(|(is_name, part)| {
             let leads = service.as_ref().is_some_and(|service| service.as_str() == part);
             let part = part.to_owned();
@@ -21,6 +21,17 @@ pub(crate) fn Prose(
             }
         })
         .collect_view()
+}
+
+/// What a program said as a clause, for people: with a capital and a full stop.
+fn sentence(clause: &str) -> String {
+    let mut characters = clause.trim().chars();
+    let Some(first) = characters.next() else { return String::new() };
+    let mut sentence: String = first.to_uppercase().chain(characters).collect();
+    if !sentence.ends_with(['.', '!', '?', '…', ':']) {
+        sentence.push('.');
+    }
+    sentence
 }
 
 /// A backtick without a partner stays what it is.
@@ -47,7 +58,7 @@ fn parts(text: &str) -> impl Iterator<Item = (bool, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::parts;
+    use super::{parts, sentence};
 
     #[test]
     fn names_between_backticks_are_told_from_the_sentence() {
@@ -57,5 +68,13 @@ mod tests {
         assert_eq!(read("it`s"), [(false, "it`s")]);
         assert_eq!(read("`a` and `"), [(true, "a"), (false, " and `")]);
         assert!(read("").is_empty());
+    }
+
+    #[test]
+    fn a_clause_becomes_a_sentence_and_a_sentence_stays_one() {
+        assert_eq!(sentence("its image is missing"), "Its image is missing.");
+        assert_eq!(sentence("`a` is no b "), "`a` is no b.");
+        assert_eq!(sentence("Done."), "Done.");
+        assert_eq!(sentence(""), "");
     }
 }

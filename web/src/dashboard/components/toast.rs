@@ -67,19 +67,19 @@ pub(crate) fn ToastRegion(toasts: Toasts) -> impl IntoView {
     let one = move |toast: Toast| {
         let number = toast.number;
         view! {
-            <li class="toast" class:tone-bad=toast.bad class:tone-good=!toast.bad>
+            <div class="toast" class:tone-bad=toast.bad class:tone-good=!toast.bad>
                 <Glyph icon=if toast.bad { Icon::Warning } else { Icon::Check }/>
                 <p><Prose text=toast.text/></p>
                 <button class="button quiet square" aria-label="Dismiss" on:click=move |_| toasts.close(number)>
                     <Glyph icon=Icon::Cross/>
                 </button>
-            </li>
+            </div>
         }
     };
     view! {
-        <ul class="toasts" role="log" aria-live="polite" aria-label="Messages">
+        <div class="toasts" role="log" aria-live="polite" aria-label="Messages">
             <For each=move || toasts.shown.get() key=|toast| toast.number children=one/>
-        </ul>
+        </div>
     }
 }
 

@@ -1,12 +1,12 @@
 use std::time::Duration;
 
-use flotilla_api::rest::EventView;
+use flotilla_api::rest::{EventView, ServiceState};
 use leptos::prelude::*;
 
 use crate::dashboard::{
     api::Client,
     browser,
-    components::{Ago, Empty, Glyph, Icon, Page, Prose, shown},
+    components::{Ago, Empty, Glyph, Icon, Page, Prose, appearance as state_appearance, shown},
     fleet::refresh_on_change,
     live::Live,
     query::Query,
@@ -89,7 +89,7 @@ fn merged<'a>(mut trail: Vec<EventView>, recent: impl Iterator<Item = &'a EventV
 }
 
 fn item(event: EventView) -> impl IntoView {
-    let (icon, tone) = appearance(&event.kind);
+    let (icon, tone) = appearance(&event.kind, &event.message);
     view! {
         <li class="event">
             <span class=format!("event-icon tone-{tone}")><Glyph icon/></span>
@@ -102,15 +102,19 @@ fn item(event: EventView) -> impl IntoView {
     }
 }
 
-fn appearance(kind: &str) -> (Icon, &'static str) {
+fn appearance(kind: &str, message: &str) -> (Icon, &'static str) {
     match kind {
+        // What the engine showed: the state is in the sentence, "`web` is running: …".
+        "observed" => observed(message).map_or((Icon::Activity, "calm"), |state| {
+            let (icon, _, tone) = state_appearance(state);
+            (icon, tone)
+        }),
         "deployed" | "unchanged" => (Icon::Deploy, "busy"),
         "rolled-back" => (Icon::Back, "busy"),
-        "restarted" | "restarting" => (Icon::Refresh, "warn"),
+        "restarted" => (Icon::Refresh, "warn"),
         "scaled" => (Icon::Services, "calm"),
         "removed" | "volumes-condemned" | "volumes-deleted" => (Icon::Trash, "bad"),
-        "running" | "started" | "confirmed" => (Icon::Check, "good"),
-        "failed" | "unhealthy" => (Icon::Warning, "bad"),
+        "confirmed" => (Icon::Check, "good"),
         kind if kind.starts_with("token") => (Icon::Key, "calm"),
         kind if kind.starts_with("invitation") => (Icon::Link, "calm"),
         kind if kind.starts_with("machine") || kind.starts_with("cluster") || kind.starts_with("engine") => {
@@ -120,11 +124,24 @@ fn appearance(kind: &str) -> (Icon, &'static str) {
     }
 }
 
+fn observed(message: &str) -> Option<ServiceState> {
+    let (_, state) = message.split_once(" is ")?;
+    let word = state.split(|c: char| !c.is_ascii_alphabetic()).next()?;
+    ServiceState::ALL.iter().copied().find(|state| state.as_str() == word)
+}
+
 #[cfg(test)]
 mod tests {
     use flotilla_api::UnixMillis;
 
     use super::*;
+
+    #[test]
+    fn an_observation_looks_like_the_state_it_tells_of() {
+        assert_eq!(observed("`web` is running."), Some(ServiceState::Running));
+        assert_eq!(observed("`web` is failed: its image is missing."), Some(ServiceState::Failed));
+        assert_eq!(observed("Something else"), None);
+    }
 
     #[test]
     fn an_event_heard_twice_is_listed_once_and_the_newest_comes_first() {

@@ -38,26 +38,24 @@ pub(crate) fn Machines() -> impl IntoView {
     view! {
         <Page title="Machines">
             {note}
-            {shown(machines, 6, |machines| {
-                view! {
-                    <ul class="cards">
-                        {move || {
-                            let machines = machines.get();
-                            if machines.is_empty() {
-                                return view! {
-                                    <Empty icon=Icon::Machine title="No machines">
-                                        <p>"The node has not told of any machine yet."</p>
-                                    </Empty>
-                                }
-                                    .into_any();
-                            }
-                            machines.into_iter().map(card).collect_view().into_any()
-                        }}
-                    </ul>
-                }
-                    .into_any()
-            })}
+            {shown(machines, 6, |machines| view! { <List machines/> }.into_any())}
         </Page>
+    }
+}
+
+#[component]
+fn List(machines: Signal<Vec<MachineView>>) -> impl IntoView {
+    move || {
+        let machines = machines.get();
+        if machines.is_empty() {
+            return view! {
+                <Empty icon=Icon::Machine title="No machines">
+                    <p>"The node has not told of any machine yet."</p>
+                </Empty>
+            }
+            .into_any();
+        }
+        view! { <ul class="cards">{machines.into_iter().map(card).collect_view()}</ul> }.into_any()
     }
 }
 

@@ -138,6 +138,7 @@ fn Settings(draft: Draft) -> impl IntoView {
                         autocomplete="off"
                         autocapitalize="off"
                         spellcheck="false"
+                        placeholder="default"
                         prop:value=draft.stack
                         on:input=move |event| draft.stack.set(event_target_value(&event))
                     />
