@@ -14,7 +14,9 @@ use super::{
     components::{Empty, Glyph, Icon, Page, Until},
     fleet::Fleet,
     live::{Link, Live},
-    pages,
+    pages::{
+        access::Access, activity::Activity, deploy::Deploy, machines::Machines, service::Service, services::Services,
+    },
     query::Phase,
     session::{Notice, Session, Status},
     theme::{Choice, Theme},
@@ -64,12 +66,12 @@ pub(crate) fn Shell() -> impl IntoView {
                 <main class="main" id="main">
                     <div class="content">
                         <FlatRoutes fallback=|| view! { <NotFound/> }>
-                            <Route path=path!("/") view=pages::services::Services/>
-                            <Route path=path!("/deploy") view=pages::deploy::Deploy/>
-                            <Route path=path!("/services/:name") view=pages::service::Service/>
-                            <Route path=path!("/machines") view=pages::machines::Machines/>
-                            <Route path=path!("/access") view=pages::access::Access/>
-                            <Route path=path!("/activity") view=pages::activity::Activity/>
+                            <Route path=path!("/") view=Services/>
+                            <Route path=path!("/deploy") view=|| allowed("Deploy", You::operates, || view! { <Deploy/> }.into_any())/>
+                            <Route path=path!("/services/:name") view=|| allowed("Service", You::operates, || view! { <Service/> }.into_any())/>
+                            <Route path=path!("/machines") view=|| allowed("Machines", You::operates, || view! { <Machines/> }.into_any())/>
+                            <Route path=path!("/access") view=|| allowed("Access", You::administers, || view! { <Access/> }.into_any())/>
+                            <Route path=path!("/activity") view=|| allowed("Activity", You::operates, || view! { <Activity/> }.into_any())/>
                         </FlatRoutes>
                     </div>
                 </main>
@@ -148,9 +150,9 @@ fn Navigation() -> impl IntoView {
             <ul>
                 {item("/", Icon::Services, "Services")}
                 {move || you.operates().then(|| item("/deploy", Icon::Deploy, "Deploy"))}
-                {item("/machines", Icon::Machine, "Machines")}
+                {move || you.operates().then(|| item("/machines", Icon::Machine, "Machines"))}
                 {move || you.administers().then(|| item("/access", Icon::Access, "Access"))}
-                {item("/activity", Icon::Activity, "Activity")}
+                {move || you.operates().then(|| item("/activity", Icon::Activity, "Activity"))}
             </ul>
         </nav>
     }
@@ -223,6 +225,26 @@ fn Account() -> impl IntoView {
                 <p class="faint account-version">{version}</p>
             </div>
         </div>
+    }
+}
+
+/// The page, or in its place why it is not for this person: a link may come from somebody with more rights.
+fn allowed(title: &'static str, has_right: fn(&You) -> bool, page: fn() -> AnyView) -> impl IntoView {
+    let you = expect_context::<You>();
+    let allowed = Memo::new(move |_| has_right(&you));
+    move || {
+        if allowed.get() {
+            return page();
+        }
+        view! {
+            <Page title>
+                <Empty icon=Icon::Key title="This page is not among your rights">
+                    <p>"An admin of this cluster can invite you with more of them."</p>
+                    <A href="/" attr:class="button">"To the services"</A>
+                </Empty>
+            </Page>
+        }
+        .into_any()
     }
 }
 

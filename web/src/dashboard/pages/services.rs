@@ -98,7 +98,7 @@ fn List(services: Signal<Vec<ServiceView>>) -> impl IntoView {
                             <th role="columnheader" scope="col"><span class="unseen">"Open"</span></th>
                         </tr>
                     </thead>
-                    <tbody role="rowgroup">{move || rows().into_iter().map(row).collect_view()}</tbody>
+                    <tbody role="rowgroup">{move || rows().into_iter().map(|service| row(service, you.operates())).collect_view()}</tbody>
                 </table>
                 {none}
             }
@@ -115,9 +115,16 @@ fn matches(service: &ServiceView, filter: &str) -> bool {
         || service.image.to_lowercase().contains(filter)
 }
 
-fn row(service: ServiceView) -> impl IntoView {
+fn row(service: ServiceView, operates: bool) -> impl IntoView {
     let name = service.service.to_string();
     let row_name = name.clone();
+    // The service's own page is for those who may change it.
+    let title = if operates {
+        let (page, name) = (format!("/services/{name}"), name.clone());
+        view! { <A href=page attr:class="row-link">{name}</A> }.into_any()
+    } else {
+        view! { <strong>{name.clone()}</strong> }.into_any()
+    };
     let stack = (service.stack.as_str() != name)
         .then(|| view! { <span class="faint">"in " {service.stack.to_string()}</span> });
     let replicas = (service.replicas > 1).then(
@@ -127,7 +134,7 @@ fn row(service: ServiceView) -> impl IntoView {
     view! {
         <tr role="row" data-service=row_name>
             <th role="rowheader" scope="row" class="cell-name">
-                <A href=format!("/services/{name}") attr:class="row-link">{name.clone()}</A>
+                {title}
                 {stack}
                 {replicas}
             </th>

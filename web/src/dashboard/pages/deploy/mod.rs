@@ -8,14 +8,12 @@ use std::collections::BTreeMap;
 
 use flotilla_api::rest::{DeployRequest, DeployResponse};
 use leptos::prelude::*;
-use leptos_router::components::A;
 
 use crate::dashboard::{
     api::Client,
-    components::{Act, Empty, Glyph, Icon, Page},
+    components::{Act, Glyph, Icon, Page},
     compose_text,
     fleet::Fleet,
-    shell::You,
 };
 use check::{Check, CheckPanel};
 use editor::Editor;
@@ -56,33 +54,12 @@ impl Draft {
 
 #[component]
 pub(crate) fn Deploy() -> impl IntoView {
-    let you = expect_context::<You>();
     let deployed = RwSignal::new(None::<DeployResponse>);
     // The text outlives a deployment: whoever finds an error in it comes back to it.
     let draft = Draft::new();
-    view! {
-        {move || {
-            if !you.operates() {
-                return not_allowed().into_any();
-            }
-            match deployed.get() {
-                None => view! { <Compose draft deployed/> }.into_any(),
-                Some(response) => {
-                    view! { <Progress response again=Callback::new(move |()| deployed.set(None))/> }.into_any()
-                }
-            }
-        }}
-    }
-}
-
-fn not_allowed() -> impl IntoView {
-    view! {
-        <Page title="Deploy">
-            <Empty icon=Icon::Key title="Your sign-in may not deploy">
-                <p>"Ask an admin of this cluster for an invitation with the right to deploy."</p>
-                <A href="/" attr:class="button">"To the services"</A>
-            </Empty>
-        </Page>
+    move || match deployed.get() {
+        None => view! { <Compose draft deployed/> }.into_any(),
+        Some(response) => view! { <Progress response again=Callback::new(move |()| deployed.set(None))/> }.into_any(),
     }
 }
 

@@ -20,7 +20,6 @@ use crate::dashboard::{
     live::Live,
     pages::services::{can_open, open_link},
     query::{Phase, Query},
-    shell::You,
 };
 use actions::Actions;
 use instances::Instances;
@@ -43,7 +42,6 @@ pub(crate) fn Service() -> impl IntoView {
 fn Named(name: String) -> impl IntoView {
     let client = expect_context::<Client>();
     let live = expect_context::<Live>();
-    let you = expect_context::<You>();
     let asked = name.clone();
     let service = Query::start(INTERVAL, move || {
         let name = asked.clone();
@@ -74,10 +72,9 @@ fn Named(name: String) -> impl IntoView {
                     detail.url.filter(|_| can_open(detail.state)).map(|url| open_link(&opened, url, "button primary"))
                 };
                 let name = name.clone();
-                let actions = move || you.operates().then(|| view! { <Actions name=name.clone() service/> });
                 view! {
                     {open}
-                    {actions}
+                    <Actions name=name.clone() service/>
                 }
             })
         }
@@ -114,9 +111,7 @@ fn not_there(name: &str) -> impl IntoView + use<> {
 
 #[component]
 fn Detail(name: String, detail: Signal<ServiceDetail>, service: Query<ServiceDetail>) -> impl IntoView {
-    let you = expect_context::<You>();
     let logs = name.clone();
-    let revisions = move || you.operates().then(|| view! { <Revisions name=name.clone() detail service/> });
     view! {
         <Facts detail/>
         <div class="service-grid">
@@ -125,7 +120,7 @@ fn Detail(name: String, detail: Signal<ServiceDetail>, service: Query<ServiceDet
                 <Logs name=logs/>
             </div>
             <div class="service-side">
-                {revisions}
+                <Revisions name detail service/>
                 <Specification detail/>
             </div>
         </div>
