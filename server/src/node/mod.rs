@@ -202,11 +202,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 
 /// Sends the log where the configuration says. Once in a process, before anything is logged.
 pub fn start_log(log: &config::Log) {
+    use std::io::IsTerminal as _;
+
     use tracing_subscriber::{EnvFilter, fmt};
 
     // Checked when the configuration was read.
     let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for a terminal; in a file or a journal they are in the way.
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let started = match log.format {
         LogFormat::Human => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

@@ -80,7 +80,8 @@ impl Streams {
     }
 
     fn close_if_over(&mut self, wire: u32, kind: Kind) {
-        let over = kind == Kind::Reset || self.by_wire.get(&wire).is_some_and(|stream| stream.page_ended && stream.node_ended);
+        let over =
+            kind == Kind::Reset || self.by_wire.get(&wire).is_some_and(|stream| stream.page_ended && stream.node_ended);
         if over && let Some(stream) = self.by_wire.remove(&wire) {
             self.by_local.remove(&stream.local);
         }
