@@ -362,7 +362,7 @@ mod tests {
     #[test]
     fn the_samples_compose_file_is_right() {
         let variables = BTreeMap::from([(IMAGE_VARIABLE.to_owned(), "flotilla-sample:abc".to_owned())]);
-        let composition = flotilla_core::compose::read(COMPOSE, None, &variables).unwrap();
+        let composition = compose::read(COMPOSE, None, &variables).unwrap();
         let notes = &composition.services[0];
         assert_eq!(
             (notes.name.as_str(), notes.image.as_str(), notes.port),
