@@ -6,7 +6,7 @@ use super::*;
 use crate::{auth::tests::Browser, clock};
 
 /// Every route, and the scopes that may use it: user, operator, admin, machine.
-const ROUTES: &[(&str, &str, [bool; 4])] = &[
+pub(super) const ROUTES: &[(&str, &str, [bool; 4])] = &[
     ("GET", "/api/v1/cluster", [true, true, true, true]),
     ("GET", "/api/v1/services", [true, true, true, true]),
     ("POST", "/api/v1/tokens/renew", [true, true, true, true]),

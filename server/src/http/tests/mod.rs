@@ -270,3 +270,17 @@ async fn the_metrics_are_for_this_machine_or_an_administrator() {
     assert_eq!(admin.status(), StatusCode::OK);
     running.node.stop().await;
 }
+
+#[test]
+fn the_manual_lists_every_route() {
+    let manual = include_str!("../../../../docs/API.md");
+    for (method, path, _) in access::ROUTES {
+        let path = path.strip_prefix("/api/v1").unwrap().split('?').next().unwrap();
+        let path = path.replace("/ghost", "/{}").replace("/uploads/0", "/uploads/{}");
+        let listed = manual.lines().any(|line| {
+            let route = line.replace("{service}", "{}").replace("{digest}", "{}").replace("{id}", "{}");
+            route.starts_with(&format!("| `{method} {path}` |"))
+        });
+        assert!(listed, "docs/API.md has no row for {method} {path}");
+    }
+}
