@@ -90,7 +90,7 @@ impl Link {
     pub(super) async fn new(peer: Peer, addresses: &Addresses, certificate: &Certificate) -> Result<Self, Error> {
         let runtime = MeshRuntime::new();
         let pulse = runtime.pulse();
-        pulse.setting_up(true);
+        pulse.begin_set_up();
         let (state_sender, state) = watch::channel(LinkState::Connecting);
         let gathering = watch::Sender::new(RTCIceGatheringState::New);
         let (channel_sender, channels) = mpsc::channel(UNTAKEN_CHANNELS_MAX);
@@ -143,7 +143,7 @@ impl Link {
 
     /// Takes an offer, of a new connection or of an ICE restart, and answers it with all of this side's candidates.
     pub(super) async fn answer(&self, offer: String) -> Result<String, Error> {
-        self.pulse.setting_up(true);
+        self.pulse.begin_set_up();
         let step = |step| move |source| Error::SetUp { step, source };
         let offer = RTCSessionDescription::offer(offer).map_err(step("read the offer"))?;
         self.connection.set_remote_description(offer).await.map_err(step("take the offer"))?;
@@ -155,7 +155,7 @@ impl Link {
 
     /// Makes an offer with all of this side's candidates.
     pub(super) async fn offer(&self, restart: bool) -> Result<String, Error> {
-        self.pulse.setting_up(true);
+        self.pulse.begin_set_up();
         let step = |step| move |source| Error::SetUp { step, source };
         let options = RTCOfferOptions { ice_restart: restart, ..Default::default() };
         let offer = self.connection.create_offer(Some(options)).await.map_err(step("make the offer"))?;
@@ -211,7 +211,7 @@ impl Link {
         match timeout(within, settled).await {
             Ok(Ok(state)) if *state == LinkState::Connected => Ok(()),
             _ => {
-                self.pulse.setting_up(false);
+                self.pulse.end_set_up();
                 Err(Error::NotConnected { within })
             }
         }
@@ -235,18 +235,13 @@ impl Link {
 
     /// Ends the link and frees its sockets.
     pub async fn close(&self) {
-        self.pulse.setting_up(false);
+        self.pulse.end_set_up();
         self.closed.cancel();
         match timeout(CLOSING, self.connection.close()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "connection closed with an error"),
             Err(_) => tracing::debug!("connection did not close in time"),
         }
-    }
-
-    /// The set-up is given up or over: its driver may sleep.
-    pub(super) fn settle(&self) {
-        self.pulse.setting_up(false);
     }
 }
 
@@ -260,7 +255,7 @@ impl Drop for Link {
     fn drop(&mut self) {
         // The driver is a task of its own and outlives every handle unless it is told to stop.
         let connection = Arc::clone(&self.connection);
-        self.pulse.setting_up(false);
+        self.pulse.end_set_up();
         if !self.closed.is_cancelled()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -292,7 +287,7 @@ impl PeerConnectionEventHandler for Events {
             _ => LinkState::Connecting,
         };
         if state != LinkState::Connecting {
-            self.pulse.setting_up(false);
+            self.pulse.end_set_up();
         }
         self.state.send_replace(state);
     }
