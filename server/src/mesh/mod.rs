@@ -12,6 +12,8 @@ mod registry;
 mod runtime;
 mod session;
 mod signal;
+#[cfg(test)]
+mod tests;
 
 use std::{net::IpAddr, time::Duration};
 

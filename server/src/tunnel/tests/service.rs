@@ -173,7 +173,12 @@ async fn login() -> Response {
 
 /// Announces more than it sends.
 async fn broken() -> Response {
-    let chunks = stream::iter([Ok(Bytes::from_static(b"part")), Err("it broke")]);
+    // What is not flushed when it breaks is lost with it.
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Err("it broke")
+    };
+    let chunks = stream::once(async { Ok(Bytes::from_static(b"part")) }).chain(stream::once(later));
     ([(header::CONTENT_LENGTH, 100)], Body::from_stream(chunks)).into_response()
 }
 
@@ -217,7 +222,8 @@ async fn echo(mut socket: ws::WebSocket, origin: String) {
                 }
                 continue;
             }
-            ws::Message::Close(_) => return,
+            // The library answers it when it is asked for more.
+            ws::Message::Close(_) => continue,
             _ => message,
         };
         if socket.send(answer).await.is_err() {
