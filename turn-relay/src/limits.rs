@@ -2,20 +2,17 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
 use crate::{Counters, Snapshot};
 
-/// A client refreshes its allocation at least every 10 minutes (RFC 8656, 3.2); one that does not has none.
-const SOURCE_KEPT: Duration = Duration::from_secs(11 * 60);
-
-/// Addresses that are remembered as users' or as askers: a few hundred bytes each.
+/// Addresses that are remembered for having asked lately: about a hundred bytes each.
 const SOURCES_MAX: usize = 16 * 1024;
 
 /// Requests without credentials, which each client sends once: in a row, and per second, from one address.
@@ -33,12 +30,19 @@ pub(crate) const CHALLENGES_PER_SERVER: u64 = 400_000;
 pub(crate) struct Limits {
     allocations_max: usize,
     per_user_max: usize,
-    open: AtomicUsize,
-    /// Sources of each user that authenticated lately; a source has one allocation at most (RFC 8656, 2.2).
-    users: Mutex<HashMap<String, HashMap<SocketAddr, Instant>>>,
+    allocations: Mutex<Allocations>,
     challenges: Mutex<Challenges>,
     pub(crate) challenges_since_start: AtomicU64,
     pub(crate) counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Allocations {
+    open: usize,
+    by_user: HashMap<String, usize>,
+    /// Whose request the server is handling. It handles one at a time, and makes an allocation only once the request's signature
+    /// was checked, so this is who an allocation is for.
+    asking: String,
 }
 
 #[derive(Debug)]
@@ -76,65 +80,68 @@ impl Limits {
         Self {
             allocations_max,
             per_user_max,
-            open: AtomicUsize::new(0),
-            users: Mutex::default(),
+            allocations: Mutex::default(),
             challenges: Mutex::new(challenges),
             challenges_since_start: AtomicU64::new(0),
             counters: Counters::default(),
         }
     }
 
-    /// May this user use the relay from this source?
-    pub(crate) fn admit(&self, user: &str, source: SocketAddr) -> bool {
-        let now = Instant::now();
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        if users.len() >= SOURCES_MAX && !users.contains_key(user) {
-            users.retain(|_, sources| sources.values().any(|seen| now.duration_since(*seen) < SOURCE_KEPT));
-        }
-        let sources = users.entry(user.to_owned()).or_default();
-        sources.retain(|_, seen| now.duration_since(*seen) < SOURCE_KEPT);
-        let admitted = sources.contains_key(&source) || sources.len() < self.per_user_max;
-        if admitted {
-            sources.insert(source, now);
-        } else {
-            self.counters.allocations_denied.fetch_add(1, Relaxed);
-        }
-        admitted
+    /// A request of this user is looked at.
+    pub(crate) fn asked_by(&self, user: &str) {
+        user.clone_into(&mut self.lock().asking);
     }
 
     /// May this source be asked for credentials?
     pub(crate) fn challenge(&self, source: IpAddr) -> bool {
         let mut challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
         let Challenges { all, by_source } = &mut *challenges;
-        if by_source.len() >= SOURCES_MAX {
-            let refilled = Duration::from_secs_f64(CHALLENGES_BURST / CHALLENGES_PER_SECOND);
-            by_source.retain(|_, bucket| bucket.filled_at.elapsed() < refilled);
+        // A source over its limit takes nothing from the others, and one that is new is remembered only if there is something
+        // left for it: so a flood from everywhere costs neither memory nor time.
+        let own = by_source.get_mut(&source).map(|bucket| bucket.take(CHALLENGES_BURST, CHALLENGES_PER_SECOND));
+        let granted = own != Some(false) && all.take(ALL_CHALLENGES_BURST, ALL_CHALLENGES_PER_SECOND);
+        if granted && own.is_none() {
+            if by_source.len() >= SOURCES_MAX {
+                let refilled = Duration::from_secs_f64(CHALLENGES_BURST / CHALLENGES_PER_SECOND);
+                by_source.retain(|_, bucket| bucket.filled_at.elapsed() < refilled);
+            }
+            let mut bucket = Bucket::full(CHALLENGES_BURST);
+            bucket.take(CHALLENGES_BURST, CHALLENGES_PER_SECOND);
+            by_source.insert(source, bucket);
         }
-        let known = by_source.len() < SOURCES_MAX || by_source.contains_key(&source);
-        let granted = known
-            && by_source
-                .entry(source)
-                .or_insert_with(|| Bucket::full(CHALLENGES_BURST))
-                .take(CHALLENGES_BURST, CHALLENGES_PER_SECOND)
-            && all.take(ALL_CHALLENGES_BURST, ALL_CHALLENGES_PER_SECOND);
-        if granted {
-            self.challenges_since_start.fetch_add(1, Relaxed);
-        } else {
-            self.counters.challenges_denied.fetch_add(1, Relaxed);
-        }
+        let counter = if granted { &self.challenges_since_start } else { &self.counters.challenges_denied };
+        counter.fetch_add(1, Relaxed);
         granted
     }
 
-    /// Takes a place for an allocation; to be given back with [`Self::release`].
-    pub(crate) fn allocate(&self) -> bool {
-        let taken = self.open.fetch_update(Relaxed, Relaxed, |open| (open < self.allocations_max).then_some(open + 1));
-        let counter = if taken.is_ok() { &self.counters.allocations_total } else { &self.counters.allocations_denied };
-        counter.fetch_add(1, Relaxed);
-        taken.is_ok()
+    /// Takes a place for an allocation of the asking user; returns the user, to be given back with [`Self::release`].
+    pub(crate) fn allocate(&self) -> Option<String> {
+        let mut allocations = self.lock();
+        let Allocations { open, by_user, asking } = &mut *allocations;
+        let own = by_user.get(asking).copied().unwrap_or(0);
+        if *open >= self.allocations_max || own >= self.per_user_max {
+            self.counters.allocations_denied.fetch_add(1, Relaxed);
+            return None;
+        }
+        *open += 1;
+        by_user.insert(asking.clone(), own + 1);
+        self.counters.allocations_total.fetch_add(1, Relaxed);
+        Some(asking.clone())
     }
 
-    pub(crate) fn release(&self) {
-        self.open.fetch_sub(1, Relaxed);
+    pub(crate) fn release(&self, user: &str) {
+        let mut allocations = self.lock();
+        allocations.open = allocations.open.saturating_sub(1);
+        if let Some(own) = allocations.by_user.get_mut(user) {
+            *own -= 1;
+            if *own == 0 {
+                allocations.by_user.remove(user);
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Allocations> {
+        self.allocations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
@@ -148,7 +155,7 @@ impl Limits {
             challenges_denied,
         } = &self.counters;
         Snapshot {
-            allocations_open: self.open.load(Relaxed) as u64,
+            allocations_open: self.lock().open as u64,
             allocations_total: allocations_total.load(Relaxed),
             bytes_to_peers: bytes_to_peers.load(Relaxed),
             bytes_from_peers: bytes_from_peers.load(Relaxed),
@@ -164,16 +171,18 @@ impl Limits {
 mod tests {
     use super::*;
 
-    fn source(port: u16) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, 1], port))
-    }
-
     #[test]
-    fn a_user_has_only_so_many_sources() {
+    fn a_user_has_only_so_many_allocations() {
         let limits = Limits::new(10, 2);
-        assert!(limits.admit("ada", source(1)) && limits.admit("ada", source(2)) && limits.admit("ada", source(1)));
-        assert!(!limits.admit("ada", source(3)));
-        assert!(limits.admit("bob", source(3)));
+        limits.asked_by("ada");
+        let held = [limits.allocate(), limits.allocate()];
+        assert_eq!(held, [Some("ada".to_owned()), Some("ada".to_owned())]);
+        assert_eq!(limits.allocate(), None);
+        limits.asked_by("bob");
+        assert!(limits.allocate().is_some());
+        limits.release("ada");
+        limits.asked_by("ada");
+        assert!(limits.allocate().is_some());
         assert_eq!(limits.snapshot().allocations_denied, 1);
     }
 
@@ -196,10 +205,10 @@ mod tests {
     #[test]
     fn allocations_are_bounded_and_come_back() {
         let limits = Limits::new(1, 8);
-        assert!(limits.allocate());
-        assert!(!limits.allocate());
-        limits.release();
-        assert!(limits.allocate());
+        assert!(limits.allocate().is_some());
+        assert!(limits.allocate().is_none());
+        limits.release("");
+        assert!(limits.allocate().is_some());
         let counted = limits.snapshot();
         assert_eq!((counted.allocations_open, counted.allocations_total, counted.allocations_denied), (1, 2, 1));
     }

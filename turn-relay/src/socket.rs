@@ -171,17 +171,15 @@ impl RelayAddressGenerator for RelaySockets {
         if use_ipv4 != self.public_ip.is_ipv4() {
             return Err(TurnError::Other("this relay has no address of that family".to_owned()));
         }
-        if !self.limits.allocate() {
-            return Err(TurnError::Other("this relay has no allocation left".to_owned()));
-        }
+        let user = self.limits.allocate().ok_or_else(|| TurnError::Other("there is no allocation left".to_owned()))?;
         let socket = match self.bind(requested_port).await {
             Ok(socket) => socket,
             Err(error) => {
-                self.limits.release();
+                self.limits.release(&user);
                 return Err(TurnError::Other(error.to_string()));
             }
         };
-        let allocation = Allocation::new(socket, Arc::clone(&self.acl), Arc::clone(&self.limits));
+        let allocation = Allocation::new(socket, user, Arc::clone(&self.acl), Arc::clone(&self.limits));
         let relayed = SocketAddr::new(self.public_ip, allocation.port);
         Ok((Arc::new(allocation), relayed))
     }
@@ -190,23 +188,24 @@ impl RelayAddressGenerator for RelaySockets {
 /// The socket that peers see.
 struct Allocation {
     socket: UdpSocket,
+    user: String,
     port: u16,
     acl: Arc<Acl>,
     limits: Arc<Limits>,
 }
 
 impl Allocation {
-    fn new(socket: UdpSocket, acl: Arc<Acl>, limits: Arc<Limits>) -> Self {
+    fn new(socket: UdpSocket, user: String, acl: Arc<Acl>, limits: Arc<Limits>) -> Self {
         let port = socket.local_addr().map_or(0, |address| address.port());
         acl.add_relayed(port);
-        Self { socket, port, acl, limits }
+        Self { socket, user, port, acl, limits }
     }
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
         self.acl.remove_relayed(self.port);
-        self.limits.release();
+        self.limits.release(&self.user);
     }
 }
 

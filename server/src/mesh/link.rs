@@ -9,7 +9,7 @@ use rtc::ice::mdns::MulticastDnsMode;
 use rtc::peer_connection::configuration::{RTCOfferOptions, setting_engine::SctpMaxMessageSize};
 use tokio::{
     sync::{Mutex, mpsc, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use webrtc::{
@@ -52,6 +52,9 @@ const NODE_RECEIVE_WINDOW: u32 = 8 * 1024 * 1024;
 const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// Rounds before a pair of candidates is given up: 5 s, so that a slow path is not given up before its first answer.
 const CHECKS_MAX: u16 = 500;
+
+/// How often a channel is asked whether it still holds something unsent.
+const FLUSH_CHECK: Duration = Duration::from_millis(5);
 
 /// Silence after which a connection counts as disconnected, and after which as failed.
 const DISCONNECTED_AFTER: Duration = Duration::from_secs(6);
@@ -313,8 +316,7 @@ impl MeshChannel {
         self.inner.label().await.map_err(|_| ChannelClosed)
     }
 
-    /// Waits until a channel of our own may be used. Messages that arrive meanwhile would be lost, so the other side must wait
-    /// for our first one.
+    /// Waits until a channel of our own may be used. To be called once, before [`Channel::recv`].
     ///
     /// # Errors
     /// [`ChannelClosed`].
@@ -342,6 +344,13 @@ impl Channel for MeshChannel {
                 DataChannelEvent::OnClose => return None,
                 _ => {}
             }
+        }
+    }
+
+    async fn flushed(&self) {
+        // The library has no event for it.
+        while self.inner.outstanding_bytes().await.is_ok_and(|bytes| bytes > 0) {
+            sleep(FLUSH_CHECK).await;
         }
     }
 

@@ -55,7 +55,7 @@ impl Admission for Gate {
 }
 
 struct Node {
-    world: World,
+    _world: World,
     gate: Arc<Gate>,
     mesh: Mesh,
     certificate: Certificate,
@@ -76,7 +76,7 @@ impl Node {
         let mut config = Config::new(loopback(), certificate.clone());
         change(&mut config);
         let mesh = Mesh::new(config, Arc::clone(&gate) as Arc<dyn Admission>, world.tunnel.clone());
-        Self { world, gate, mesh, certificate }
+        Self { _world: world, gate, mesh, certificate }
     }
 
     fn socket(&self) -> Socket {
@@ -322,8 +322,8 @@ async fn a_browser_adds_only_so_many_candidates() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_browser_that_closes_its_connection_frees_the_session() {
-    let node = Node::new().await;
+async fn the_session_of_a_browser_that_vanished_is_freed() {
+    let node = Node::with(|config| config.grace = Duration::from_millis(100)).await;
     let browser = node.browser().await;
     browser.link.close().await;
     wait_for("the session is over", || node.mesh.sessions().is_empty()).await;

@@ -210,7 +210,7 @@ mod tests {
         fn a_body_arrives_whole_whatever_its_frames(sizes in proptest::collection::vec(0_usize..DATA_MAX, 0..12), read_between: bool) {
             let inbox = Inbox::new(false);
             let (mut sent, mut got) = (Vec::new(), Vec::new());
-            let mut read = |got: &mut Vec<u8>| while let Some(Some(piece)) = inbox.next().now_or_never() {
+            let read = |got: &mut Vec<u8>| while let Some(Some(piece)) = inbox.next().now_or_never() {
                 got.extend_from_slice(&piece.payload);
             };
             for (n, size) in sizes.into_iter().enumerate() {

@@ -88,10 +88,10 @@ impl Session {
         lane.close().await;
     }
 
-    /// Tells every channel that nothing more is answered.
+    /// Tells every channel that nothing more is answered, and closes it.
     pub async fn go_away(&self, error: &ApiError) {
         let lanes: Vec<_> = self.lock_lanes().iter().filter_map(Weak::upgrade).collect();
-        futures::future::join_all(lanes.iter().map(|lane| lane.send_json(Kind::GoAway, 0, error))).await;
+        futures::future::join_all(lanes.iter().map(|lane| lane.go_away(error))).await;
     }
 
     fn admit(&self, label: &str) -> Result<Label, ApiError> {

@@ -53,6 +53,8 @@ impl Channel for Pipe {
         self.inn.lock().await.recv().await
     }
 
+    async fn flushed(&self) {}
+
     async fn close(&self) {
         self.out.lock().await.take();
     }
