@@ -1,6 +1,6 @@
 //! The plan for one service.
 
-use flotilla_api::{InstanceId, ServiceName, UnixMillis, spec::Restart};
+use flotilla_api::{InstanceId, Revision, ServiceName, UnixMillis, spec::Restart};
 
 use super::{
     Action, CONFIRMED_AFTER_MS, Container, Health, READY_AFTER_MS, RECOVERED_AFTER_MS, ROLLBACK_AFTER, Round, Status,
@@ -56,6 +56,7 @@ impl Round<'_> {
             let slot = Slot::of(service, replica, &containers, self.now);
             progress.push(self.slot(service, replica, &slot, waits.is_some()));
         }
+        self.confirm_former(service, &containers);
         self.judge_revision(service, &progress);
     }
 
@@ -248,16 +249,38 @@ impl Round<'_> {
         }
     }
 
+    /// A revision may be superseded before it has proved itself; while its instances still run, it can do so, and a newer one
+    /// that fails has somewhere to go back to.
+    fn confirm_former(&mut self, service: &Service, containers: &[&Container]) {
+        let unconfirmed = containers.iter().filter(|container| {
+            container.epoch == service.assignment.epoch
+                && container.revision < service.current
+                && Some(container.revision) > service.confirmed
+                && service.revisions.contains_key(&container.revision)
+        });
+        let Some(former) = unconfirmed.max_by_key(|container| container.revision) else { return };
+        match former.status {
+            Status::Running { health: Health::None, since } if self.now.since(since) < CONFIRMED_AFTER_MS => {
+                self.wake_at(since.plus(CONFIRMED_AFTER_MS));
+            }
+            Status::Running { health: Health::None | Health::Healthy, .. } => self.confirm(service, former.revision),
+            _ => {}
+        }
+    }
+
+    fn confirm(&mut self, service: &Service, revision: Revision) {
+        if self.due(&Chore::Confirm(service.name.clone(), revision)) {
+            self.act(Action::Propose(CommandV1::ConfirmRevision { service: service.name.clone(), revision }));
+        }
+    }
+
     /// Tells the state that the current revision is good, or goes back to the last one that was.
     fn judge_revision(&mut self, service: &Service, progress: &[Progress]) {
         if service.confirmed == Some(service.current) {
             return;
         }
         if progress.iter().all(|progress| *progress == Progress::Good) {
-            let command = CommandV1::ConfirmRevision { service: service.name.clone(), revision: service.current };
-            if self.due(&Chore::Confirm(service.name.clone(), service.current)) {
-                self.act(Action::Propose(command));
-            }
+            self.confirm(service, service.current);
             return;
         }
         // A roll back that fails too is no reason for another: that would never end.
@@ -332,7 +355,7 @@ fn rank(container: &Container, now: UnixMillis) -> (bool, u8, UnixMillis, &str) 
     (!container.is_ready(now), order, since, &container.id)
 }
 
-fn writes(service: &Service, revision: flotilla_api::Revision) -> bool {
+fn writes(service: &Service, revision: Revision) -> bool {
     // What a forgotten revision mounted is not known any more.
     service.revisions.get(&revision).is_none_or(|record| record.spec.volumes.iter().any(|mount| !mount.read_only))
 }
