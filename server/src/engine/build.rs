@@ -1,7 +1,7 @@
 //! Images from a Dockerfile, by the engine's own builder.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -34,10 +34,6 @@ const OUTPUT_QUEUE: usize = 64;
 
 /// Build arguments, as JSON. Bytes.
 const ARGUMENTS_MAX: usize = 64 * 1024;
-
-/// The end of the output, which an error carries.
-const LAST_LINES: usize = 12;
-const LINE_MAX: usize = 400;
 
 /// Checks what can be checked before anything is sent.
 pub(super) fn options(query: &BuildQuery) -> Result<BuildImageOptions, Error> {
@@ -117,12 +113,10 @@ async fn build<E: std::fmt::Display + Send + 'static>(
         })
     });
     let mut answers = Box::pin(client.docker().build_image(options, None, Some(body_try_stream(context))));
-    let mut tail = Tail::default();
     while let Some(answer) = answers.next().await {
         match answer {
             Ok(info) => {
                 for line in lines(info) {
-                    tail.push(&line);
                     if output.send(BuildLine::Output { text: line }).await.is_err() {
                         return Err(Error::Cancelled);
                     }
@@ -136,7 +130,7 @@ async fn build<E: std::fmt::Display + Send + 'static>(
                         None,
                         DockerError::DockerStreamError { error: message }
                         | DockerError::DockerResponseServerError { message, .. },
-                    ) => tail.explain(&message),
+                    ) => one_line(&message),
                     (None, other) => return Err(client.error("build the image", other)),
                 };
                 return Err(Error::Build { image: image.to_owned(), why });
@@ -144,7 +138,7 @@ async fn build<E: std::fmt::Display + Send + 'static>(
         }
     }
     let id = image::local(client, image).await?;
-    id.ok_or_else(|| Error::Build { image: image.to_owned(), why: tail.explain("the builder made no image") })
+    id.ok_or_else(|| Error::Build { image: image.to_owned(), why: "the builder made no image".to_owned() })
 }
 
 fn lines(info: BuildInfo) -> Vec<String> {
@@ -155,28 +149,6 @@ fn lines(info: BuildInfo) -> Vec<String> {
         _ => return Vec::new(),
     };
     text.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned).collect()
-}
-
-/// The last lines of the output.
-#[derive(Debug, Default)]
-struct Tail(VecDeque<String>);
-
-impl Tail {
-    fn push(&mut self, line: &str) {
-        if self.0.len() == LAST_LINES {
-            self.0.pop_front();
-        }
-        self.0.push_back(line.chars().take(LINE_MAX).collect());
-    }
-
-    fn explain(&self, message: &str) -> String {
-        let message = one_line(message);
-        if self.0.is_empty() {
-            return message;
-        }
-        let lines: Vec<&str> = self.0.iter().map(String::as_str).collect();
-        format!("{message}; the last lines were:\n{}", lines.join("\n"))
-    }
 }
 
 #[cfg(test)]
@@ -201,14 +173,5 @@ mod tests {
         assert_eq!(with(r#"{"A":"1"}"#).unwrap().buildargs.unwrap()["A"], "1");
         assert!(with("[]").is_err());
         assert!(with(r#"{"A":1}"#).is_err());
-    }
-
-    #[test]
-    fn an_error_carries_only_the_last_lines() {
-        let mut tail = Tail::default();
-        (0..100).for_each(|n| tail.push(&format!("line {n}")));
-        let text = tail.explain("it failed");
-        assert!(text.starts_with("it failed; the last lines were:\nline 88\n"), "{text}");
-        assert!(text.ends_with("line 99"), "{text}");
     }
 }
