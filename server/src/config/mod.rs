@@ -218,6 +218,15 @@ impl Config {
 
     fn check(&self) -> Result<(), Error> {
         let refuse = |what: String| Err(Error::Invalid(what));
+        // A word without `=` would be a target at every level for `Targets`; it is far more likely a level that is mistyped.
+        let level = |word: &str| word.trim().parse::<tracing::level_filters::LevelFilter>().is_ok();
+        let words = self.log.level.split(',').filter(|word| !word.contains('='));
+        if let Some(word) = words.map(str::trim).find(|word| !level(word)) {
+            return refuse(format!(
+                "`{}` is no log level; use error, warn, info, debug or trace for `log.level`",
+                word.escape_debug()
+            ));
+        }
         if let Err(error) = self.log.level.parse::<tracing_subscriber::filter::Targets>() {
             return refuse(format!(
                 "`{}` is no log level ({error}); use error, warn, info, debug or trace for `log.level`",
