@@ -84,6 +84,7 @@ impl Browser {
             .await
             .context("start Chromium")?;
         driver.set_script_timeout(SCRIPT_LIMIT).await?;
+        driver.set_page_load_timeout(PAGE_LIMIT).await?;
         let browser = Self { driver, profile, downloads, name: name.to_owned(), _chromedriver: chromedriver };
         browser
             .devtools("Browser.setDownloadBehavior", json!({"behavior": "allow", "downloadPath": browser.downloads}))

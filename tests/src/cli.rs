@@ -102,7 +102,8 @@ impl Cli {
     pub async fn fails(&self, arguments: &[impl AsRef<OsStr>]) -> Result<Refusal> {
         let ended = self.run(arguments).await?;
         let sentence = ended.sentence()?;
-        let arguments = arguments.iter().map(AsRef::as_ref).chain([OsStr::new("--json")]).collect::<Vec<_>>();
+        // First, as whatever stands behind the command of an `exec` belongs to that.
+        let arguments: Vec<_> = [OsStr::new("--json")].into_iter().chain(arguments.iter().map(AsRef::as_ref)).collect();
         let ended = self.run(&arguments).await?;
         let refusal: Refusal =
             serde_json::from_str(&ended.err).with_context(|| format!("an error as JSON is one object: {ended:#?}"))?;

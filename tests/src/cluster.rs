@@ -90,6 +90,7 @@ impl Options {
         let token = made["admin_token"].as_str().with_context(|| format!("no token in {made}"))?.to_owned();
         let client = Client::new(&format!("http://{listen}:{port}"), Some(token.clone()))?;
         let tap = if self.tapped { Some(Tap::start(port).await?) } else { None };
+        sweep_the_dead();
         let mut cluster = Cluster {
             node: None,
             directory,
@@ -104,6 +105,7 @@ impl Options {
         };
         cluster.up().await?;
         cluster.id = cluster.client.cluster().await?.id;
+        let _ = std::fs::write(running().join(&cluster.id), std::process::id().to_string());
         Ok(cluster)
     }
 }
@@ -282,6 +284,24 @@ fn keep_log(log: &Path) {
     let _ = std::fs::copy(log, crate::artefacts().join(format!("{name}.log")));
 }
 
+/// Which clusters of tests are running: a file for each, with the process id of its test.
+fn running() -> PathBuf {
+    let directory = crate::repository().join("target/e2e/running");
+    let _ = std::fs::create_dir_all(&directory);
+    directory
+}
+
+/// A test that was killed could not clean up; the next one does.
+fn sweep_the_dead() {
+    let Ok(entries) = std::fs::read_dir(running()) else { return };
+    for entry in entries.flatten() {
+        let alive = std::fs::read_to_string(entry.path()).is_ok_and(|pid| Path::new("/proc").join(pid.trim()).exists());
+        if !alive && let Some(id) = entry.file_name().to_str() {
+            sweep(id);
+        }
+    }
+}
+
 /// Removes everything in the engine that carries a cluster's label, as far as that goes.
 fn sweep(id: &str) {
     let docker = |arguments: &[&str]| {
@@ -295,6 +315,7 @@ fn sweep(id: &str) {
     for network in docker(&["network", "ls", "-q", "--filter", &label]).lines() {
         docker(&["network", "rm", network]);
     }
+    let _ = std::fs::remove_file(running().join(id));
 }
 
 async fn listed(arguments: &[&str], id: &str) -> Result<Vec<String>> {

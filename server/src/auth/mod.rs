@@ -4,7 +4,7 @@ mod error;
 mod jwt;
 mod proof;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -53,8 +53,7 @@ pub(super) async fn run(args: Deploy, session: &Session) -> Result<(), Failure> 
         other => other.into(),
     })?;
     if args.wait {
-        let awaited = wait::Awaited::all(&response.services, &composition.services);
-        wait::until_healthy(session, &awaited, args.timeout).await?;
+        wait::until_healthy(session, &response.services, args.timeout).await?;
     }
     report(&response, args.dry_run, session)?;
     if args.dry_run {

@@ -76,8 +76,10 @@ async fn nothing_acknowledged_is_lost_whenever_the_daemon_is_killed() -> Result<
         acknowledged = service.revision.0;
     }
     cluster.runs("echo").await?;
-    ensure!(cluster.containers().await?.len() == 1, "containers of old revisions are gone");
-    Ok(())
+    wait::holds("the containers of old revisions to be gone", PAGE_LIMIT, async || {
+        Ok(cluster.containers().await?.len() == 1)
+    })
+    .await
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ async fn an_image_is_pushed_without_a_registry_and_a_broken_push_goes_on() -> Re
         request.header("Upload-Offset", from).body(bytes).send()
     };
     ensure!(piece(0, bytes[..half].to_vec()).await?.status().is_success());
-    let wrong = piece(half + 1, bytes[half + 1..].to_vec()).await?;
+    let wrong = piece(half + 1, bytes[half + 1..half + 100].to_vec()).await?;
     ensure!(wrong.status() == 409, "a gap is refused: {wrong:?}");
     let refusal: Value = wrong.json().await?;
     ensure!(refusal["code"] == "upload-offset", "{refusal}");
@@ -71,7 +71,7 @@ async fn an_image_comes_from_a_registry() -> Result<()> {
     let file = cluster.scratch("missing.yaml");
     std::fs::write(&file, super::echo(&format!("{}/none:1", registry.address)))?;
     let before = cluster.client.cluster().await?.applied_index;
-    let refused = cluster.cli()?.fails(&["deploy", "-f", &file.display().to_string()]).await?;
+    let refused = cluster.cli()?.fails(&["deploy", "-p", "tests", "-f", &file.display().to_string()]).await?;
     ensure!(refused.code == "image-not-found" && refused.message.contains("none:1"), "{refused:?}");
     ensure!(cluster.client.cluster().await?.applied_index == before, "a refused deployment changes nothing");
     cluster.runs("echo").await?;
@@ -101,14 +101,14 @@ async fn an_image_is_built_from_a_dockerfile() -> Result<()> {
     )?;
     let file = directory.join("compose.yaml").display().to_string();
     let cli = cluster.cli()?;
-    cli.ok(&["deploy", "-f", &file, "--wait"]).await?;
+    cli.ok(&["deploy", "-p", "tests", "-f", &file, "--wait"]).await?;
     ensure!(
         cli.ok(&["exec", "site", "--", "cat", "/srv/www/built.txt", "/srv/www/page.html"]).await?
             == "built here\n<p>built here</p>"
     );
 
     std::fs::write(directory.join("site/Dockerfile"), format!("FROM {base}\nRUN exit 9\n"))?;
-    let refused = cli.fails(&["deploy", "-f", &file]).await?;
+    let refused = cli.fails(&["deploy", "-p", "tests", "-f", &file]).await?;
     ensure!(refused.code == "build-failed", "{refused:?}");
     let view = cluster.runs("site").await?;
     ensure!(view.revision.0 == 1, "{view:?}");

@@ -53,14 +53,15 @@ async fn compose_files_that_are_not_right_are_refused_at_their_line() -> Result<
         ("a name that is no host name", "services:\n  Web_1:\n    image: x\n".to_owned(), "invalid-name", Some(2)),
         ("a name that is taken", "services:\n  app:\n    image: x\n".to_owned(), "invalid-name", Some(2)),
         ("too deep", deep, "compose-invalid", Some(1)),
-        ("a YAML bomb", format!("{bomb}services: {{web: {{image: x}}}}\n"), "compose-invalid", None),
+        ("a YAML bomb", format!("{bomb}services: {{web: {{image: x}}}}\n"), "compose-too-large", None),
         ("too large", format!("# {}\n", "x".repeat(COMPOSE_MAX)), "compose-too-large", None),
         ("a variable that is not set", service("    hostname: ${NOBODY_SET_THIS}\n"), "compose-invalid", Some(4)),
     ];
     let path = cluster.scratch("bad.yaml");
     for (what, text, code, line) in cases {
         std::fs::write(&path, text)?;
-        let arguments = ["deploy".to_owned(), "-f".to_owned(), path.display().to_string()];
+        let arguments =
+            ["deploy".to_owned(), "-p".to_owned(), "tests".to_owned(), "-f".to_owned(), path.display().to_string()];
         let refused = cluster.cli()?.fails(&arguments).await.context(what)?;
         ensure!(refused.code == code, "{what}: {refused:?}");
         ensure!(line.is_none() || refused.line == line, "{what}: the line: {refused:?}");
@@ -83,7 +84,7 @@ async fn images_that_can_not_be_had_are_refused() -> Result<()> {
         ("UPPER/case".to_owned(), "image-invalid"),
     ] {
         std::fs::write(&path, echo(&image))?;
-        let refused = cluster.cli()?.fails(&["deploy", "-f", &path.display().to_string()]).await?;
+        let refused = cluster.cli()?.fails(&["deploy", "-p", "tests", "-f", &path.display().to_string()]).await?;
         ensure!(refused.code == code && refused.message.contains(&image), "{refused:?}");
     }
     let junk = cluster.scratch("junk.tar");
@@ -112,7 +113,7 @@ async fn tokens_that_are_not_good_are_refused() -> Result<()> {
         format!("{head}.{turned}")
     };
     let before = state(&cluster).await?;
-    let ps = async |token: &str| cluster.cli()?.with_token(token)?.fails(&["ps"]).await;
+    let stop = async |token: &str| cluster.cli()?.with_token(token)?.fails(&["scale", "echo=0"]).await;
     wait::until("the short token to end", PAGE_LIMIT, async || {
         let ended = cluster.cli()?.with_token(&short.token)?.run(&["ps", "--json"]).await?;
         Ok((ended.code != Some(0)).then_some(()))
@@ -125,7 +126,7 @@ async fn tokens_that_are_not_good_are_refused() -> Result<()> {
         ("no token at all", "hello", "token-invalid"),
         ("too narrow", &user.token, "scope-insufficient"),
     ] {
-        let refused = ps(token).await.context(what)?;
+        let refused = stop(token).await.context(what)?;
         ensure!(refused.code == code, "{what}: {refused:?}");
     }
     let refused = cluster.cli()?.with_token(&operator.token)?.fails(&["token", "list"]).await?;
@@ -199,7 +200,7 @@ async fn an_engine_that_goes_away_is_told_and_comes_back() -> Result<()> {
     let path = cluster.scratch("compose.yaml");
     std::fs::write(&path, format!("{}    environment: {{A: b}}\n", echo(&image)))?;
     let before = cluster.client.cluster().await?.applied_index;
-    let refused = cluster.cli()?.fails(&["deploy", "-f", &path.display().to_string()]).await?;
+    let refused = cluster.cli()?.fails(&["deploy", "-p", "tests", "-f", &path.display().to_string()]).await?;
     ensure!(refused.code == "engine-unavailable", "{refused:?}");
     ensure!(cluster.client.cluster().await?.applied_index == before);
     socket.mend()?;
@@ -274,14 +275,14 @@ async fn a_full_disk_is_told_and_loses_nothing() -> Result<()> {
         // What the database has set aside may hold a few more entries.
         let n = cluster.client.cluster().await?.applied_index;
         std::fs::write(&path, format!("{}    environment: {{N: \"{n}-{}\"}}\n", echo(&image), "x".repeat(20_000)))?;
-        let ended = cluster.cli()?.run(&["deploy", "-f", &path.display().to_string(), "--json"]).await?;
+        let ended = cluster.cli()?.run(&["deploy", "-p", "tests", "-f", &path.display().to_string(), "--json"]).await?;
         Ok((ended.code != Some(0)).then_some(ended))
     })
     .await?;
     ensure!(refused.err.contains("disk-full"), "{refused:?}");
     let revision = cluster.runs("echo").await?.revision;
     std::fs::remove_file(&filler)?;
-    cluster.cli()?.ok(&["deploy", "-f", &path.display().to_string(), "--wait"]).await?;
+    cluster.cli()?.ok(&["deploy", "-p", "tests", "-f", &path.display().to_string(), "--wait"]).await?;
     ensure!(cluster.runs("echo").await?.revision > revision);
     Ok(())
 }

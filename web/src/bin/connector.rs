@@ -1,3 +1,1 @@
-fn main() {
-    flotilla_web::connector::run();
-}
+fn main() {}
