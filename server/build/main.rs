@@ -6,6 +6,8 @@
 //!
 //! `FLOTILLA_WEB_DIST=<directory>` takes a web app that was built before (a copy of such a `dist` directory).
 
+#![allow(clippy::print_stdout, reason = "a build script speaks with cargo over its output")]
+
 mod bundle;
 mod compile;
 mod inputs;

@@ -6,6 +6,7 @@
 //! Every other page of the origin is told of a change (sign-in, renewal, sign-out) through [`Changes`].
 
 mod database;
+mod lifetime;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use flotilla_api::{
@@ -133,6 +134,11 @@ impl Identity {
         Ok(Some(Self { token, key, expires_at: UnixMillis(expires_at as u64) }))
     }
 
+    /// Has the last third of the token's life begun? `now` is the node's time as well as it is known.
+    pub fn renewal_is_due(&self, now: UnixMillis) -> bool {
+        lifetime::renewal_is_due(&self.token, now)
+    }
+
     /// Signs this browser in, or renews its token, for all pages of the origin.
     ///
     /// # Errors
@@ -258,7 +264,8 @@ fn refused(operation: &'static str) -> impl Fn(JsValue) -> Error {
     move |error| Error::Crypto { operation, reason: reason(&error) }
 }
 
-fn reason(error: &JsValue) -> String {
+/// What a browser said with an exception.
+pub(crate) fn reason(error: &JsValue) -> String {
     let message = Reflect::get(error, &"message".into()).ok().and_then(|message| message.as_string());
     message.unwrap_or_else(|| "it gave no reason".to_owned())
 }

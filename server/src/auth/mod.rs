@@ -4,7 +4,7 @@ mod error;
 mod jwt;
 mod proof;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

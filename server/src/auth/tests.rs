@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-pub(crate) const START: u64 = 1_800_000_000_000;
+const START: u64 = 1_800_000_000_000;
 const CLUSTER: &str = "0123456789abcdef";
 const URL: &str = "http://app.home.localhost:7070/api/v1/services";
 

@@ -53,7 +53,8 @@ pub(super) async fn run(args: Deploy, session: &Session) -> Result<(), Failure> 
         other => other.into(),
     })?;
     if args.wait {
-        wait::until_healthy(session, &response.services, args.timeout).await?;
+        let awaited = wait::Awaited::all(&response.services, &composition.services);
+        wait::until_healthy(session, &awaited, args.timeout).await?;
     }
     report(&response, args.dry_run, session)?;
     if args.dry_run {

@@ -44,7 +44,8 @@ async fn list(session: &Session) -> Result<(), Failure> {
                 Cell::new(image.references.join("\n")),
                 Cell::new(image.id.trim_start_matches("sha256:").get(..12).unwrap_or(&image.id)),
                 Cell::new(time::size(image.size_bytes)),
-                Cell::new(time::age(now, image.created_at)),
+                // Made reproducibly, without a date.
+                Cell::new(if image.created_at.0 == 0 { String::new() } else { time::age(now, image.created_at) }),
                 Cell::new(used_by.join(", ")),
             ]
         })
@@ -63,17 +64,19 @@ async fn push(source: &str, session: &Session) -> Result<(), Failure> {
     } else {
         push_from_engine(source, session).await?
     };
-    match loaded {
-        Some(loaded) => session.output.done(&format!("Pushed {}.", loaded.images.join(", ")), &loaded),
-        None => {
-            let loaded = LoadedImages { images: vec![source.to_owned()] };
-            session.output.done(&format!("The node has {source} already."), &loaded)
-        }
-    }
+    let (verb, loaded) = match loaded {
+        Pushed::Sent(loaded) => ("Pushed", loaded),
+        Pushed::WasThere(images) => ("The node already has", LoadedImages { images }),
+    };
+    session.output.done(&format!("{verb} {}.", loaded.images.join(", ")), &loaded)
 }
 
-/// `None` where the node has it already.
-async fn push_from_engine(image: &str, session: &Session) -> Result<Option<LoadedImages>, Failure> {
+enum Pushed {
+    Sent(LoadedImages),
+    WasThere(Vec<String>),
+}
+
+async fn push_from_engine(image: &str, session: &Session) -> Result<Pushed, Failure> {
     let unavailable = |error: bollard::errors::Error| {
         Failure::Other(format!(
             "this machine's container engine does not answer ({error}); start it, or push an archive"
@@ -90,7 +93,7 @@ async fn push_from_engine(image: &str, session: &Session) -> Result<Option<Loade
     if let Some(id) = &inspected.id
         && has(session, id, &[with_tag(image)]).await?
     {
-        return Ok(None);
+        return Ok(Pushed::WasThere(vec![image.to_owned()]));
     }
     let mut archive = tempfile::NamedTempFile::new().map_err(Failure::io("make a file in", std::env::temp_dir()))?;
     let bar = bar(session.output, "Reading the image", inspected.size.and_then(|size| u64::try_from(size).ok()));
@@ -102,7 +105,7 @@ async fn push_from_engine(image: &str, session: &Session) -> Result<Option<Loade
     }
     archive.flush().map_err(Failure::io("write", archive.path()))?;
     bar.finish_and_clear();
-    upload(archive.path(), session).await.map(Some)
+    upload(archive.path(), session).await.map(Pushed::Sent)
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
@@ -110,7 +113,7 @@ async fn within<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     tokio::time::timeout(ENGINE_TIMEOUT, future).await.map_err(late)
 }
 
-async fn push_archive(path: &Path, session: &Session) -> Result<Option<LoadedImages>, Failure> {
+async fn push_archive(path: &Path, session: &Session) -> Result<Pushed, Failure> {
     let owned = path.to_owned();
     let images = tokio::task::spawn_blocking(move || images_in(&owned))
         .await
@@ -120,7 +123,10 @@ async fn push_archive(path: &Path, session: &Session) -> Result<Option<LoadedIma
     for image in &images {
         present = present && has(session, &image.id, &image.references).await?;
     }
-    if present { Ok(None) } else { upload(path, session).await.map(Some) }
+    if present {
+        return Ok(Pushed::WasThere(images.into_iter().flat_map(|image| image.references).collect()));
+    }
+    upload(path, session).await.map(Pushed::Sent)
 }
 
 /// Does the node's engine have this image, under all these references?

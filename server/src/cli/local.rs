@@ -64,6 +64,12 @@ pub(super) async fn up(args: Up, output: Output) -> Result<(), Failure> {
         }
         output.note(&format!("Made the cluster `{name}`. Open {}", output.link(&made.invitation_url)));
     }
+    if !is_initialised(&config.data_dir) {
+        return Err(Failure::Other(format!(
+            "there is no cluster in `{}`; make one with `flotilla init NAME`, or start with `flotilla up --init NAME`",
+            config.data_dir.display()
+        )));
+    }
     let ended = if args.stop_with_stdin { node::run(config, stopped()?).await } else { node::up(config).await };
     ended.map_err(|error| Failure::Other(error.to_string()))
 }

@@ -73,7 +73,7 @@ fn mistakes_are_told_with_the_way_out() {
         ("flotilla deploy --wait --dry-run", "cannot be used with"),
         ("flotilla rm", "required"),
         ("flotilla exec notes", "required"),
-        ("flotilla deplo", "similar subcommand exists: 'deploy'"),
+        ("flotilla deplo", "similar subcommands exist: 'demo', 'deploy'"),
         ("flotilla token create x --scope machine", "[possible values: user, operator, admin]"),
     ] {
         let error = parse(line).expect_err(line);

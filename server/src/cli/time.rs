@@ -43,7 +43,8 @@ pub(super) fn age(now: UnixMillis, then: UnixMillis) -> String {
 
 /// How long until `then`, or that it is over.
 pub(super) fn until(now: UnixMillis, then: UnixMillis) -> String {
-    if then <= now { "expired".into() } else { format!("in {}", age(then, now)) }
+    // Half a minute more, so that what was just made for a day does not end in 23 hours.
+    if then <= now { "expired".into() } else { format!("in {}", age(then.plus(30_000), now)) }
 }
 
 /// In UTC, to the second.
@@ -103,6 +104,8 @@ mod tests {
         {
             assert_eq!(size(bytes), shown);
         }
+        assert_eq!(until(UnixMillis(5), UnixMillis(86_400_000)), "in 24h");
+        assert_eq!(until(UnixMillis(5), UnixMillis(5)), "expired");
         assert_eq!(stamp(UnixMillis(u64::MAX)), "9999-12-31T23:59:59Z");
     }
 }

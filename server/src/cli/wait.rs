@@ -8,6 +8,7 @@ use std::{
 use flotilla_api::{
     ServiceName,
     rest::{Deployed, LogQuery, LogStream, ServiceState, ServiceView},
+    spec::ServiceSpec,
 };
 use futures::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -22,8 +23,8 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 /// A service that ended so often in this wait will hardly stay up at the next try.
 const RESTARTS_MAX: u32 = 3;
 
-/// How long what was changed has to stay healthy: a program that lacks a setting ends within this time.
-const SETTLED: Duration = Duration::from_secs(1);
+/// A service without a health check must run this long: many that can't work end within their first second.
+const STEADY: Duration = Duration::from_millis(1500);
 
 /// Lines of output that are shown of a service that failed.
 const LOG_LINES: u32 = 10;
@@ -78,36 +79,56 @@ fn all_restarts(view: &ServiceView) -> u32 {
     view.instances.iter().map(|instance| instance.restarts).sum()
 }
 
+/// What is waited for.
+#[derive(Clone, Debug)]
+pub(crate) struct Awaited {
+    deployed: Deployed,
+    /// How long it must be well without a break.
+    steady: Duration,
+}
+
+impl Awaited {
+    /// `specs`: those that the file asked for, which tell whether a service has a health check.
+    pub(crate) fn all(deployed: &[Deployed], specs: &[ServiceSpec]) -> Vec<Self> {
+        let checked = |service: &ServiceName| {
+            let spec = specs.iter().find(|spec| spec.name == *service);
+            spec.and_then(|spec| spec.health.as_ref()).is_some_and(|health| health.test != ["NONE"])
+        };
+        let awaited = |one: &Deployed| Self {
+            deployed: one.clone(),
+            steady: if checked(&one.service) { Duration::ZERO } else { STEADY },
+        };
+        deployed.iter().map(awaited).collect()
+    }
+}
+
 /// Returns once all are healthy.
 ///
 /// # Errors
 /// [`Failure::NotHealthy`] with the reason and the last lines of output.
-pub(crate) async fn until_healthy(session: &Session, deployed: &[Deployed], timeout: Duration) -> Result<(), Failure> {
+pub(crate) async fn until_healthy(session: &Session, awaited: &[Awaited], timeout: Duration) -> Result<(), Failure> {
     let deadline = Instant::now() + timeout;
     let mut progress = Progress::new(session);
-    let mut waiting: BTreeMap<&ServiceName, &Deployed> = deployed.iter().map(|one| (&one.service, one)).collect();
+    let mut waiting: BTreeMap<&ServiceName, &Awaited> =
+        awaited.iter().map(|one| (&one.deployed.service, one)).collect();
+    let mut well_since: BTreeMap<&ServiceName, Instant> = BTreeMap::new();
     let mut restarts: BTreeMap<ServiceName, u32> = BTreeMap::new();
     let mut states: BTreeMap<&ServiceName, &'static str> = BTreeMap::new();
-    let mut healthy_since: BTreeMap<&ServiceName, Instant> = BTreeMap::new();
     loop {
         match tokio::time::timeout_at(deadline, session.client.services()).await {
             Ok(Ok(views)) => {
                 for (service, one) in waiting.clone() {
                     let view = views.iter().find(|view| view.service == *service);
                     let before = *restarts.entry(service.clone()).or_insert_with(|| view.map_or(0, all_restarts));
-                    let verdict = judge(one, view, before);
-                    if verdict != Verdict::Healthy {
-                        healthy_since.remove(service);
-                    }
-                    match verdict {
-                        Verdict::Healthy
-                            if one.changed
-                                && healthy_since.entry(service).or_insert_with(Instant::now).elapsed() < SETTLED => {}
+                    match judge(&one.deployed, view, before) {
                         Verdict::Healthy => {
-                            waiting.remove(service);
-                            progress.tell(service, "healthy");
+                            if well_since.entry(service).or_insert_with(Instant::now).elapsed() >= one.steady {
+                                waiting.remove(service);
+                                progress.tell(service, "healthy");
+                            }
                         }
                         Verdict::Pending(state) => {
+                            well_since.remove(service);
                             if states.insert(service, state) != Some(state) {
                                 progress.tell(service, state);
                             }
@@ -140,7 +161,7 @@ pub(crate) async fn until_healthy(session: &Session, deployed: &[Deployed], time
 
 async fn timed_out(
     session: &Session,
-    waiting: &BTreeMap<&ServiceName, &Deployed>,
+    waiting: &BTreeMap<&ServiceName, &Awaited>,
     states: &BTreeMap<&ServiceName, &'static str>,
     timeout: Duration,
 ) -> Failure {

@@ -187,3 +187,121 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::{
+        Json, Router,
+        body::Bytes,
+        extract::{DefaultBodyLimit, State},
+        http::{HeaderMap, StatusCode},
+        response::{IntoResponse as _, Response},
+        routing::{patch, post},
+    };
+    use flotilla_api::ApiError;
+
+    use super::*;
+
+    /// A node that takes uploads, breaks connections, and forgets.
+    #[derive(Clone, Debug, Default)]
+    struct Node {
+        taken: Arc<Mutex<Vec<u8>>>,
+        /// After so many pieces the connection breaks in the middle of one, once.
+        breaks_at: Arc<Mutex<Option<usize>>>,
+        /// At the end it claims to know nothing, once.
+        forgets: Arc<Mutex<bool>>,
+        pieces: Arc<Mutex<usize>>,
+    }
+
+    impl Node {
+        async fn listen(&self) -> Client {
+            let router = Router::new()
+                .route("/api/v1/images/uploads", post(begin))
+                .route("/api/v1/images/uploads/{digest}", patch(append))
+                .route("/api/v1/images/uploads/{digest}/finish", post(finish))
+                .layer(DefaultBodyLimit::max(PIECE_LEN))
+                .with_state(self.clone());
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let client = Client::new(&format!("http://{}", listener.local_addr().unwrap()), None).unwrap();
+            tokio::spawn(axum::serve(listener, router).into_future());
+            client
+        }
+    }
+
+    async fn begin(State(node): State<Node>, Json(asked): Json<BeginUpload>) -> Json<UploadView> {
+        let offset = node.taken.lock().unwrap().len() as u64;
+        Json(UploadView { digest: asked.digest, size: asked.size, offset })
+    }
+
+    async fn append(State(node): State<Node>, headers: HeaderMap, piece: Bytes) -> Response {
+        let mut taken = node.taken.lock().unwrap();
+        let offset: usize = headers[UPLOAD_OFFSET].to_str().unwrap().parse().unwrap();
+        if offset != taken.len() {
+            return refusal(ErrorCode::UploadOffset);
+        }
+        *node.pieces.lock().unwrap() += 1;
+        if node.breaks_at.lock().unwrap().take_if(|at| *at == *node.pieces.lock().unwrap()).is_some() {
+            taken.extend_from_slice(&piece[..piece.len() / 2]);
+            drop(taken);
+            // Without a message of the panic hook; the connection is closed.
+            std::panic::resume_unwind(Box::new(()));
+        }
+        taken.extend_from_slice(&piece);
+        (StatusCode::NO_CONTENT, [(UPLOAD_OFFSET, taken.len().to_string())]).into_response()
+    }
+
+    async fn finish(State(node): State<Node>) -> Response {
+        if std::mem::take(&mut *node.forgets.lock().unwrap()) {
+            node.taken.lock().unwrap().clear();
+            return refusal(ErrorCode::UploadNotFound);
+        }
+        Json(LoadedImages { images: vec!["notes:1".into()] }).into_response()
+    }
+
+    fn refusal(code: ErrorCode) -> Response {
+        let status = StatusCode::from_u16(code.status()).unwrap();
+        (status, Json(ApiError::new(code, "no"))).into_response()
+    }
+
+    async fn archive(len: usize) -> (tempfile::NamedTempFile, Archive, Vec<u8>) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let bytes: Vec<u8> = (0..len).map(|at| u8::try_from(at % 251).unwrap()).collect();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let archive = Archive::open(file.path(), |_| {}).await.unwrap();
+        (file, archive, bytes)
+    }
+
+    #[tokio::test]
+    async fn an_upload_goes_on_where_the_connection_broke() {
+        let node = Node { breaks_at: Arc::new(Mutex::new(Some(2))), ..Node::default() };
+        let client = node.listen().await;
+        let (_file, archive, bytes) = archive(2 * PIECE_LEN + 1000).await;
+        let mut told = Vec::new();
+        let loaded = client.upload(&archive, |sent| told.push(sent)).await.unwrap();
+        assert_eq!(loaded.images, ["notes:1"]);
+        assert!(*node.taken.lock().unwrap() == bytes, "what arrived is what was sent");
+        assert_eq!(told.last(), Some(&archive.size()));
+        assert_eq!(*node.pieces.lock().unwrap(), 3, "what was kept of the broken piece is not sent again");
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_upload_has_sent_is_not_sent_again() {
+        let node = Node::default();
+        let client = node.listen().await;
+        let (_file, archive, bytes) = archive(5000).await;
+        node.taken.lock().unwrap().extend_from_slice(&bytes);
+        client.upload(&archive, |_| {}).await.unwrap();
+        assert_eq!(*node.pieces.lock().unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_the_node_has_forgotten_begins_anew() {
+        let node = Node { forgets: Arc::new(Mutex::new(true)), ..Node::default() };
+        let client = node.listen().await;
+        let (_file, archive, bytes) = archive(5000).await;
+        client.upload(&archive, |_| {}).await.unwrap();
+        assert!(*node.taken.lock().unwrap() == bytes);
+    }
+}

@@ -126,3 +126,12 @@ fn the_list_of_settings_is_complete() {
     listed.sort();
     assert_eq!(keys, listed);
 }
+
+#[test]
+fn the_manual_lists_every_setting_with_its_variable() {
+    let manual = include_str!("../../../docs/OPERATIONS.md");
+    for setting in source::SETTINGS {
+        let row = format!("| `{}` | `{}` |", setting.key, setting.variable());
+        assert!(manual.contains(&row), "docs/OPERATIONS.md has no row `{row}`");
+    }
+}

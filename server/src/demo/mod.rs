@@ -18,12 +18,16 @@ use flotilla_api::{
     Grant, StackName,
     rest::{CreateInvitation, DeployRequest, ServiceView},
 };
+use flotilla_core::compose;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    cli::{self, Failure, Output, Session, local, wait},
-    client::{Archive, Client},
+    cli::{
+        self, Failure, Output, Session, local,
+        wait::{self, Awaited},
+    },
+    client::{Archive, Client, Error},
     config::{Config, Flags, PORT},
     engine, node,
 };
@@ -254,15 +258,12 @@ impl Stage {
     }
 
     async fn deploy(&self, client: &Client, reference: String) -> Result<Vec<ServiceView>, Failure> {
-        let request = DeployRequest {
-            compose: COMPOSE.to_owned(),
-            stack: None,
-            variables: BTreeMap::from([(IMAGE_VARIABLE.to_owned(), reference)]),
-            dry_run: false,
-        };
+        let variables = BTreeMap::from([(IMAGE_VARIABLE.to_owned(), reference)]);
+        let specs = compose::read(COMPOSE, None, &variables).map_err(Error::Api)?.services;
+        let request = DeployRequest { compose: COMPOSE.to_owned(), stack: None, variables, dry_run: false };
         let deployed = client.deploy(&request).await?;
         let session = Session { client: client.clone(), output: self.output };
-        wait::until_healthy(&session, &deployed.services, HEALTHY_TIMEOUT).await?;
+        wait::until_healthy(&session, &Awaited::all(&deployed.services, &specs), HEALTHY_TIMEOUT).await?;
         let mut services = client.services().await?;
         services.retain(|view| deployed.services.iter().any(|one| one.service == view.service));
         for view in &services {
@@ -361,7 +362,7 @@ mod tests {
     #[test]
     fn the_samples_compose_file_is_right() {
         let variables = BTreeMap::from([(IMAGE_VARIABLE.to_owned(), "flotilla-sample:abc".to_owned())]);
-        let composition = flotilla_core::compose::read(COMPOSE, None, &variables).unwrap();
+        let composition = compose::read(COMPOSE, None, &variables).unwrap();
         let notes = &composition.services[0];
         assert_eq!(
             (notes.name.as_str(), notes.image.as_str(), notes.port),

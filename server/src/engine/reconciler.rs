@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 use flotilla_api::{ErrorCode, ServiceName, StackName, UnixMillis, rest::EngineView, spec::ServiceSpec};
 use flotilla_core::{
     CommandV1, State,
-    reconcile::{Action, Generation, Memory, Observed, reconcile},
+    reconcile::{Action, Incarnation, Memory, Observed, reconcile},
 };
 use futures::StreamExt;
 use tokio::{
@@ -59,7 +59,7 @@ type Results = Vec<(UnixMillis, Result<(), Error>)>;
 
 struct Underway {
     /// What the service was when its actions were planned; another makes a pull pointless.
-    generation: Option<Generation>,
+    incarnation: Option<Incarnation>,
     cancel: CancellationToken,
     task: task::Id,
     actions: Vec<Action>,
@@ -221,7 +221,7 @@ impl Reconciler {
             self.memory.begin(action);
         }
         let cancel = self.shared.stop.child_token();
-        let generation = generation_of(&lane, &self.state.borrow());
+        let incarnation = incarnation_of(&lane, &self.state.borrow());
         let worker = Worker {
             shared: Arc::clone(&self.shared),
             proposer: Arc::clone(&self.proposer),
@@ -234,7 +234,7 @@ impl Reconciler {
             let results = worker.execute(&name, plan).await;
             (name, results)
         });
-        self.underway.insert(lane, Underway { generation, cancel, task: task.id(), actions });
+        self.underway.insert(lane, Underway { incarnation, cancel, task: task.id(), actions });
     }
 
     fn finished(&mut self, joined: Result<(Lane, Results), JoinError>) {
@@ -278,7 +278,7 @@ impl Reconciler {
     fn cancel_outdated(&self) {
         let state = self.state.borrow();
         for (lane, underway) in &self.underway {
-            if underway.generation != generation_of(lane, &state) {
+            if underway.incarnation != incarnation_of(lane, &state) {
                 underway.cancel.cancel();
             }
         }
@@ -337,13 +337,13 @@ fn name_of(action: &Action) -> &'static str {
     }
 }
 
-fn generation_of(lane: &Lane, state: &State) -> Option<Generation> {
+fn incarnation_of(lane: &Lane, state: &State) -> Option<Incarnation> {
     match lane {
         Lane::Service(service) => state
             .services
             .get(service)
             .filter(|service| service.replicas > 0)
-            .map(flotilla_core::state::Service::generation),
+            .map(flotilla_core::state::Service::incarnation),
         Lane::Stack(_) | Lane::Cluster => None,
     }
 }

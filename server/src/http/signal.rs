@@ -38,7 +38,8 @@ pub(super) async fn connect(
     };
     upgrade.max_message_size(SIGNAL_MAX).max_frame_size(SIGNAL_MAX).on_upgrade(async move |socket| {
         // The mesh itself says goodbye when the node stops, over this socket.
-        app.mesh.signal(socket, client).await;
+        // Boxed: it holds a whole connection while one is set up.
+        Box::pin(app.mesh.signal(socket, client)).await;
         drop(place);
     })
 }

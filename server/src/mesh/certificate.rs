@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rtc::{
     crypto::{RTCCryptoProvider, SignatureScheme, default_provider},
     peer_connection::certificate::{CertificateParams, RTCCertificate},
@@ -35,6 +36,9 @@ impl Certificate {
     /// # Errors
     /// [`Error::Certificate`] for anything else.
     pub fn from_pem(pem: &str) -> Result<Self, Error> {
+        if !has_expiry(pem) {
+            return Err(Error::Certificate("it does not begin with its expiry".to_owned()));
+        }
         let provider = default_provider().map_err(|error| Error::Certificate(error.to_string()))?;
         let inner =
             RTCCertificate::from_pem(pem, provider.crypto()).map_err(|error| Error::Certificate(error.to_string()))?;
@@ -62,6 +66,16 @@ impl Certificate {
             fingerprints.into_iter().next().ok_or_else(|| Error::Certificate("it has no fingerprint".to_owned()))?;
         Ok(first.value)
     }
+}
+
+/// The library panics on an expiry of fewer than eight bytes.
+fn has_expiry(pem: &str) -> bool {
+    let block = pem
+        .trim_start()
+        .strip_prefix("-----BEGIN EXPIRES-----")
+        .and_then(|rest| rest.split_once("-----END EXPIRES-----"));
+    let bytes = block.and_then(|(body, _)| STANDARD.decode(body.split_whitespace().collect::<String>()).ok());
+    bytes.is_some_and(|bytes| bytes.len() == 8)
 }
 
 impl fmt::Debug for Certificate {

@@ -9,7 +9,7 @@ use rtc::ice::mdns::MulticastDnsMode;
 use rtc::peer_connection::configuration::{RTCOfferOptions, setting_engine::SctpMaxMessageSize};
 use tokio::{
     sync::{Mutex, mpsc, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use webrtc::{
@@ -53,6 +53,9 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// Rounds before a pair of candidates is given up: 5 s, so that a slow path is not given up before its first answer.
 const CHECKS_MAX: u16 = 500;
 
+/// How often a channel is asked whether it still holds something unsent.
+const FLUSH_CHECK: Duration = Duration::from_millis(5);
+
 /// Silence after which a connection counts as disconnected, and after which as failed.
 const DISCONNECTED_AFTER: Duration = Duration::from_secs(6);
 const FAILED_AFTER: Duration = Duration::from_secs(20);
@@ -90,7 +93,7 @@ impl Link {
     pub(super) async fn new(peer: Peer, addresses: &Addresses, certificate: &Certificate) -> Result<Self, Error> {
         let runtime = MeshRuntime::new();
         let pulse = runtime.pulse();
-        pulse.setting_up(true);
+        pulse.begin_set_up();
         let (state_sender, state) = watch::channel(LinkState::Connecting);
         let gathering = watch::Sender::new(RTCIceGatheringState::New);
         let (channel_sender, channels) = mpsc::channel(UNTAKEN_CHANNELS_MAX);
@@ -143,7 +146,7 @@ impl Link {
 
     /// Takes an offer, of a new connection or of an ICE restart, and answers it with all of this side's candidates.
     pub(super) async fn answer(&self, offer: String) -> Result<String, Error> {
-        self.pulse.setting_up(true);
+        self.pulse.begin_set_up();
         let step = |step| move |source| Error::SetUp { step, source };
         let offer = RTCSessionDescription::offer(offer).map_err(step("read the offer"))?;
         self.connection.set_remote_description(offer).await.map_err(step("take the offer"))?;
@@ -155,7 +158,7 @@ impl Link {
 
     /// Makes an offer with all of this side's candidates.
     pub(super) async fn offer(&self, restart: bool) -> Result<String, Error> {
-        self.pulse.setting_up(true);
+        self.pulse.begin_set_up();
         let step = |step| move |source| Error::SetUp { step, source };
         let options = RTCOfferOptions { ice_restart: restart, ..Default::default() };
         let offer = self.connection.create_offer(Some(options)).await.map_err(step("make the offer"))?;
@@ -211,7 +214,7 @@ impl Link {
         match timeout(within, settled).await {
             Ok(Ok(state)) if *state == LinkState::Connected => Ok(()),
             _ => {
-                self.pulse.setting_up(false);
+                self.pulse.end_set_up();
                 Err(Error::NotConnected { within })
             }
         }
@@ -235,18 +238,13 @@ impl Link {
 
     /// Ends the link and frees its sockets.
     pub async fn close(&self) {
-        self.pulse.setting_up(false);
+        self.pulse.end_set_up();
         self.closed.cancel();
         match timeout(CLOSING, self.connection.close()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "connection closed with an error"),
             Err(_) => tracing::debug!("connection did not close in time"),
         }
-    }
-
-    /// The set-up is given up or over: its driver may sleep.
-    pub(super) fn settle(&self) {
-        self.pulse.setting_up(false);
     }
 }
 
@@ -260,7 +258,7 @@ impl Drop for Link {
     fn drop(&mut self) {
         // The driver is a task of its own and outlives every handle unless it is told to stop.
         let connection = Arc::clone(&self.connection);
-        self.pulse.setting_up(false);
+        self.pulse.end_set_up();
         if !self.closed.is_cancelled()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -292,7 +290,7 @@ impl PeerConnectionEventHandler for Events {
             _ => LinkState::Connecting,
         };
         if state != LinkState::Connecting {
-            self.pulse.setting_up(false);
+            self.pulse.end_set_up();
         }
         self.state.send_replace(state);
     }
@@ -318,8 +316,7 @@ impl MeshChannel {
         self.inner.label().await.map_err(|_| ChannelClosed)
     }
 
-    /// Waits until a channel of our own may be used. Messages that arrive meanwhile would be lost, so the other side must wait
-    /// for our first one.
+    /// Waits until a channel of our own may be used. To be called once, before [`Channel::recv`].
     ///
     /// # Errors
     /// [`ChannelClosed`].
@@ -347,6 +344,13 @@ impl Channel for MeshChannel {
                 DataChannelEvent::OnClose => return None,
                 _ => {}
             }
+        }
+    }
+
+    async fn flushed(&self) {
+        // The library has no event for it.
+        while self.inner.outstanding_bytes().await.is_ok_and(|bytes| bytes > 0) {
+            sleep(FLUSH_CHECK).await;
         }
     }
 

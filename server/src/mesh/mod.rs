@@ -12,6 +12,8 @@ mod registry;
 mod runtime;
 mod session;
 mod signal;
+#[cfg(test)]
+mod tests;
 
 use std::{net::IpAddr, time::Duration};
 
@@ -34,11 +36,19 @@ pub struct Config {
     pub sessions_max: usize,
     /// Sessions of one token: tabs of one person, on one device.
     pub sessions_per_principal_max: usize,
+    /// How long a connection that fell silent waits for its browser to come back, or to restart ICE.
+    pub grace: Duration,
 }
 
 impl Config {
     pub fn new(addresses: Addresses, certificate: Certificate) -> Self {
-        Self { addresses, certificate, sessions_max: 256, sessions_per_principal_max: 32 }
+        Self {
+            addresses,
+            certificate,
+            sessions_max: 256,
+            sessions_per_principal_max: 32,
+            grace: Duration::from_secs(30),
+        }
     }
 }
 

@@ -170,7 +170,7 @@ impl Mesh {
         let answer = link.answer(offer).await?;
         let tunnel = self.inner.tunnel.session(principal.clone(), client.clone());
         let span = tracing::info_span!("session", principal = %principal.name, client = %client.address);
-        let session = Session::new(link, principal, Arc::clone(&self.inner.admission), tunnel);
+        let session = Session::new(link, principal, Arc::clone(&self.inner.admission), tunnel, self.inner.config.grace);
         let stop = self.inner.stop.clone();
         self.inner.tasks.spawn(
             async move {

@@ -13,7 +13,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -32,6 +32,9 @@ const SHORT_SLEEP: Duration = Duration::from_millis(2);
 
 /// Passes with a short sleep after each packet: one sends what the packet caused, the others what that caused in turn.
 const SHORT_PASSES: u32 = 4;
+
+/// A connection that nobody completes must not keep its driver busy for ever.
+const SET_UP: Duration = Duration::from_secs(15);
 
 /// The [`Runtime`] of one connection; it knows whether that connection has traffic.
 pub(crate) struct MeshRuntime {
@@ -56,16 +59,33 @@ impl fmt::Debug for MeshRuntime {
 }
 
 /// Whether a connection has something to do soon.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pulse {
-    setting_up: AtomicBool,
+    began: Instant,
+    /// Milliseconds from `began` until which a set-up may take; 0 while there is none.
+    set_up_until: AtomicU64,
     short_passes: AtomicU32,
 }
 
+impl Default for Pulse {
+    fn default() -> Self {
+        Self { began: Instant::now(), set_up_until: AtomicU64::new(0), short_passes: AtomicU32::new(0) }
+    }
+}
+
 impl Pulse {
-    /// Set from the first description until the connection is up or given up: whoever sets it must clear it.
-    pub(crate) fn setting_up(&self, yes: bool) {
-        self.setting_up.store(yes, Ordering::Relaxed);
+    /// A description was made or taken: handshakes follow.
+    pub(crate) fn begin_set_up(&self) {
+        self.set_up_until.store(self.millis() + millis(SET_UP), Ordering::Relaxed);
+    }
+
+    /// The connection is up, or given up.
+    pub(crate) fn end_set_up(&self) {
+        self.set_up_until.store(0, Ordering::Relaxed);
+    }
+
+    fn millis(&self) -> u64 {
+        millis(self.began.elapsed())
     }
 
     fn packet(&self) {
@@ -74,7 +94,7 @@ impl Pulse {
 
     fn shorten(&self, wanted: Duration) -> Duration {
         let take = |left: u32| left.checked_sub(1);
-        if self.setting_up.load(Ordering::Relaxed)
+        if self.set_up_until.load(Ordering::Relaxed) > self.millis()
             || self.short_passes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
         {
             wanted.min(SHORT_SLEEP)
@@ -82,6 +102,10 @@ impl Pulse {
             wanted
         }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Runtime for MeshRuntime {
@@ -237,9 +261,9 @@ mod tests {
     #[test]
     fn a_set_up_shortens_every_sleep_until_it_is_over() {
         let pulse = Pulse::default();
-        pulse.setting_up(true);
+        pulse.begin_set_up();
         assert!((0..100).all(|_| pulse.shorten(LONG) == SHORT_SLEEP));
-        pulse.setting_up(false);
+        pulse.end_set_up();
         assert_eq!(pulse.shorten(LONG), LONG);
     }
 }

@@ -25,9 +25,6 @@ use crate::tunnel::{self, Channel};
 /// costs sockets and checks.
 const SET_UP: Duration = Duration::from_secs(20);
 
-/// A connection that fell silent waits this long for the browser to come back or to restart ICE.
-const GRACE: Duration = Duration::from_secs(30);
-
 /// A connection on which no channel is open serves nobody.
 const UNUSED: Duration = Duration::from_secs(120);
 
@@ -74,6 +71,7 @@ pub(super) struct Session {
     url: String,
     candidates: usize,
     restarts: usize,
+    grace: Duration,
 }
 
 /// Why a session is over; an error is told to the browser.
@@ -89,6 +87,7 @@ impl Session {
         principal: Principal,
         admission: Arc<dyn Admission>,
         tunnel: Arc<tunnel::Session>,
+        grace: Duration,
     ) -> Self {
         Self {
             link: Arc::new(link),
@@ -99,6 +98,7 @@ impl Session {
             url: String::new(),
             candidates: 0,
             restarts: 0,
+            grace,
         }
     }
 
@@ -146,7 +146,7 @@ impl Session {
                         Taken::Nothing => {}
                         Taken::Renewed => ended = self.admission.ended(&self.principal),
                         Taken::Restarted => {
-                            deadline = Some((Instant::now() + GRACE, "the connection did not come back"));
+                            deadline = Some((Instant::now() + self.grace, "the connection did not come back"));
                             state.mark_changed();
                         }
                         Taken::Bye => return End::Left,
@@ -163,7 +163,7 @@ impl Session {
                         }
                         LinkState::Disconnected | LinkState::Failed => {
                             let waiting = deadline.filter(|(_, why)| *why == LOST);
-                            deadline = waiting.or(Some((Instant::now() + GRACE, LOST)));
+                            deadline = waiting.or(Some((Instant::now() + self.grace, LOST)));
                         }
                         LinkState::Closed => return End::Gone("the browser closed the connection"),
                     }

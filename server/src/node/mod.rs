@@ -1,8 +1,6 @@
 //! The daemon: puts the modules together, and takes them apart again in order.
 
 mod init;
-#[cfg(test)]
-mod tests;
 mod wiring;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -68,12 +66,18 @@ pub struct Node {
 /// # Errors
 /// One sentence that says what is in the way.
 pub async fn start(config: Config) -> Result<Node, Error> {
+    start_with(config, store::Limits::default()).await
+}
+
+/// # Errors
+/// As [`start`].
+pub(crate) async fn start_with(config: Config, limits: store::Limits) -> Result<Node, Error> {
     let directory = DataDir::open(&config.data_dir)?;
     let identity = Identity::load(&directory)?;
     // Before anything else is begun: a port in use is the most common mistake.
     let listener = http::bind(config.listen).await?;
     let address = listener.local_addr().map_err(|source| http::Error::Bind { address: config.listen, source })?;
-    let store = Store::open(&directory.state()).await?;
+    let store = Store::open_with(&directory.state(), limits).await?;
     match assemble(config, &directory, &identity, address, store.clone()) {
         Ok(app) => {
             let telling = tokio::spawn(http::tell_changes(app.clone()));
@@ -202,11 +206,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 
 /// Sends the log where the configuration says. Once in a process, before anything is logged.
 pub fn start_log(log: &config::Log) {
+    use std::io::IsTerminal as _;
+
     use tracing_subscriber::{EnvFilter, fmt};
 
     // Checked when the configuration was read.
     let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for a terminal; in a file or a journal they are in the way.
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let started = match log.format {
         LogFormat::Human => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

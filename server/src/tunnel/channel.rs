@@ -22,6 +22,9 @@ pub trait Channel: Send + Sync + fmt::Debug + 'static {
     /// The next message; `None` once the channel is closed. Dropping the future loses no message.
     async fn recv(&self) -> Option<Bytes>;
 
+    /// Waits until the other side has what was sent; for a farewell, because closing discards what is unsent.
+    async fn flushed(&self);
+
     /// Ends the channel.
     async fn close(&self);
 }

@@ -68,6 +68,14 @@ impl Lane {
         }
     }
 
+    /// Says a last frame, waits until it has arrived, and closes the channel.
+    pub(super) async fn go_away(&self, error: &ApiError) {
+        if self.send_json(Kind::GoAway, 0, error).await.is_ok() {
+            self.channel.flushed().await;
+        }
+        self.channel.close().await;
+    }
+
     pub(super) async fn close(&self) {
         self.channel.close().await;
     }

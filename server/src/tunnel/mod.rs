@@ -4,10 +4,27 @@
 //! the session's token speaks for, and the grant is checked for each channel. Everything below works over the small trait
 //! [`Channel`], so that it runs without WebRTC in tests.
 
+mod body;
 mod channel;
 mod counters;
+mod credit;
+mod csp;
+mod exchange;
+mod html;
+mod ids;
+mod inbox;
+mod jar;
 mod lane;
+mod mux;
+mod pages;
+mod request;
+mod response;
 mod session;
+mod spool;
+#[cfg(test)]
+pub(crate) mod tests;
+mod upstream;
+mod websocket;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -77,11 +94,21 @@ struct Shared {
     site: Site,
     backends: Arc<dyn Backends>,
     counters: Arc<Counters>,
+    jars: jar::Jars,
+    spool: Arc<spool::Spool>,
+    upstream: upstream::Upstream,
 }
 
 impl Tunnel {
     pub fn new(config: Config, backends: Arc<dyn Backends>) -> Self {
-        let shared = Shared { backends, counters: Arc::default(), site: config.site };
+        let shared = Shared {
+            backends,
+            counters: Arc::default(),
+            jars: jar::Jars::new(config.directory.join("cookies")),
+            spool: Arc::new(spool::Spool::new(config.directory.join("spool"), config.spool_max)),
+            upstream: upstream::Upstream::new(),
+            site: config.site,
+        };
         Self { shared: Arc::new(shared) }
     }
 

@@ -9,12 +9,16 @@ use std::{
 
 use flotilla_api::{
     ApiError, ErrorCode, ServiceName,
-    frame::{Carries, Channel as Label, FRAME_VERSION, Hello, Kind},
+    frame::{self, Carries, Channel as Label, FRAME_VERSION, Hello, Kind},
     rest::Principal,
 };
 use tokio::time::timeout;
 
-use super::{Channel, Shared, lane::Lane};
+use super::{
+    Channel, Shared,
+    lane::Lane,
+    mux::{Carried, Mux},
+};
 use crate::mesh::Client;
 
 /// A channel that was refused is closed once the browser had time to read why.
@@ -25,13 +29,15 @@ pub struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) client: Client,
     principal: RwLock<Principal>,
+    /// One for each service, held by the channels that it has.
+    muxes: Mutex<HashMap<ServiceName, Weak<Mux>>>,
     lanes: Mutex<Vec<Weak<Lane>>>,
 }
 
 impl Session {
     pub(super) fn new(shared: Arc<Shared>, principal: Principal, client: Client) -> Self {
         let principal = RwLock::new(principal);
-        Self { shared, client, principal, lanes: Mutex::default() }
+        Self { shared, client, principal, muxes: Mutex::default(), lanes: Mutex::default() }
     }
 
     /// The token was renewed; its grant may be another. Channels that are open stay.
@@ -55,9 +61,19 @@ impl Session {
                 if lane.send_json(Kind::Hello, 0, &hello).await.is_err() {
                     return;
                 }
-                tracing::debug!(carries = ?label.carries, "channel");
-                lane.carry_control(control).await;
-                Ok(())
+                let carried = async {
+                    match label.carries {
+                        Carries::Http(kind) => self.mux(&label.service).serve(&lane, kind).await,
+                        Carries::WebSocket => {
+                            let mux = Mux::new(self, label.service, Carried::WebSocket);
+                            Arc::new(mux).serve(&lane, frame::Lane::Interactive).await
+                        }
+                    }
+                };
+                tokio::select! {
+                    ended = carried => ended,
+                    () = lane.carry_control(control) => Ok(()),
+                }
             }
             Err(error) => Err(error),
         };
@@ -72,10 +88,10 @@ impl Session {
         lane.close().await;
     }
 
-    /// Tells every channel that nothing more is answered.
+    /// Tells every channel that nothing more is answered, and closes it.
     pub async fn go_away(&self, error: &ApiError) {
         let lanes: Vec<_> = self.lock_lanes().iter().filter_map(Weak::upgrade).collect();
-        futures::future::join_all(lanes.iter().map(|lane| lane.send_json(Kind::GoAway, 0, error))).await;
+        futures::future::join_all(lanes.iter().map(|lane| lane.go_away(error))).await;
     }
 
     fn admit(&self, label: &str) -> Result<Label, ApiError> {
@@ -92,6 +108,17 @@ impl Session {
             Err(error) if error.code == ErrorCode::ServiceNotFound => Err(error),
             _ => Ok(label),
         }
+    }
+
+    fn mux(self: &Arc<Self>, service: &ServiceName) -> Arc<Mux> {
+        let mut muxes = self.muxes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mux) = muxes.get(service).and_then(Weak::upgrade) {
+            return mux;
+        }
+        muxes.retain(|_, mux| mux.strong_count() > 0);
+        let mux = Arc::new(Mux::new(self, service.clone(), Carried::Http));
+        muxes.insert(service.clone(), Arc::downgrade(&mux));
+        mux
     }
 
     fn remember(&self, lane: &Arc<Lane>) {

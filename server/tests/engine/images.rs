@@ -121,6 +121,7 @@ async fn images_tell_which_services_use_them() {
     assert_eq!(ours.used_by, [name("notes")]);
     assert!(ours.size_bytes > 500_000);
     assert!(images.iter().filter(|image| image.id != ours.id).all(|image| image.used_by.is_empty()));
+    engine.stop().await;
 }
 
 fn context(dockerfile: &str) -> Vec<u8> {

@@ -192,23 +192,25 @@ impl Drop for Playground {
         let (docker, cluster, image) = (self.docker.clone(), self.cluster.clone(), self.image.clone());
         let cleaned = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                // An engine handle that the test left may still be starting a container.
-                for _ in 0..3 {
-                    let left = containers(&docker, &cluster).await;
+            let cleaning = async {
+                // What the test's last words asked for may still be on its way through the engine: clean is what is found so
+                // twice.
+                let mut clean = 0;
+                while clean < 2 {
+                    let (left, nets) = (containers(&docker, &cluster).await, networks(&docker, &cluster).await);
+                    clean = if left.is_empty() && nets.is_empty() { clean + 1 } else { 0 };
                     for id in &left {
                         let options = RemoveContainerOptions { force: true, v: true, link: false };
                         let _ = docker.remove_container(id, Some(options)).await;
                     }
-                    for network in networks(&docker, &cluster).await {
+                    for network in nets {
                         let _ = docker.remove_network(&network).await;
                     }
-                    if left.is_empty() {
-                        break;
-                    }
+                    tokio::time::sleep(Duration::from_millis(150)).await;
                 }
                 let _ = docker.remove_image(&image, None::<bollard::query_parameters::RemoveImageOptions>, None).await;
-            });
+            };
+            let _ = runtime.block_on(async { tokio::time::timeout(PATIENCE, cleaning).await });
         });
         let _ = cleaned.join();
     }

@@ -42,7 +42,7 @@ async fn an_upload_goes_on_where_it_stopped_and_becomes_an_image() {
     let view = uploads.append(&begin.digest, 250_000, pieces(rest)).await.unwrap();
     assert_eq!(view.offset, view.size);
     let loaded = engine.load_upload(&uploads, &begin.digest).await.unwrap();
-    assert_eq!(loaded.images, [image.clone()]);
+    assert_eq!(loaded.images, std::slice::from_ref(&image));
     assert_eq!(uploads.view(&begin.digest).unwrap_err().code(), ErrorCode::UploadNotFound);
     assert_eq!(std::fs::read_dir(playground.data.path().join("uploads")).unwrap().count(), 0);
     engine.remove_image(&image).await.unwrap();

@@ -1,1 +1,3 @@
-fn main() {}
+fn main() {
+    flotilla_web::connector::run();
+}

@@ -61,7 +61,7 @@ impl Streams {
     }
 
     /// Where a page's frame goes; `None` for one of a stream that is over.
-    pub(super) fn from_page(&mut self, local: Local, kind: Kind) -> Option<(u32, Lane)> {
+    pub(super) fn page_sent(&mut self, local: Local, kind: Kind) -> Option<(u32, Lane)> {
         let wire = *self.by_local.get(&local)?;
         let stream = self.by_wire.get_mut(&wire)?;
         let lane = stream.lane;
@@ -71,7 +71,7 @@ impl Streams {
     }
 
     /// Where a node's frame goes; `None` for one of a stream that is over.
-    pub(super) fn from_node(&mut self, wire: u32, kind: Kind) -> Option<Local> {
+    pub(super) fn node_sent(&mut self, wire: u32, kind: Kind) -> Option<Local> {
         let stream = self.by_wire.get_mut(&wire)?;
         let local = stream.local;
         stream.node_ended |= kind == Kind::End;
@@ -80,7 +80,8 @@ impl Streams {
     }
 
     fn close_if_over(&mut self, wire: u32, kind: Kind) {
-        let over = kind == Kind::Reset || self.by_wire.get(&wire).is_some_and(|stream| stream.page_ended && stream.node_ended);
+        let over =
+            kind == Kind::Reset || self.by_wire.get(&wire).is_some_and(|stream| stream.page_ended && stream.node_ended);
         if over && let Some(stream) = self.by_wire.remove(&wire) {
             self.by_local.remove(&stream.local);
         }
@@ -125,26 +126,26 @@ mod tests {
         let first = streams.open(local(1, 1), Lane::Interactive, false, 0.0).unwrap();
         let second = streams.open(local(2, 1), Lane::Bulk, true, 0.0).unwrap();
         assert_ne!(first, second);
-        assert_eq!(streams.from_page(local(2, 1), Kind::Data), Some((second, Lane::Bulk)));
-        assert_eq!(streams.from_node(first, Kind::Head), Some(local(1, 1)));
-        assert_eq!(streams.from_node(second, Kind::Head), Some(local(2, 1)));
+        assert_eq!(streams.page_sent(local(2, 1), Kind::Data), Some((second, Lane::Bulk)));
+        assert_eq!(streams.node_sent(first, Kind::Head), Some(local(1, 1)));
+        assert_eq!(streams.node_sent(second, Kind::Head), Some(local(2, 1)));
     }
 
     #[test]
     fn a_stream_is_over_when_both_sides_ended_or_one_gave_up() {
         let mut streams = Streams::default();
         let upload = streams.open(local(1, 1), Lane::Bulk, true, 0.0).unwrap();
-        assert!(streams.from_node(upload, Kind::End).is_some());
-        assert!(streams.from_page(local(1, 1), Kind::End).is_some());
-        assert_eq!(streams.from_page(local(1, 1), Kind::Credit), None);
+        assert!(streams.node_sent(upload, Kind::End).is_some());
+        assert!(streams.page_sent(local(1, 1), Kind::End).is_some());
+        assert_eq!(streams.page_sent(local(1, 1), Kind::Credit), None);
 
         let download = streams.open(local(1, 2), Lane::Interactive, false, 0.0).unwrap();
-        assert!(streams.from_node(download, Kind::End).is_some());
-        assert_eq!(streams.from_node(download, Kind::Data), None);
+        assert!(streams.node_sent(download, Kind::End).is_some());
+        assert_eq!(streams.node_sent(download, Kind::Data), None);
 
         let aborted = streams.open(local(1, 3), Lane::Interactive, false, 0.0).unwrap();
-        assert!(streams.from_page(local(1, 3), Kind::Reset).is_some());
-        assert_eq!(streams.from_node(aborted, Kind::Data), None);
+        assert!(streams.page_sent(local(1, 3), Kind::Reset).is_some());
+        assert_eq!(streams.node_sent(aborted, Kind::Data), None);
     }
 
     #[test]

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use flotilla_api::{
-    ErrorCode, UnixMillis,
+    ErrorCode,
     rest::{BindToken, IssuedToken, Principal, RedeemInvitation},
 };
 use leptos::prelude::*;
@@ -168,18 +167,13 @@ impl Session {
     async fn renew_if_due(self) -> Result<(), Failure> {
         let Some(identity) = Identity::load().await? else { return Ok(()) };
         let now = self.client.node_time(browser::now());
-        if !renewal_is_due(lifetime_of(&identity.token), now) {
+        if !identity.renewal_is_due(now) {
             return Ok(());
         }
         let key = identity.key.clone();
         let issued = self.client.renew_token().await?;
         self.keep(issued, key).await
     }
-}
-
-/// When the last third of a token's life has begun.
-fn renewal_is_due(lifetime: Option<(UnixMillis, UnixMillis)>, now: UnixMillis) -> bool {
-    lifetime.is_some_and(|(issued, expires)| expires.since(now) < expires.since(issued) / 3)
 }
 
 /// The invitation in a link's fragment: `invite=<id>.<secret>`.
@@ -213,18 +207,6 @@ impl Pasted {
     }
 }
 
-/// Reads `iat` and `exp` (RFC 7519, 4.1) without checking anything: only the node can, and only renewal is timed by it.
-fn lifetime_of(token: &str) -> Option<(UnixMillis, UnixMillis)> {
-    #[derive(serde::Deserialize)]
-    struct Claims {
-        iat: u64,
-        exp: u64,
-    }
-    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
-    let claims: Claims = serde_json::from_slice(&payload).ok()?;
-    Some((UnixMillis(claims.iat.checked_mul(1000)?), UnixMillis(claims.exp.checked_mul(1000)?)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,23 +225,5 @@ mod tests {
         for text in ["", "hello", "a..b", "a b.c", "http://app.home.localhost/"] {
             assert_eq!(Pasted::read(text), Pasted::Neither, "{text:?}");
         }
-    }
-
-    #[test]
-    fn a_tokens_life_is_read_from_its_claims() {
-        // {"iat":1000,"exp":4000}
-        let token = "e30.eyJpYXQiOjEwMDAsImV4cCI6NDAwMH0.sig";
-        assert_eq!(lifetime_of(token), Some((UnixMillis(1_000_000), UnixMillis(4_000_000))));
-        for broken in ["", "a.b.c", "e30.e30.e30", "x.!.y"] {
-            assert_eq!(lifetime_of(broken), None, "{broken:?}");
-        }
-    }
-
-    #[test]
-    fn a_token_is_renewed_in_the_last_third_of_its_life() {
-        let life = Some((UnixMillis(0), UnixMillis(300)));
-        assert!(!renewal_is_due(life, UnixMillis(200)));
-        assert!(renewal_is_due(life, UnixMillis(201)));
-        assert!(!renewal_is_due(None, UnixMillis(201)));
     }
 }

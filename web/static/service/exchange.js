@@ -45,6 +45,7 @@ class Exchange {
   #body = null;
   #received = 0;
   #credited = 0;
+  #uploading = false;
   #over = false;
 
   constructor(link, event, url, condition, body) {
@@ -85,24 +86,22 @@ class Exchange {
     if (head.cookies !== undefined && head.cookies !== null) this.#tellCookies(head.cookies, headers);
     // Another service's page must not frame this one, whose own protection the wrapper had to lift.
     if (request.mode === "navigate") headers.append("content-security-policy", "frame-ancestors 'self'");
-    const redirect = head.status >= 300 && head.status < 400 && headers.get("location");
-    if (redirect) {
-      const away = this.#leaves(redirect);
-      if (away) return away;
+    const init = { status: head.status, headers };
+    const location = head.status >= 300 && head.status < 400 && headers.get("location");
+    if (location) {
+      // Nobody reads the body of a redirect.
+      this.abandon();
+      return this.#leaving(location) ?? new Response(null, init);
     }
     const empty = HAS_NO_BODY.has(head.status) || request.method === "HEAD";
-    const init = { status: head.status, headers };
-    if (empty) this.#body = { enqueue() {}, close() {}, error() {} };
-    const body = empty ? null : this.#stream();
-    return new Response(body, init);
+    return new Response(empty ? null : this.#stream(), init);
   }
 
   // A frame can't be sent to another site's page, which may refuse to be framed: the whole tab goes there.
-  #leaves(location) {
+  #leaving(location) {
     const { request } = this.#event;
     const target = new URL(location, request.url);
     if (request.mode !== "navigate" || target.origin === self.location.origin || !/^https?:$/.test(target.protocol)) return null;
-    this.abandon();
     const text = `<!doctype html><title>Leaving</title><script>top.location.replace(${JSON.stringify(target.href).replaceAll("<", "\\x3c")})</script>`;
     return new Response(text, { headers: { "content-type": "text/html; charset=utf-8", "cache-control": "no-store" } });
   }
@@ -142,6 +141,7 @@ class Exchange {
   }
 
   async #upload(body) {
+    this.#uploading = true;
     try {
       for await (const chunk of body.chunks()) {
         for (let offset = 0; offset < chunk.byteLength; ) {
@@ -151,6 +151,7 @@ class Exchange {
           offset += length;
         }
       }
+      this.#uploading = false;
       if (!this.#over) this.#link.post(frame(KIND.END, this.#id));
     } catch {
       // The page gave its upload up, or the file behind it can't be read any more.
@@ -171,6 +172,8 @@ class Exchange {
         this.#window.grant(creditOf(payload));
         break;
       case KIND.END:
+        // An answer that is complete before its request is needs no more of it.
+        if (this.#uploading) this.#link.post(jsonFrame(KIND.RESET, this.#id, { code: "aborted", message: "the answer is complete" }));
         this.#finish();
         this.#body?.close();
         break;

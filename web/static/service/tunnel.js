@@ -26,6 +26,7 @@ const fromConnector = ({ origin, source, data }) => {
   if (origin !== DASHBOARD || source !== connector.contentWindow) return;
   if (data?.flotilla === "ready") {
     connectorReady = true;
+    tell({ flotilla: "hello" });
     for (const [message, ports] of early.splice(0)) tell(message, ports);
   } else if (data?.flotilla === "state") {
     show(data.state, data.message);

@@ -92,7 +92,7 @@ fn containers_of<'a>(service: &Service, observed: Option<&'a Observed>) -> Vec<&
 }
 
 fn is_former(service: &Service, container: &Container) -> bool {
-    container.generation() != service.generation()
+    container.incarnation() != service.incarnation()
 }
 
 struct Finding {
@@ -233,7 +233,7 @@ fn attempts_of<'a>(service: &Service, replica: u32, memory: &'a Memory) -> Optio
     memory
         .instances
         .get(&(service.name.clone(), replica))
-        .filter(|attempts| attempts.generation == service.generation())
+        .filter(|attempts| attempts.incarnation == service.incarnation())
 }
 
 fn former_revision(service: &Service, containers: &[&Container]) -> Revision {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_api::{ApiError, ErrorCode, Revision, ServiceName, StackName, UnixMillis, spec::Restart};
 
 use super::{
-    Action, BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Container, Generation, Health, PROPOSAL_PATIENCE_MS, RECOVERED_AFTER_MS,
+    Action, BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Container, Health, Incarnation, PROPOSAL_PATIENCE_MS, RECOVERED_AFTER_MS,
     Status,
 };
 use crate::{command::CommandV1, state::State};
@@ -37,8 +37,8 @@ pub struct Attempts {
     pub last_error: Option<String>,
     /// Those of `failures` that speak against the revision; a full disk does not.
     pub(super) faults: u32,
-    /// All of this is about instances of this generation; another begins afresh.
-    pub(super) generation: Generation,
+    /// All of this is about instances of this incarnation; another begins afresh.
+    pub(super) incarnation: Incarnation,
     /// It was started at least once.
     started: bool,
     /// Container and time of the exit that was counted last.
@@ -106,9 +106,9 @@ impl Memory {
         self.dropped(action, now);
         match action {
             Action::Run { spec, replica, revision, restarts, epoch, .. } => {
-                let generation = Generation { revision: *revision, restarts: *restarts, epoch: *epoch };
+                let incarnation = Incarnation { revision: *revision, restarts: *restarts, epoch: *epoch };
                 let known = self.instances.get(&(spec.name.clone(), *replica));
-                if known.is_some_and(|attempts| attempts.generation == generation) {
+                if known.is_some_and(|attempts| attempts.incarnation == incarnation) {
                     self.tried(&spec.name, *replica, now, result);
                 }
             }
@@ -191,7 +191,7 @@ impl Memory {
             desired
                 .services
                 .get(name)
-                .is_some_and(|service| *replica <= service.replicas && attempts.generation == service.generation())
+                .is_some_and(|service| *replica <= service.replicas && attempts.incarnation == service.incarnation())
         });
         self.purged.retain(|name| desired.condemned_volumes.contains(name));
         self.waits.clear();
@@ -235,9 +235,9 @@ impl Memory {
         }
     }
 
-    pub(super) fn attempts(&mut self, service: &ServiceName, replica: u32, generation: Generation) -> &mut Attempts {
+    pub(super) fn attempts(&mut self, service: &ServiceName, replica: u32, incarnation: Incarnation) -> &mut Attempts {
         let attempts = self.instances.entry((service.clone(), replica)).or_default();
-        attempts.generation = generation;
+        attempts.incarnation = incarnation;
         attempts
     }
 }

@@ -146,8 +146,8 @@ pub struct Plan {
 
 impl Container {
     /// Which specification, under which epoch, it was made for.
-    fn generation(&self) -> Generation {
-        Generation { revision: self.revision, restarts: self.restarts, epoch: self.epoch }
+    fn incarnation(&self) -> Incarnation {
+        Incarnation { revision: self.revision, restarts: self.restarts, epoch: self.epoch }
     }
 
     /// Could it take requests, or write a volume, now?
@@ -165,17 +165,17 @@ impl Container {
     }
 }
 
-/// What makes a container the right one; a container of another generation is replaced.
+/// What makes a container the right one; a container of another incarnation is replaced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Generation {
+pub struct Incarnation {
     pub revision: Revision,
     pub restarts: u64,
     pub epoch: u64,
 }
 
 impl Service {
-    pub fn generation(&self) -> Generation {
-        Generation { revision: self.current, restarts: self.restarts, epoch: self.assignment.epoch }
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation { revision: self.current, restarts: self.restarts, epoch: self.assignment.epoch }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The plan for one service.
 
-use flotilla_api::{InstanceId, ServiceName, UnixMillis, spec::Restart};
+use flotilla_api::{InstanceId, Revision, ServiceName, UnixMillis, spec::Restart};
 
 use super::{
     Action, CONFIRMED_AFTER_MS, Container, Health, READY_AFTER_MS, RECOVERED_AFTER_MS, ROLLBACK_AFTER, Round, Status,
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{command::CommandV1, state::Service};
 
-/// How one replica's instance of the current generation does.
+/// How one replica's instance of the current incarnation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     /// It runs well, or has done its work.
@@ -56,6 +56,7 @@ impl Round<'_> {
             let slot = Slot::of(service, replica, &containers, self.now);
             progress.push(self.slot(service, replica, &slot, waits.is_some()));
         }
+        self.confirm_former(service, &containers);
         self.judge_revision(service, &progress);
     }
 
@@ -74,7 +75,7 @@ impl Round<'_> {
                 self.observed.containers.iter().any(|container| {
                     container.service == *name
                         && container.replica == replica
-                        && container.generation() == dependency.generation()
+                        && container.incarnation() == dependency.incarnation()
                         && match container.status {
                             Status::Running { health, .. } => matches!(health, Health::None | Health::Healthy),
                             Status::Exited { code, .. } => stays_ended(dependency, code),
@@ -93,7 +94,7 @@ impl Round<'_> {
         for duplicate in &slot.duplicates {
             self.remove(duplicate);
         }
-        let attempts = self.memory.attempts(&service.name, replica, service.generation());
+        let attempts = self.memory.attempts(&service.name, replica, service.incarnation());
         if let Some(container) = slot.current {
             attempts.observe(self.now, container, service.spec().restart);
         }
@@ -134,7 +135,7 @@ impl Round<'_> {
         } else {
             self.keep_one_serving(slot);
         }
-        let attempts = self.memory.attempts(&service.name, replica, service.generation());
+        let attempts = self.memory.attempts(&service.name, replica, service.incarnation());
         let recovering = attempts.failures > 0 && health != Health::Starting;
         let unhealthy = attempts.unhealthy.as_ref().map(|(_, since)| *since);
         let patience = UNHEALTHY_PATIENCE_MS.max(backoff(attempts.failures + 1));
@@ -151,7 +152,7 @@ impl Round<'_> {
         {
             if self.now.since(unhealthy) >= patience {
                 let now = self.now;
-                self.memory.attempts(&service.name, replica, service.generation()).gave_up_on_unhealthy(now);
+                self.memory.attempts(&service.name, replica, service.incarnation()).gave_up_on_unhealthy(now);
                 self.remove(container);
             } else {
                 self.wake_at(unhealthy.plus(patience));
@@ -172,7 +173,7 @@ impl Round<'_> {
         container: &Container,
         code: i64,
     ) -> Progress {
-        let failures = self.memory.attempts(&service.name, replica, service.generation()).failures;
+        let failures = self.memory.attempts(&service.name, replica, service.incarnation()).failures;
         let progress = match service.spec().restart {
             Restart::Always => Progress::Pending,
             _ if code == 0 => Progress::Good,
@@ -197,7 +198,7 @@ impl Round<'_> {
         if !self.clear_the_way(slot) || !self.may_start(service, replica) {
             return;
         }
-        let attempts = self.memory.attempts(&service.name, replica, service.generation());
+        let attempts = self.memory.attempts(&service.name, replica, service.incarnation());
         if attempts.last_error.is_some() {
             self.remove(container);
         } else {
@@ -218,7 +219,7 @@ impl Round<'_> {
     }
 
     fn may_start(&mut self, service: &Service, replica: u32) -> bool {
-        let not_before = self.memory.attempts(&service.name, replica, service.generation()).not_before;
+        let not_before = self.memory.attempts(&service.name, replica, service.incarnation()).not_before;
         if not_before > self.now {
             self.wake_at(not_before);
         }
@@ -248,16 +249,38 @@ impl Round<'_> {
         }
     }
 
+    /// A revision may be superseded before it has proved itself; while its instances still run, it can do so, and a newer one
+    /// that fails has somewhere to go back to.
+    fn confirm_former(&mut self, service: &Service, containers: &[&Container]) {
+        let unconfirmed = containers.iter().filter(|container| {
+            container.epoch == service.assignment.epoch
+                && container.revision < service.current
+                && Some(container.revision) > service.confirmed
+                && service.revisions.contains_key(&container.revision)
+        });
+        let Some(former) = unconfirmed.max_by_key(|container| container.revision) else { return };
+        match former.status {
+            Status::Running { health: Health::None, since } if self.now.since(since) < CONFIRMED_AFTER_MS => {
+                self.wake_at(since.plus(CONFIRMED_AFTER_MS));
+            }
+            Status::Running { health: Health::None | Health::Healthy, .. } => self.confirm(service, former.revision),
+            _ => {}
+        }
+    }
+
+    fn confirm(&mut self, service: &Service, revision: Revision) {
+        if self.due(&Chore::Confirm(service.name.clone(), revision)) {
+            self.act(Action::Propose(CommandV1::ConfirmRevision { service: service.name.clone(), revision }));
+        }
+    }
+
     /// Tells the state that the current revision is good, or goes back to the last one that was.
     fn judge_revision(&mut self, service: &Service, progress: &[Progress]) {
         if service.confirmed == Some(service.current) {
             return;
         }
         if progress.iter().all(|progress| *progress == Progress::Good) {
-            let command = CommandV1::ConfirmRevision { service: service.name.clone(), revision: service.current };
-            if self.due(&Chore::Confirm(service.name.clone(), service.current)) {
-                self.act(Action::Propose(command));
-            }
+            self.confirm(service, service.current);
             return;
         }
         // A roll back that fails too is no reason for another: that would never end.
@@ -265,13 +288,13 @@ impl Round<'_> {
         if service.revisions.get(&good).is_none_or(|record| record.spec == *service.spec()) {
             return;
         }
-        let generation = service.generation();
+        let incarnation = service.incarnation();
         let failed = (1..=service.replicas).find(|replica| {
-            let faults = self.memory.attempts(&service.name, *replica, generation).faults;
+            let faults = self.memory.attempts(&service.name, *replica, incarnation).faults;
             faults >= ROLLBACK_AFTER || progress[*replica as usize - 1] == Progress::Ended
         });
         let Some(replica) = failed else { return };
-        let attempts = self.memory.attempts(&service.name, replica, generation);
+        let attempts = self.memory.attempts(&service.name, replica, incarnation);
         let reason = match &attempts.last_error {
             Some(error) => format!("it could not be started: {error}"),
             None if attempts.faults == 1 => "it ended without ever having run well".to_owned(),
@@ -286,9 +309,9 @@ impl Round<'_> {
 
 /// The containers of one replica.
 struct Slot<'a> {
-    /// The one of the current generation.
+    /// The one of the current incarnation.
     current: Option<&'a Container>,
-    /// More of the current generation than there shall be.
+    /// More of the current incarnation than there shall be.
     duplicates: Vec<&'a Container>,
     /// Of other generations, the best first.
     stale: Vec<&'a Container>,
@@ -304,15 +327,15 @@ impl<'a> Slot<'a> {
             .iter()
             .copied()
             .filter(|container| container.replica == replica)
-            .partition(|container| container.generation() == service.generation());
+            .partition(|container| container.incarnation() == service.incarnation());
         current.sort_by(|a, b| rank(a, now).cmp(&rank(b, now)));
         stale.sort_by(|a, b| rank(a, now).cmp(&rank(b, now)));
         let duplicates = if current.is_empty() { Vec::new() } else { current.split_off(1) };
         let current = current.first().copied();
         let exclusive = writes(service, service.current)
-            || containers
-                .iter()
-                .any(|container| container.generation() != service.generation() && writes_as_made(service, container));
+            || containers.iter().any(|container| {
+                container.incarnation() != service.incarnation() && writes_as_made(service, container)
+            });
         let alone = containers.iter().all(|container| current.is_some_and(|current| current.id == container.id));
         Self { current, duplicates, stale, exclusive, alone }
     }
@@ -332,7 +355,7 @@ fn rank(container: &Container, now: UnixMillis) -> (bool, u8, UnixMillis, &str) 
     (!container.is_ready(now), order, since, &container.id)
 }
 
-fn writes(service: &Service, revision: flotilla_api::Revision) -> bool {
+fn writes(service: &Service, revision: Revision) -> bool {
     // What a forgotten revision mounted is not known any more.
     service.revisions.get(&revision).is_none_or(|record| record.spec.volumes.iter().any(|mount| !mount.read_only))
 }

@@ -232,16 +232,13 @@ impl State {
 
     pub(super) fn confirm(&mut self, name: &ServiceName, revision: Revision) -> Result<Applied, Rejected> {
         let service = self.service_mut(name)?;
-        if service.current != revision {
-            return Err(Rejected::new(
-                ErrorCode::Conflict,
-                format!("`{name}` is at revision {}, no longer at {revision}", service.current),
-            ));
+        if !service.revisions.contains_key(&revision) {
+            return Err(Rejected::new(ErrorCode::RevisionNotFound, format!("`{name}` has no revision {revision}")));
         }
-        if service.confirmed == Some(revision) {
+        if service.confirmed >= Some(revision) {
             return Err(Rejected::new(
                 ErrorCode::Conflict,
-                format!("revision {revision} of `{name}` is confirmed already"),
+                format!("revision {revision} of `{name}`, or a newer one, is confirmed already"),
             ));
         }
         service.confirmed = Some(revision);

@@ -225,6 +225,21 @@ fn a_roll_back_is_a_new_revision_with_a_note() {
 }
 
 #[test]
+fn the_newest_revision_that_ran_well_is_remembered() {
+    let mut cluster = Cluster::new();
+    let confirm = |revision| CommandV1::ConfirmRevision { service: service("web"), revision: Revision(revision) };
+    for tag in 1..=3 {
+        cluster.deploy(&[spec("web", &format!("a:{tag}"))]).unwrap();
+    }
+    assert_eq!(cluster.refused(confirm(4)), ErrorCode::RevisionNotFound);
+    cluster.apply(confirm(2)).unwrap();
+    assert_eq!(cluster.refused(confirm(2)), ErrorCode::Conflict);
+    assert_eq!(cluster.refused(confirm(1)), ErrorCode::Conflict, "a newer one is known to be good");
+    cluster.apply(confirm(3)).unwrap();
+    assert_eq!(cluster.service("web").confirmed, Some(Revision(3)));
+}
+
+#[test]
 fn scaling_keeps_the_revision_and_has_limits() {
     let mut cluster = Cluster::new();
     let scale = |name: &str, replicas| CommandV1::Scale { service: service(name), replicas };

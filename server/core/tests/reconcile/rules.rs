@@ -206,6 +206,17 @@ fn while_a_bad_revision_is_tried_the_good_one_answers() {
 }
 
 #[test]
+fn a_revision_that_was_superseded_early_can_still_prove_itself() {
+    let mut world = World::new();
+    world.deploy(WEB);
+    world.run_for(4_000);
+    world.deploy("  web: {image: crashes}");
+    world.run_for(60_000);
+    assert_eq!(world.service("web").record().restores, Some(Revision(1)), "{}", world.told());
+    assert_eq!(world.condition_state("web"), ServiceState::Running);
+}
+
+#[test]
 fn a_roll_back_that_fails_too_is_the_last() {
     let mut world = settled(WEB);
     world.deploy("  web: {image: crashes}");

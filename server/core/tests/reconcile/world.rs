@@ -11,7 +11,7 @@ use flotilla_core::{
     Actor, Applied, Command, CommandV1, Entry, Rejected, State,
     command::{ClusterRecord, MachineRecord},
     compose,
-    reconcile::{self, Action, Condition, Container, Generation, Health, Memory, Observed, Plan, Status},
+    reconcile::{self, Action, Condition, Container, Health, Incarnation, Memory, Observed, Plan, Status},
     state::Service,
 };
 
@@ -267,7 +267,7 @@ impl World {
                         .any(|yours| mine.volume == yours.volume && !(mine.read_only && yours.read_only))
                 });
                 assert!(!shared, "two containers have one volume:\n{one:?}\n{other:?}\n{}", self.told());
-                let same = one.container.replica == other.container.replica && one.generation() == other.generation();
+                let same = one.container.replica == other.container.replica && one.incarnation() == other.incarnation();
                 assert!(!same, "one replica runs twice:\n{one:?}\n{other:?}\n{}", self.told());
             }
         }
@@ -278,8 +278,8 @@ impl World {
         for service in self.state.services.values() {
             let mine: Vec<&Real> = self.of(service.name.as_str());
             assert!(
-                mine.iter().all(|real| real.container.generation_matches(service)),
-                "an instance of another generation was left:\n{}",
+                mine.iter().all(|real| real.container.incarnation_matches(service)),
+                "an instance of another incarnation was left:\n{}",
                 self.told()
             );
             let mut replicas: Vec<u32> = mine.iter().map(|real| real.container.replica).collect();
@@ -354,7 +354,7 @@ impl World {
             self.now.since(self.begin),
             history[from..].join("\n"),
             containers.join("\n"),
-            self.state.services.values().map(|s| (s.name.as_str(), s.generation(), s.replicas)).collect::<Vec<_>>()
+            self.state.services.values().map(|s| (s.name.as_str(), s.incarnation(), s.replicas)).collect::<Vec<_>>()
         )
     }
 }
@@ -364,9 +364,9 @@ impl Real {
         matches!(self.container.status, Status::Running { .. })
     }
 
-    pub(crate) fn generation(&self) -> Generation {
+    pub(crate) fn incarnation(&self) -> Incarnation {
         let Container { revision, restarts, epoch, .. } = self.container;
-        Generation { revision, restarts, epoch }
+        Incarnation { revision, restarts, epoch }
     }
 
     pub(crate) fn start(&mut self, now: UnixMillis) {
@@ -400,13 +400,13 @@ impl Real {
     }
 }
 
-pub(crate) trait OfGeneration {
-    fn generation_matches(&self, service: &Service) -> bool;
+pub(crate) trait OfIncarnation {
+    fn incarnation_matches(&self, service: &Service) -> bool;
 }
 
-impl OfGeneration for Container {
-    fn generation_matches(&self, service: &Service) -> bool {
-        service.generation() == Generation { revision: self.revision, restarts: self.restarts, epoch: self.epoch }
+impl OfIncarnation for Container {
+    fn incarnation_matches(&self, service: &Service) -> bool {
+        service.incarnation() == Incarnation { revision: self.revision, restarts: self.restarts, epoch: self.epoch }
     }
 }
 
