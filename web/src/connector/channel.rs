@@ -1,8 +1,13 @@
 //! One data channel: frames in, frames out while its buffer has room.
 
+use std::{cell::Cell, rc::Rc};
+
+use flotilla_api::frame::{FRAME_VERSION, Hello, Kind};
 use js_sys::ArrayBuffer;
 use wasm_bindgen::{JsCast, closure::Closure};
 use web_sys::{MessageEvent, RtcDataChannel, RtcDataChannelState, RtcDataChannelType};
+
+use super::message;
 
 /// Bytes that may wait in the browser for the network. Enough to keep it busy, and little enough that a reset or a frame of
 /// another stream is not late.
@@ -23,6 +28,8 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) struct Channel {
     inner: RtcDataChannel,
+    /// A channel begins with hello; what waits for it to open comes after.
+    greeted: Rc<Cell<bool>>,
     _on_event: [Closure<dyn FnMut()>; 3],
     _on_message: Closure<dyn FnMut(MessageEvent)>,
 }
@@ -32,8 +39,15 @@ impl Channel {
         inner.set_binary_type(RtcDataChannelType::Arraybuffer);
         inner.set_buffered_amount_low_threshold(BUFFERED_LOW);
         let (opened, drained, closed, heard) = (on.clone(), on.clone(), on.clone(), on);
+        let greeted = Rc::new(Cell::new(false));
+        let (channel, greeting) = (inner.clone(), Rc::clone(&greeted));
         let on_event = [
-            Closure::<dyn FnMut()>::new(move || opened(Event::Open)),
+            Closure::<dyn FnMut()>::new(move || {
+                let hello = message::json(Kind::Hello, 0, &Hello { version: FRAME_VERSION });
+                let _ = channel.send_with_array_buffer(&hello);
+                greeting.set(true);
+                opened(Event::Open);
+            }),
             Closure::<dyn FnMut()>::new(move || drained(Event::Drained)),
             Closure::<dyn FnMut()>::new(move || closed(Event::Closed)),
         ];
@@ -48,11 +62,11 @@ impl Channel {
         inner.set_onbufferedamountlow(Some(low.as_ref().unchecked_ref()));
         inner.set_onclose(Some(close.as_ref().unchecked_ref()));
         inner.set_onmessage(Some(on_message.as_ref().unchecked_ref()));
-        Self { inner, _on_event: on_event, _on_message: on_message }
+        Self { inner, greeted, _on_event: on_event, _on_message: on_message }
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.inner.ready_state() == RtcDataChannelState::Open
+        self.greeted.get() && self.inner.ready_state() == RtcDataChannelState::Open
     }
 
     /// May another frame be sent now? If not, [`Event::Open`] or [`Event::Drained`] says when.

@@ -223,10 +223,6 @@ impl Driver {
         match (carrier, event) {
             (Carrier::Lane(lane), channel::Event::Open) => {
                 self.open_if_ready();
-                let hello = message::json(Kind::Hello, 0, &Hello { version: FRAME_VERSION });
-                if let Some(peer) = peer_of(&self.phase) {
-                    peer.lane(lane).send(&hello);
-                }
                 self.pipes.send(lane, peer_of(&self.phase));
             }
             (Carrier::Lane(lane), channel::Event::Drained) => self.pipes.send(lane, peer_of(&self.phase)),

@@ -61,12 +61,12 @@ impl<M> Outbox<M> {
         Some(message)
     }
 
-    /// What such a stream still wanted to say is not said.
-    pub(super) fn forget(&mut self, stream: u32) {
-        if let Some(queue) = self.streams.remove(&stream) {
-            self.bytes -= queue.iter().map(|(_, bytes)| bytes).sum::<usize>();
-            self.turns.retain(|turn| *turn != stream);
-        }
+    /// What a stream still wanted to say is not said; gives the first of it.
+    pub(super) fn forget(&mut self, stream: u32) -> Option<M> {
+        let queue = self.streams.remove(&stream)?;
+        self.bytes -= queue.iter().map(|(_, bytes)| bytes).sum::<usize>();
+        self.turns.retain(|turn| *turn != stream);
+        queue.into_iter().next().map(|(message, _)| message)
     }
 }
 
@@ -103,7 +103,8 @@ mod tests {
         outbox.push(1, "a1", 10).unwrap();
         outbox.push(2, "b1", 10).unwrap();
         outbox.push(1, "a2", 10).unwrap();
-        outbox.forget(1);
+        assert_eq!(outbox.forget(1), Some("a1"));
+        assert_eq!(outbox.forget(3), None);
         assert_eq!(drained(&mut outbox), ["b1"]);
         assert_eq!(outbox.bytes, 0);
         outbox.push(1, "a3", 10).unwrap();

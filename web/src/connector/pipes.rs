@@ -224,8 +224,11 @@ impl Pipes {
     }
 
     fn give_up(&mut self, wire: u32, lane: Lane, why: &ApiError, peer: Option<&Peer>) {
-        self.outbox(lane).forget(wire);
-        if peer.is_some() {
+        let unsent = self.outbox(lane).forget(wire);
+        // Of a request that was never sent the node needs to know nothing.
+        let unknown =
+            unsent.is_some_and(|frame| message::header_of(&frame).is_ok_and(|first| first.kind == Kind::Open));
+        if peer.is_some() && !unknown {
             self.say(lane, message::reset(wire, why), peer);
         }
     }

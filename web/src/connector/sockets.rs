@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use flotilla_api::{
-    ApiError, ErrorCode,
-    frame::{FRAME_VERSION, Hello, Kind},
-};
+use flotilla_api::{ApiError, ErrorCode, frame::Kind};
 use js_sys::{Array, ArrayBuffer};
 use wasm_bindgen::{JsCast, closure::Closure};
 use web_sys::{MessageEvent, MessagePort};
@@ -37,8 +34,6 @@ struct Socket {
     waiting: VecDeque<ArrayBuffer>,
     waiting_bytes: u32,
     since: f64,
-    page_ended: bool,
-    node_ended: bool,
 }
 
 impl Sockets {
@@ -68,11 +63,9 @@ impl Sockets {
                 port,
                 _on_message: on_message,
                 channel: peer.map(|peer| peer.open_socket(id)),
-                waiting: VecDeque::from([message::json(Kind::Hello, 0, &Hello { version: FRAME_VERSION })]),
+                waiting: VecDeque::new(),
                 waiting_bytes: 0,
                 since: now,
-                page_ended: false,
-                node_ended: false,
             },
         );
     }
@@ -87,19 +80,19 @@ impl Sockets {
     pub(super) fn page_sent(&mut self, id: u32, frame: ArrayBuffer) {
         let Some(socket) = self.open.get_mut(&id) else { return };
         let Ok(header) = message::header_of(&frame) else { return };
-        socket.page_ended |= matches!(header.kind, Kind::End | Kind::Reset);
         socket.waiting_bytes += frame.byte_length();
         socket.waiting.push_back(frame);
         if socket.waiting_bytes > WAITING_MAX {
             self.fail(id, &ApiError::new(ErrorCode::FrameInvalid, "the page sent more than it had credit for"));
-        } else if header.kind == Kind::Reset {
-            self.send(id);
+            return;
+        }
+        self.send(id);
+        if header.kind == Kind::Reset {
             self.open.remove(&id);
-        } else {
-            self.send(id);
         }
     }
 
+    /// The node has the last word: after its end or reset the channel is closed.
     pub(super) fn node_sent(&mut self, id: u32, frame: &ArrayBuffer) {
         let Some(socket) = self.open.get_mut(&id) else { return };
         let Ok(header) = message::header_of(frame) else { return };
@@ -108,14 +101,15 @@ impl Sockets {
                 if let Some(error) = message::json_of(frame) {
                     self.fail(id, &error);
                 }
-                return;
             }
-            _ if header.stream != STREAM => return,
-            Kind::End | Kind::Reset => socket.node_ended = true,
-            _ => {}
+            _ if header.stream != STREAM => {}
+            kind => {
+                post(&socket.port, frame);
+                if matches!(kind, Kind::End | Kind::Reset) {
+                    self.open.remove(&id);
+                }
+            }
         }
-        post(&socket.port, frame);
-        self.close_if_over(id);
     }
 
     /// Sends what waits, as far as the channel has room.
@@ -128,19 +122,11 @@ impl Sockets {
             socket.waiting_bytes = socket.waiting_bytes.saturating_sub(frame.byte_length());
             channel.send(&frame);
         }
-        self.close_if_over(id);
     }
 
     /// There will be no connection for this one.
     pub(super) fn refuse(port: &MessagePort, error: &ApiError) {
         fail(port, error);
-    }
-
-    fn close_if_over(&mut self, id: u32) {
-        if self.open.get(&id).is_some_and(|socket| socket.page_ended && socket.node_ended && socket.waiting.is_empty())
-        {
-            self.open.remove(&id);
-        }
     }
 
     /// The socket ends for the page as if its connection had broken.

@@ -6,6 +6,8 @@ const CACHE = "flotilla-1";
 // Larger ones are streamed past the cache: a copy on the way would be held in memory.
 const CACHED_BYTES_MAX = 4 * 1024 * 1024;
 
+const FILES = new Set(["font", "image", "manifest", "script", "style", "worker"]);
+
 const STORED_AT = "x-flotilla-stored";
 
 const forgetOldCaches = async () => {
@@ -29,7 +31,7 @@ const cached = async (event, send) => {
     event.waitUntil(keep(cache, request.url, refreshed.clone()));
     return refreshed;
   }
-  if (mayKeep(response)) {
+  if (mayKeep(request, response)) {
     event.waitUntil(keep(cache, request.url, stamped(response.clone())));
   } else if (known) {
     event.waitUntil(cache.delete(request.url));
@@ -44,15 +46,16 @@ const mayAnswer = (request) =>
   !["range", "authorization", "if-none-match", "if-modified-since", "if-match", "if-unmodified-since", "if-range"].some((name) =>
     request.headers.has(name),
   ) &&
-  // An event stream or a page's own request for data is rarely meant to be kept; its files are.
   !(request.headers.get("accept") ?? "").includes("text/event-stream");
 
-const mayKeep = (response) => {
-  const length = Number(response.headers.get("content-length") ?? NaN);
+const mayKeep = (request, response) => {
+  const told = response.headers.get("content-length");
+  // What was compressed on its way to the node has no length any more; a page's own files are rarely large.
+  const small = told === null ? FILES.has(request.destination) : Number(told) <= CACHED_BYTES_MAX;
   const vary = (response.headers.get("vary") ?? "").toLowerCase();
   return (
     response.status === 200 &&
-    length <= CACHED_BYTES_MAX &&
+    small &&
     (vary === "" || vary === "accept-encoding") &&
     !directives(response).has("no-store") &&
     (directives(response).has("max-age") || response.headers.has("etag") || response.headers.has("last-modified"))

@@ -101,7 +101,7 @@ class TunnelSocket extends EventTarget {
     if (this.#state >= STATE.CLOSING) return;
     if (this.#state === STATE.CONNECTING) {
       this.#state = STATE.CLOSING;
-      this.#post(jsonFrame(KIND.RESET, SOCKET, { code: "aborted", message: "the page closed the socket before it was open" }));
+      this.#post(jsonFrame(KIND.RESET, SOCKET, { code: "unknown", message: "the page closed the socket before it was open" }));
       queueMicrotask(() => this.#fail());
       return;
     }
@@ -144,6 +144,7 @@ class TunnelSocket extends EventTarget {
     switch (kind) {
       case KIND.HEAD: {
         const head = jsonOf(payload);
+        if (head.cookies !== undefined && head.cookies !== null) showCookies(head.cookies);
         if (head.status !== 101) return this.#fail();
         if (this.#state !== STATE.CONNECTING) return;
         this.#state = STATE.OPEN;
