@@ -122,7 +122,7 @@ impl Link {
             .with_sctp_max_message_size(SctpMaxMessageSize::Bounded(MESSAGE_MAX))
             .with_sctp_max_receive_buffer_size(receive_window)
             .build();
-        let connection = PeerConnectionBuilder::new()
+        let building = PeerConnectionBuilder::new()
             .with_configuration(
                 RTCConfigurationBuilder::new().with_certificates(vec![certificate.inner.clone()]).build(),
             )
@@ -131,9 +131,10 @@ impl Link {
             .with_handler(Arc::new(events))
             .with_udp_addrs(vec![addresses.clone()])
             .with_data_channel_send_buffer_limit(send_limit)
-            .build()
-            .await
-            .map_err(|error| Error::SetUp { step: "open sockets", source: error })?;
+            .build();
+        // 20 KiB of state machine, which every caller's future would hold.
+        let connection =
+            Box::pin(building).await.map_err(|error| Error::SetUp { step: "open sockets", source: error })?;
         Ok(Self {
             connection: Arc::new(connection),
             pulse,
@@ -160,7 +161,7 @@ impl Link {
     pub(super) async fn offer(&self, restart: bool) -> Result<String, Error> {
         self.pulse.begin_set_up();
         let step = |step| move |source| Error::SetUp { step, source };
-        let options = RTCOfferOptions { ice_restart: restart, ..Default::default() };
+        let options = RTCOfferOptions { ice_restart: restart };
         let offer = self.connection.create_offer(Some(options)).await.map_err(step("make the offer"))?;
         self.gathering.send_replace(RTCIceGatheringState::Gathering);
         self.connection.set_local_description(offer).await.map_err(step("use the offer"))?;

@@ -108,7 +108,8 @@ impl Exchange<'_> {
         let length = held.length();
         let body = match held.complete().await? {
             Complete::Memory(bytes) => Full::new(bytes).map_err(|never| match never {}).boxed_unsync(),
-            Complete::File(file, held) => {
+            Complete::File(parts) => {
+                let (file, held) = *parts;
                 let chunks = ReaderStream::with_capacity(file, FILE_CHUNK).map(move |chunk| {
                     // The disk space belongs to the body until the last chunk is read.
                     let _ = &held;

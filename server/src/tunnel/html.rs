@@ -44,8 +44,10 @@ fn encoding_of(label: &str) -> Option<AsciiCompatibleEncoding> {
     AsciiCompatibleEncoding::new(encoding_rs::Encoding::for_label(label.trim_matches('"').as_bytes())?)
 }
 
+type Sink = Box<dyn FnMut(&[u8]) + Send>;
+
 struct Rewriter {
-    inner: HtmlRewriter<'static, Box<dyn FnMut(&[u8]) + Send>>,
+    inner: HtmlRewriter<'static, Sink>,
     output: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -88,7 +90,7 @@ fn rewriter(encoding: AsciiCompatibleEncoding, tag: &str) -> Rewriter {
                 .with_graceful_bail_out_on_memory_limit_exceeded(true),
         );
     let sink_output = Arc::clone(&output);
-    let sink: Box<dyn FnMut(&[u8]) + Send> =
+    let sink: Sink =
         Box::new(move |chunk| sink_output.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(chunk));
     Rewriter { inner: HtmlRewriter::new(settings, sink), output }
 }

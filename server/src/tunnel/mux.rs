@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -380,6 +381,6 @@ fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(payload).map_err(|_| invalid("the payload is not what a frame of this kind carries"))
 }
 
-fn invalid(what: impl ToString) -> ApiError {
-    ApiError::new(ErrorCode::FrameInvalid, what.to_string())
+fn invalid(what: impl fmt::Display) -> ApiError {
+    ApiError::new(ErrorCode::FrameInvalid, format!("{what}"))
 }

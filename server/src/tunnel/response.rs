@@ -77,8 +77,13 @@ pub(super) fn plan(
     let mut headers = Vec::with_capacity(answer.headers.len());
     let mut uses_nonce = false;
     let shim_url = format!("{origin}/__flotilla/shim.js");
+    let drops_coding = decode.is_some() || coding.eq_ignore_ascii_case("identity");
+    let drops_length = has_body && (decode.is_some() || is_page);
     for (name, value) in &answer.headers {
-        if NOT_PASSED_ON.contains(&name.as_str()) {
+        if NOT_PASSED_ON.contains(&name.as_str())
+            || (name == header::CONTENT_ENCODING && drops_coding)
+            || (name == header::CONTENT_LENGTH && drops_length)
+        {
             continue;
         }
         let value = if name == header::CONTENT_SECURITY_POLICY && request.is_document() {
@@ -87,10 +92,6 @@ pub(super) fn plan(
             policy.value
         } else if name == header::LOCATION || name == header::CONTENT_LOCATION {
             relative(&latin1(value), origin, internal)
-        } else if name == header::CONTENT_ENCODING && (decode.is_some() || coding.eq_ignore_ascii_case("identity")) {
-            continue;
-        } else if name == header::CONTENT_LENGTH && has_body && (decode.is_some() || is_page) {
-            continue;
         } else {
             latin1(value)
         };

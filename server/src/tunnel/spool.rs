@@ -108,7 +108,7 @@ pub(super) struct Held {
 #[derive(Debug)]
 pub(super) enum Complete {
     Memory(Bytes),
-    File(File, Held),
+    File(Box<(File, Held)>),
 }
 
 impl Held {
@@ -144,7 +144,7 @@ impl Held {
         };
         file.flush().await?;
         file.rewind().await?;
-        Ok(Complete::File(file, self))
+        Ok(Complete::File(Box::new((file, self))))
     }
 }
 
@@ -171,11 +171,12 @@ mod tests {
         }
         assert_eq!(held.length(), 3_000_000);
         let complete = held.complete().await.unwrap();
-        let Complete::File(mut file, held) = complete else { panic!("it should be in a file") };
+        let Complete::File(mut parts) = complete else { panic!("it should be in a file") };
+        let file = &mut parts.0;
         let mut read = Vec::new();
         file.read_to_end(&mut read).await.unwrap();
         assert!(read.len() == 3_000_000 && read.iter().all(|byte| *byte == 7));
-        drop((file, held));
+        drop(parts);
         assert_eq!(spool.reserved.load(Ordering::Relaxed), 0);
         let left = std::fs::read_dir(directory.path().join("spool")).unwrap().count();
         assert_eq!(left, 0, "nothing is left on the disk");
