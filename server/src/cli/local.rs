@@ -100,6 +100,7 @@ async fn make_cluster(name: &StackName, config: &Config) -> Result<node::Initial
         machine: machine_name(),
         listen: config.listen,
         domain: config.domain.clone(),
+        secure: config.tls.files().is_some(),
         with_token: true,
     };
     node::init(wanted).await.map_err(|error| Failure::Other(error.to_string()))
@@ -112,6 +113,11 @@ pub(crate) fn is_initialised(data_dir: &Path) -> bool {
 
 /// Where this machine's command line finds the node.
 fn api_of(config: &Config) -> String {
+    if config.tls.files().is_some() {
+        // The certificate is for a name.
+        let domain = config.domain.clone().unwrap_or_else(|| config.listen.to_string());
+        return format!("https://app.{domain}");
+    }
     let mut address = config.listen;
     if address.ip().is_unspecified() {
         address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());

@@ -33,12 +33,23 @@ pub struct Config {
     pub domain: Option<String>,
     /// As `DOCKER_HOST`: `unix:///path` or `http://host:port`. Absent: the engine's usual socket.
     pub docker_host: Option<String>,
+    pub tls: Tls,
     pub log: Log,
     pub relay: Relay,
     pub limits: Limits,
     /// Environment variables that look like settings and are none: most likely a typing error.
     #[serde(skip)]
     pub unknown_environment: Vec<String>,
+}
+
+/// HTTPS in place of HTTP on the listener: both, or neither.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// PEM file with the certificate of `*.<domain>` and its chain. A renewed one is taken up within a minute.
+    pub certificate: Option<PathBuf>,
+    /// PEM file with its key.
+    pub key: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +108,7 @@ impl Default for Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
             domain: None,
             docker_host: None,
+            tls: Tls::default(),
             log: Log::default(),
             relay: Relay::default(),
             limits: Limits::default(),
@@ -130,6 +142,13 @@ impl Default for Limits {
             pull_seconds: 900,
             build_seconds: 1800,
         }
+    }
+}
+
+impl Tls {
+    /// Certificate and key, if there is HTTPS.
+    pub fn files(&self) -> Option<(&Path, &Path)> {
+        Some((self.certificate.as_deref()?, self.key.as_deref()?))
     }
 }
 
@@ -240,6 +259,9 @@ impl Config {
                 "`{}` is no host name with an optional port; set `domain` to one as `home.example.org:7070`",
                 domain.escape_debug()
             ));
+        }
+        if self.tls.certificate.is_some() != self.tls.key.is_some() {
+            return refuse("`tls.certificate` and `tls.key` belong together; set both, or neither".to_owned());
         }
         let limits = &self.limits;
         for (name, value) in [

@@ -21,6 +21,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting { key: "listen" },
     Setting { key: "domain" },
     Setting { key: "docker_host" },
+    Setting { key: "tls.certificate" },
+    Setting { key: "tls.key" },
     Setting { key: "log.level" },
     Setting { key: "log.format" },
     Setting { key: "relay.enabled" },

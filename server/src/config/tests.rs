@@ -85,6 +85,7 @@ fn what_is_wrong_is_named_with_its_place() {
         ("log = { level = 'loud=very' }", vec![], vec!["loud", "log.level"]),
         ("domain = 'no spaces'", vec![], vec!["no spaces", "domain"]),
         ("domain = 'home.example:99999'", vec![], vec!["domain"]),
+        ("tls = { key = '/k' }", vec![], vec!["tls.certificate", "tls.key"]),
         ("limits = { requests = 0 }", vec![], vec!["limits.requests"]),
         ("limits = { requests = -1 }", vec![], vec!["limits.requests"]),
     ] {
@@ -110,6 +111,7 @@ fn the_list_of_settings_is_complete() {
     let value = figment::value::Value::serialize(Config {
         domain: Some(String::new()),
         docker_host: Some(String::new()),
+        tls: Tls { certificate: Some("/c".into()), key: Some("/k".into()) },
         relay: Relay { public_address: Some(IpAddr::from([127, 0, 0, 1])), ..Relay::default() },
         ..Config::default()
     })

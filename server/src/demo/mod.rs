@@ -215,6 +215,7 @@ impl Stage {
             machine: local::machine_name(),
             listen: self.listen,
             domain: None,
+            secure: false,
             with_token: true,
         };
         let made = node::init(wanted).await.map_err(|error| Failure::Other(error.to_string()))?;

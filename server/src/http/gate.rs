@@ -109,7 +109,7 @@ async fn reach(
                 return Failure::new(ErrorCode::RateLimited, "the node answers too many requests just now; try again")
                     .into_response();
             };
-            let url = format!("http://{authority}{path}");
+            let url = format!("{}://{authority}{path}", app.domain.scheme());
             request.extensions_mut().insert(Asker { peer, url });
             router.oneshot(request).await.unwrap_or_else(|never| match never {})
         }

@@ -6,15 +6,18 @@ use axum::{Router, body::Body, extract::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     App, gate,
     meter::{Meter, Metered},
+    tls::Acceptor,
 };
+use crate::config::Config;
 
 /// How long a client may take to send a request's head, and how long an idle connection is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,14 +31,41 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// After `accept` failed, most often because there are no file descriptors left, some connections have to end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// # Errors
-/// Says what holds the address.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => Error::InUse { address },
-        io::ErrorKind::PermissionDenied => Error::Forbidden { address },
-        _ => Error::Bind { address, source },
-    })
+/// An address that is listened on, and the certificate for it.
+#[derive(Debug)]
+pub struct Listener {
+    tcp: TcpListener,
+    address: SocketAddr,
+    tls: Option<Acceptor>,
+}
+
+impl Listener {
+    /// # Errors
+    /// Says what holds the address, or what is wrong with the certificate.
+    pub async fn bind(config: &Config) -> Result<Self, Error> {
+        let address = config.listen;
+        let tls = match config.tls.files() {
+            Some((certificate, key)) => Some(Acceptor::load(certificate, key)?),
+            None => None,
+        };
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => Error::InUse { address },
+            io::ErrorKind::PermissionDenied => Error::Forbidden { address },
+            _ => Error::Bind { address, source },
+        };
+        let tcp = TcpListener::bind(address).await.map_err(failed)?;
+        let address = tcp.local_addr().map_err(failed)?;
+        Ok(Self { tcp, address, tls })
+    }
+
+    /// Where it listens: with port 0 the one that was free.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +74,8 @@ pub enum Error {
     InUse { address: SocketAddr },
     #[error("this user may not listen on {address}; choose a port from 1024 with --listen")]
     Forbidden { address: SocketAddr },
+    #[error(transparent)]
+    Tls(#[from] super::tls::Error),
     #[error("failed to listen on {address} ({source}); choose another address with --listen")]
     Bind {
         address: SocketAddr,
@@ -52,8 +84,19 @@ pub enum Error {
     },
 }
 
-/// Serves until `stop`, then lets requests under way finish.
-pub async fn serve(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
+impl Listener {
+    /// Serves until `stop`, then lets requests under way finish.
+    pub async fn serve(self, app: Arc<App>, stop: CancellationToken) {
+        let Self { tcp, tls, .. } = self;
+        let watching = tls.clone().map(|tls| tokio::spawn(tls.watch(stop.clone())));
+        serve(tcp, tls, app, stop).await;
+        if let Some(watching) = watching {
+            watching.abort();
+        }
+    }
+}
+
+async fn serve(listener: TcpListener, tls: Option<Acceptor>, app: Arc<App>, stop: CancellationToken) {
     let router = super::router(app.clone());
     let places = Arc::new(Semaphore::new(app.config.limits.connections as usize));
     let tasks = TaskTracker::new();
@@ -65,7 +108,20 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, stop: CancellationToken
         match accepted {
             Ok((stream, peer)) => match places.clone().try_acquire_owned() {
                 Ok(place) => {
-                    tasks.spawn(connection(stream, peer, app.clone(), router.clone(), stop.clone(), place));
+                    let (app, router, stop, tls) = (app.clone(), router.clone(), stop.clone(), tls.clone());
+                    tasks.spawn(async move {
+                        // A signalling message is small, and the browser waits for it.
+                        let _ = stream.set_nodelay(true);
+                        match tls {
+                            None => connection(stream, peer, app, router, stop).await,
+                            Some(tls) => {
+                                if let Some(stream) = tls.accept(stream).await {
+                                    connection(stream, peer, app, router, stop).await;
+                                }
+                            }
+                        }
+                        drop(place);
+                    });
                 }
                 // Closed at once: a client that is told nothing tries again, one that waits would hold a descriptor.
                 Err(_) => tracing::warn!(%peer, "too many connections"),
@@ -83,16 +139,13 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, stop: CancellationToken
     }
 }
 
-async fn connection(
-    stream: TcpStream,
+async fn connection<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: T,
     peer: SocketAddr,
     app: Arc<App>,
     router: Router,
     stop: CancellationToken,
-    _place: OwnedSemaphorePermit,
 ) {
-    // A signalling message is small, and the browser waits for it.
-    let _ = stream.set_nodelay(true);
     let meter = Arc::new(Meter::new(&app.metrics));
     app.metrics.connections().inc();
     let io = TokioIo::new(Metered { io: stream, meter: meter.clone() });

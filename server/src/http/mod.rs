@@ -15,6 +15,7 @@ mod site;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,7 +35,7 @@ use crate::{
 };
 
 pub(crate) use condition::tell_changes;
-pub use listener::{Error, bind, serve};
+pub use listener::{Error, Listener};
 pub use site::{Domain, Site};
 
 /// All that answering a request takes.

@@ -12,6 +12,8 @@ pub struct Domain {
     host: String,
     /// As it stands in URLs; absent where it is the scheme's own.
     port: Option<u16>,
+    /// HTTPS rather than HTTP.
+    secure: bool,
 }
 
 /// Whom a request is for.
@@ -28,19 +30,20 @@ pub enum Site {
 impl Domain {
     /// `setting` is what the operator chose; otherwise the cluster's name under `localhost` (RFC 6761, 6.3), which browsers
     /// resolve to this machine and hold for a secure context.
-    pub fn new(setting: Option<&str>, cluster: &str, listen: SocketAddr) -> Self {
+    pub fn new(setting: Option<&str>, cluster: &str, listen: SocketAddr, secure: bool) -> Self {
         match setting {
             Some(text) => {
                 let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, port.parse().ok()));
-                Self { host: host.to_ascii_lowercase(), port }
+                Self { host: host.to_ascii_lowercase(), port, secure }
             }
-            None => Self { host: format!("{cluster}.localhost"), port: Some(listen.port()) },
+            None => Self { host: format!("{cluster}.localhost"), port: Some(listen.port()), secure },
         }
         .without_default_port()
     }
 
     fn without_default_port(mut self) -> Self {
-        self.port = self.port.filter(|port| *port != 80);
+        let own = if self.secure { 443 } else { 80 };
+        self.port = self.port.filter(|port| *port != own);
         self
     }
 
@@ -56,8 +59,12 @@ impl Domain {
         format!("{}#invite={invitation}", self.dashboard_url())
     }
 
+    pub fn scheme(&self) -> &'static str {
+        if self.secure { "https" } else { "http" }
+    }
+
     fn url(&self, label: &str) -> String {
-        format!("http://{label}.{self}/")
+        format!("{}://{label}.{self}/", self.scheme())
     }
 
     /// # Errors
@@ -163,7 +170,7 @@ mod tests {
     use super::*;
 
     fn domain() -> Domain {
-        Domain::new(None, "home", "127.0.0.1:7070".parse().unwrap())
+        Domain::new(None, "home", "127.0.0.1:7070".parse().unwrap(), false)
     }
 
     fn site(host: &str) -> Result<Site, ApiError> {
@@ -200,8 +207,8 @@ mod tests {
 
     #[test]
     fn a_domain_that_was_set_replaces_the_local_one() {
-        let domain = Domain::new(Some("home.example.org"), "home", "0.0.0.0:7070".parse().unwrap());
-        assert_eq!(domain.dashboard_url(), "http://app.home.example.org/");
+        let domain = Domain::new(Some("home.example.org:443"), "home", "0.0.0.0:7070".parse().unwrap(), true);
+        assert_eq!(domain.dashboard_url(), "https://app.home.example.org/");
         assert_eq!(domain.site(&"app.home.example.org".parse().unwrap()), Ok(Site::App));
         assert!(domain.site(&"app.home.localhost:7070".parse().unwrap()).is_err());
     }

@@ -35,6 +35,8 @@ pub struct Init {
     /// Where the node will listen and be found: what the invitation's link names.
     pub listen: SocketAddr,
     pub domain: Option<String>,
+    /// The listener will speak HTTPS.
+    pub secure: bool,
     /// Issue a bearer token for scripts, too.
     pub with_token: bool,
 }
@@ -85,7 +87,7 @@ async fn begin(wanted: &Init, directory: &DataDir, identity: &Identity, store: &
     let invited = authority.invite(actor.clone(), administrator(FIRST_INVITATION_MS)).await?;
     let admin_token =
         if wanted.with_token { Some(authority.issue(actor, administrator(ADMIN_TOKEN_MS)).await?.token) } else { None };
-    let domain = Domain::new(wanted.domain.as_deref(), wanted.cluster.as_str(), wanted.listen);
+    let domain = Domain::new(wanted.domain.as_deref(), wanted.cluster.as_str(), wanted.listen, wanted.secure);
     Ok(Initialised {
         cluster_id,
         node: identity.node_id(),

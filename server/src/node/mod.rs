@@ -5,7 +5,7 @@ mod wiring;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
         self, Engine, EngineConfig,
         uploads::{self, Uploads},
     },
-    http::{self, App, Domain},
+    http::{self, App, Domain, Listener},
     identity::{self, DataDir, Identity},
     mesh::{self, Certificate, Mesh},
     metrics::Metrics,
@@ -75,13 +75,13 @@ pub(crate) async fn start_with(config: Config, limits: store::Limits) -> Result<
     let directory = DataDir::open(&config.data_dir)?;
     let identity = Identity::load(&directory)?;
     // Before anything else is begun: a port in use is the most common mistake.
-    let listener = http::bind(config.listen).await?;
-    let address = listener.local_addr().map_err(|source| http::Error::Bind { address: config.listen, source })?;
+    let listener = Listener::bind(&config).await?;
+    let address = listener.address();
     let store = Store::open_with(&directory.state(), limits).await?;
-    match assemble(config, &directory, &identity, address, store.clone()) {
+    match assemble(config, &directory, &identity, &listener, store.clone()) {
         Ok(app) => {
             let telling = tokio::spawn(http::tell_changes(app.clone()));
-            let serving = serve(listener, app.clone());
+            let serving = tokio::spawn(listener.serve(app.clone(), app.stop.clone()));
             Ok(Node { app, address, serving, telling, _directory: directory })
         }
         Err(error) => {
@@ -95,7 +95,7 @@ fn assemble(
     config: Config,
     directory: &DataDir,
     identity: &Identity,
-    address: SocketAddr,
+    listener: &Listener,
     store: Store,
 ) -> Result<Arc<App>, Error> {
     let state = store.state();
@@ -107,7 +107,7 @@ fn assemble(
         return Err(Error::ForeignState { path: directory.state() });
     }
     let authority = Authority::new(store.clone(), &cluster.id, &identity.cluster)?;
-    let domain = Domain::new(config.domain.as_deref(), cluster.name.as_str(), address);
+    let domain = Domain::new(config.domain.as_deref(), cluster.name.as_str(), listener.address(), listener.is_secure());
     let metrics = Metrics::new();
     let limits = uploads::Limits { size_max: config.limits.upload_bytes, ..uploads::Limits::default() };
     let uploads = Uploads::open(directory.path(), limits).map_err(engine::Error::from)?;
@@ -119,7 +119,10 @@ fn assemble(
     };
     let engine = Engine::start(engine, store.watch(), Arc::new(wiring::Proposals(store.clone())))?;
     let tunnel = Tunnel::new(
-        tunnel::Config::new(tunnel::Site { scheme: "http", domain: domain.to_string() }, directory.path().to_owned()),
+        tunnel::Config::new(
+            tunnel::Site { scheme: domain.scheme(), domain: domain.to_string() },
+            directory.path().to_owned(),
+        ),
         Arc::new(wiring::Addresses(engine.clone())),
     );
     metrics.watch_tunnel(tunnel.clone());
@@ -136,11 +139,6 @@ fn assemble(
 fn candidates(config: &Config) -> mesh::Addresses {
     let listen = config.listen.ip();
     mesh::Addresses::Interfaces { loopback: listen.is_loopback() || listen.is_unspecified() }
-}
-
-fn serve(listener: TcpListener, app: Arc<App>) -> JoinHandle<()> {
-    let stop = app.stop.clone();
-    tokio::spawn(http::serve(listener, app, stop))
 }
 
 impl Node {

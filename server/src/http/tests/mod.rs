@@ -4,7 +4,9 @@ mod access;
 mod bodies;
 mod engine;
 mod hosts;
+mod signal;
 mod streams;
+mod tls;
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -86,6 +88,7 @@ async fn initialised(directory: &Path, change: impl FnOnce(&mut Config)) -> (Con
         machine: "anna".parse().unwrap(),
         listen: config.listen,
         domain: None,
+        secure: false,
         with_token: true,
     })
     .await
@@ -192,6 +195,7 @@ async fn a_cluster_is_made_once() {
         machine: "anna".parse().unwrap(),
         listen: config.listen,
         domain: None,
+        secure: false,
         with_token: true,
     });
     let error = again.await.unwrap_err().to_string();
