@@ -40,6 +40,7 @@ pub(super) struct Recipe {
     pub(super) data_dir: PathBuf,
     pub(super) listen: SocketAddr,
     pub(super) log: PathBuf,
+    pub(super) docker_host: Option<String>,
 }
 
 #[derive(Debug)]
@@ -70,6 +71,9 @@ impl NodeProcess {
         let mut command = Command::new(program());
         command.arg0("flotilla").arg("up").arg("--stop-with-stdin").arg("--data-dir").arg(&recipe.data_dir);
         command.arg("--listen").arg(recipe.listen.to_string());
+        if let Some(host) = &recipe.docker_host {
+            command.arg("--docker-host").arg(host);
+        }
         if std::env::var_os("FLOTILLA_RELAY_PORT").is_none() {
             // Beside a real node on this machine, which has the usual port.
             command.env("FLOTILLA_RELAY_PORT", "0");

@@ -60,6 +60,9 @@ pub struct Demo {
     /// Write one JSON object with all addresses into this file as soon as everything is healthy
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
+    /// Container engine, as in DOCKER_HOST
+    #[arg(long, value_name = "URL")]
+    docker_host: Option<String>,
 }
 
 /// What goes into the ready file.
@@ -97,7 +100,9 @@ pub async fn run(args: Demo, output: Output) -> Result<(), Failure> {
         played = stage.play() => played,
         () = signals.next() => Ok(()),
     };
-    output.note("\nTaking everything down…");
+    if stage.has_begun() {
+        output.note("\nTaking everything down…");
+    }
     let taken_down = tokio::select! {
         done = stage.take_down() => done,
         () = signals.next() => Err(Failure::Other("interrupted; the next demo in the same directory takes over what is left".into())),
@@ -149,7 +154,12 @@ impl Stage {
                 _ => {}
             }
         }
-        let flags = Flags { data_dir: Some(args.state.join("node")), listen: Some(listen), ..Flags::default() };
+        let flags = Flags {
+            data_dir: Some(args.state.join("node")),
+            listen: Some(listen),
+            docker_host: args.docker_host,
+            ..Flags::default()
+        };
         let config = Config::load(&flags).map_err(|error| Failure::Usage(error.to_string()))?;
         let state = StateDir::open(&args.state)?;
         let record = state.record()?;
@@ -164,6 +174,10 @@ impl Stage {
         })
     }
 
+    fn has_begun(&self) -> bool {
+        self.node.is_some() || self.record.is_some()
+    }
+
     /// Ends only with an error.
     async fn play(&mut self) -> Result<(), Failure> {
         engine::answers(self.docker_host.as_deref()).await.map_err(|error| {
@@ -172,7 +186,12 @@ impl Stage {
         let token = self.cluster().await?;
         let api_url = format!("http://{}", self.listen);
         let client = Client::new(&api_url, Some(token.clone()))?;
-        let recipe = Recipe { data_dir: self.state.node(), listen: self.listen, log: self.state.log() };
+        let recipe = Recipe {
+            data_dir: self.state.node(),
+            listen: self.listen,
+            log: self.state.log(),
+            docker_host: self.docker_host.clone(),
+        };
         let node = self.node.insert(NodeProcess::start(recipe, &client).await?);
         self.output.note(&format!("✔ node     {api_url}, pid {}", node.pid().unwrap_or_default()));
 
@@ -225,6 +244,7 @@ impl Stage {
             cluster: made.cluster_id,
             admin_token: admin_token.clone(),
             images: Vec::new(),
+            made_directory: self.state.made_now(),
         };
         self.state.keep(&record)?;
         self.record = Some(record);
@@ -332,7 +352,7 @@ impl Stage {
             // The directory stays: with it the next demo finds what could not be removed.
             removed.map_err(|error| Failure::Other(format!("not everything could be removed: {error}")))?;
         }
-        self.state.delete()
+        self.state.delete(self.record.is_some_and(|record| record.made_directory))
     }
 }
 

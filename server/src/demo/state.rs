@@ -27,6 +27,9 @@ pub(super) struct Record {
     /// Images that a demo has put into the engine.
     #[serde(default)]
     pub(super) images: Vec<String>,
+    /// The directory itself was made by a demo, and goes with the last one.
+    #[serde(default)]
+    pub(super) made_directory: bool,
 }
 
 pub(super) const RECORD_VERSION: u32 = 1;
@@ -36,13 +39,12 @@ pub(super) const RECORD_VERSION: u32 = 1;
 pub(super) struct StateDir {
     path: PathBuf,
     _lock: File,
-    /// Made by this demo, so that it is not left.
-    ours: bool,
+    made_now: bool,
 }
 
 impl StateDir {
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
-        let ours = !path.exists();
+        let made_now = !path.exists();
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Failure::io("make", path))?;
         let path = path.canonicalize().map_err(Failure::io("find", path))?;
         let lock_path = path.join(LOCK);
@@ -54,13 +56,18 @@ impl StateDir {
             .open(&lock_path)
             .map_err(Failure::io("write", &lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path, _lock: lock, ours }),
+            Ok(()) => Ok(Self { path, _lock: lock, made_now }),
             Err(TryLockError::WouldBlock) => Err(Failure::Other(format!(
                 "another demo runs in `{}`; stop it first, or choose another directory with --state",
                 path.display()
             ))),
             Err(TryLockError::Error(error)) => Err(Failure::io("lock", lock_path)(error)),
         }
+    }
+
+    /// Did this demo make the directory?
+    pub(super) fn made_now(&self) -> bool {
+        self.made_now
     }
 
     pub(super) fn node(&self) -> PathBuf {
@@ -104,8 +111,8 @@ impl StateDir {
         write_atomically(&self.token(), record.admin_token.as_bytes()).map_err(Failure::io("write", self.token()))
     }
 
-    /// Deletes what demos have made here, and the directory itself if it was made for this one. What else lies here stays.
-    pub(super) fn delete(self) -> Result<(), Failure> {
+    /// Deletes what demos have made here, and the directory itself if one has made it. What else lies here stays.
+    pub(super) fn delete(self, made_directory: bool) -> Result<(), Failure> {
         let node = self.node();
         match fs::remove_dir_all(&node) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Failure::io("delete", node)(error)),
@@ -119,7 +126,7 @@ impl StateDir {
                 _ => {}
             }
         }
-        if self.ours {
+        if made_directory || self.made_now {
             // Not empty: somebody has put something of their own into it.
             let _ = fs::remove_dir(&self.path);
         }
@@ -145,7 +152,13 @@ mod tests {
     use super::*;
 
     fn record() -> Record {
-        Record { version: RECORD_VERSION, cluster: "c".into(), admin_token: "t".into(), images: vec!["i".into()] }
+        Record {
+            version: RECORD_VERSION,
+            cluster: "c".into(),
+            admin_token: "t".into(),
+            images: vec!["i".into()],
+            made_directory: true,
+        }
     }
 
     #[test]
@@ -154,7 +167,7 @@ mod tests {
         let first = StateDir::open(&base.path().join("demo")).unwrap();
         let second = StateDir::open(&base.path().join("demo")).unwrap_err();
         assert!(second.to_string().contains("another demo runs"), "{second}");
-        first.delete().unwrap();
+        first.delete(false).unwrap();
         assert!(!base.path().join("demo").exists());
     }
 
@@ -171,7 +184,7 @@ mod tests {
         assert_eq!(state.record().unwrap(), Some(record()));
         fs::create_dir_all(state.node().join("keys")).unwrap();
         fs::write(path.join("mine.txt"), "").unwrap();
-        state.delete().unwrap();
+        state.delete(true).unwrap();
         let left: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["mine.txt"]);
     }
