@@ -1,5 +1,7 @@
 //! What the node tells of itself to Prometheus, at `/metrics`.
 
+mod figure;
+mod relay;
 mod tunnel;
 
 use std::{
@@ -168,6 +170,12 @@ impl Metrics {
     /// Shows the tunnel's counters, too.
     pub fn watch_tunnel(&self, tunnel: crate::tunnel::Tunnel) {
         self.register(|registry| registry.register_collector(Box::new(tunnel::Tunnels(tunnel))));
+    }
+
+    /// Shows the relay's counters, too, as long as it runs.
+    pub fn watch_relay(&self, relay: &Arc<flotilla_relay::Relay>) {
+        let figures = relay::RelayFigures(Arc::downgrade(relay));
+        self.register(|registry| registry.register_collector(Box::new(figures)));
     }
 
     pub fn request(&self, traffic: Traffic, status: u16, seconds: f64) {

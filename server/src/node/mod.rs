@@ -1,10 +1,12 @@
 //! The daemon: puts the modules together, and takes them apart again in order.
 
 mod init;
+mod relay;
 mod wiring;
 
 use std::{net::SocketAddr, sync::Arc};
 
+use flotilla_relay::Relay;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +59,7 @@ pub struct Node {
     address: SocketAddr,
     serving: JoinHandle<()>,
     telling: JoinHandle<()>,
+    relay: Option<Arc<Relay>>,
     /// Held until everything else has ended.
     _directory: DataDir,
 }
@@ -80,9 +83,13 @@ pub(crate) async fn start_with(config: Config, limits: store::Limits) -> Result<
     let store = Store::open_with(&directory.state(), limits).await?;
     match assemble(config, &directory, &identity, &listener, store.clone()) {
         Ok(app) => {
+            let relay = relay::start(&app.config, app.domain.to_string(), &identity).await;
+            if let Some(relay) = &relay {
+                app.metrics.watch_relay(relay);
+            }
             let telling = tokio::spawn(http::tell_changes(app.clone()));
             let serving = tokio::spawn(listener.serve(app.clone(), app.stop.clone()));
-            Ok(Node { app, address, serving, telling, _directory: directory })
+            Ok(Node { app, address, serving, telling, relay, _directory: directory })
         }
         Err(error) => {
             store.close().await;
@@ -162,6 +169,9 @@ impl Node {
             if task.await.is_err() {
                 tracing::error!("{what} ended in a panic");
             }
+        }
+        if let Some(relay) = self.relay.and_then(Arc::into_inner) {
+            relay.stop().await;
         }
         self.app.engine.stop().await;
         self.app.store.close().await;
