@@ -38,7 +38,7 @@ const REQUEST_WAIT_MS: f64 = 20_000.0;
 const SILENCE_MS: f64 = 15_000.0;
 
 /// It has this long to answer; a round trip around the world takes a third of a second.
-const PONG_WAIT_MS: f64 = 4_000.0;
+const PONG_WAIT_MS: f64 = 3_000.0;
 
 /// An ICE restart that takes longer than a new connection would is given up for one.
 const RESTART_WAIT_MS: f64 = 6_000.0;
@@ -286,7 +286,11 @@ impl Driver {
             Heard::Message(FromNode::Error { .. }) => self.lose(),
             Heard::Message(FromNode::Candidate { candidate: None } | FromNode::Resumed | FromNode::Renewed) => {}
             Heard::Closed => match &mut self.phase {
-                Phase::Open(open) => open.signalling_lost = true,
+                // The node may be gone with it, or only a proxy in between.
+                Phase::Open(open) => {
+                    open.signalling_lost = true;
+                    self.look_again();
+                }
                 _ => self.lose(),
             },
         }

@@ -36,6 +36,14 @@ struct Socket {
     since: f64,
 }
 
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.port.set_onmessage(None);
+        // What was posted still arrives.
+        self.port.close();
+    }
+}
+
 impl Sockets {
     pub(super) fn new(events: Events) -> Self {
         Self { events, open: BTreeMap::new(), last: 0 }

@@ -7,7 +7,7 @@ const openApp = () => {
   app = document.createElement("iframe");
   app.id = "app";
   app.title = SERVICE;
-  app.allow = "autoplay; camera; clipboard-read; clipboard-write; display-capture; encrypted-media; fullscreen; gamepad; geolocation; microphone; midi; picture-in-picture; publickey-credentials-get; screen-wake-lock; web-share; xr-spatial-tracking";
+  app.allow = "autoplay; camera; clipboard-read; clipboard-write; display-capture; encrypted-media; fullscreen; gamepad; geolocation; microphone; midi; picture-in-picture; publickey-credentials-get; screen-wake-lock; xr-spatial-tracking";
   // Whoever opens this page is not told to the app as the page itself.
   app.referrerPolicy = "no-referrer";
   app.src = location.href;

@@ -17,3 +17,20 @@ window.addEventListener("click", (event) => {
   if (window.parent !== window.top || /^https?:$/.test(link.protocol) === false || link.origin === location.origin) return;
   link.target = "_top";
 });
+
+// To the service worker a download looks like a page that is opened in a tab. A link that is clicked by a script need not be in
+// the document, where its click could be heard.
+const announceDownload = (link) => {
+  if (link.hasAttribute("download") && isOwn(link)) toWorker({ flotilla: "download", href: link.href });
+};
+
+window.addEventListener("click", (event) => {
+  const link = event.composedPath().find((node) => node instanceof HTMLAnchorElement);
+  if (link && !event.defaultPrevented) announceDownload(link);
+});
+
+const { click } = HTMLElement.prototype;
+HTMLAnchorElement.prototype.click = function () {
+  if (!this.isConnected) announceDownload(this);
+  click.call(this);
+};

@@ -41,6 +41,9 @@ self.addEventListener("message", (event) => {
     case "abort":
       abortRequest(data.request);
       break;
+    case "download":
+      downloads.add(data.href);
+      break;
     case "cookies":
       sendCookies(source.id, data.writes);
       source.postMessage({ flotilla: "cookies-sent", last: data.writes.at(-1)?.sequence });
@@ -51,12 +54,38 @@ self.addEventListener("message", (event) => {
 
 // A navigation of a whole tab. Its page is the wrapper, whose frame then asks for the same address.
 const openPage = async (event, url) => {
-  if (event.request.method === "GET") return wrapper();
+  if (event.request.method === "GET") {
+    await messagesBefore();
+    return downloads.take(url.href) ? throughTunnel(event, url) : wrapper();
+  }
   // A form was sent to a new tab or from the top: its answer is what the wrapper's frame shall show.
   const response = await throughTunnel(event, url);
   if (response.status >= 300 && response.status < 400) return response;
   heldAnswers.hold(url.href, response);
   return wrapper();
+};
+
+// A message that a page sent before it navigated is handled before what follows.
+const messagesBefore = () => new Promise((resolve) => { setTimeout(resolve); });
+
+// Addresses that a page is about to download, which look like pages that are opened.
+const downloads = {
+  SOON_MS: 5_000,
+  announced: new Map(),
+
+  add(href) {
+    const now = Date.now();
+    for (const [other, at] of this.announced) {
+      if (now - at > this.SOON_MS) this.announced.delete(other);
+    }
+    this.announced.set(href, now);
+  },
+
+  take(href) {
+    const at = this.announced.get(href);
+    this.announced.delete(href);
+    return at !== undefined && Date.now() - at <= this.SOON_MS;
+  },
 };
 
 // Answers that wait for the frame of a wrapper that is just being opened.
@@ -82,8 +111,8 @@ const throughTunnel = async (event, url) => {
   if (request.mode === "navigate") {
     const held = request.method === "GET" && heldAnswers.take(url.href);
     if (held) return held;
-    // A message that a page sent before it navigated (a cookie that it set) is handled before the request that follows it.
-    await new Promise((resolve) => { setTimeout(resolve); });
+    // It may have set a cookie.
+    await messagesBefore();
   }
   try {
     return await cached(event, (condition) => exchange(event, url, condition));

@@ -40,17 +40,25 @@ const retryAfterError = () => {
   if (current && errorShown(current)) current.location.reload();
 };
 
-// A port from the service worker to the connector. The lock lasts as long as this page: that is how the worker learns of its
-// end. How this page learns of the worker's end is the other way round.
-const linkWorker = () => {
-  const id = crypto.randomUUID();
-  navigator.locks.request(`flotilla-link-${id}`, () => {
-    const { port1, port2 } = new MessageChannel();
-    tell({ flotilla: "link", id }, [port1]);
-    navigator.serviceWorker.controller?.postMessage({ flotilla: "link", id }, [port2]);
-    return new Promise(() => {});
+// How long a running service worker may take to take a port; it is asked by every request that misses one, too.
+const LINK_MS = 1_000;
+
+const linked = new Map();
+
+// A port from the service worker to the connector; until the worker has it. The lock lasts as long as this page: that is how
+// the worker learns of its end. How this page learns of the worker's end is the other way round.
+const linkWorker = () =>
+  new Promise((resolve) => {
+    const id = crypto.randomUUID();
+    navigator.locks.request(`flotilla-link-${id}`, () => {
+      const { port1, port2 } = new MessageChannel();
+      tell({ flotilla: "link", id }, [port1]);
+      navigator.serviceWorker.controller?.postMessage({ flotilla: "link", id }, [port2]);
+      linked.set(id, resolve);
+      setTimeout(resolve, LINK_MS);
+      return new Promise(() => {});
+    });
   });
-};
 
 const fromWorker = ({ data }) => {
   switch (data?.flotilla) {
@@ -58,6 +66,8 @@ const fromWorker = ({ data }) => {
       linkWorker();
       break;
     case "linked":
+      linked.get(data.id)?.();
+      linked.delete(data.id);
       navigator.locks.request(data.worker, { mode: "shared" }, () => tell({ flotilla: "unlink", id: data.id }));
       break;
     case "stay-awake":

@@ -28,7 +28,8 @@ const start = async () => {
     show("unsupported", error.message);
     return;
   }
-  linkWorker();
+  // The frame's first request must find this tab's link, not another's.
+  await linkWorker();
   openApp();
 };
 
