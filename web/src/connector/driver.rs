@@ -290,6 +290,7 @@ impl Driver {
                 Phase::Open(open) => {
                     open.signalling_lost = true;
                     self.look_again();
+                    self.resume();
                 }
                 _ => self.lose(),
             },
@@ -413,8 +414,8 @@ impl Driver {
                     self.restart();
                 }
             }
-            // Not now; the connection lives without it, and it is tried again.
-            Err(Failure::Unreachable) if open.restarting.is_none() => {}
+            // Not now; the connection lives without it, and it is tried again. But a node that answers neither way is gone.
+            Err(Failure::Unreachable) if open.restarting.is_none() && open.pinged_at.is_none() => {}
             Err(Failure::Rejected(error)) => self.rejected(error),
             Err(_) => self.lose(),
         }

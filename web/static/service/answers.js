@@ -62,4 +62,21 @@ const failure = (request, error) => {
   });
 };
 
+// Browsers load a link with the attribute `download` past the service worker. The shim loads it in a frame, whose address has
+// the file's name behind this mark.
+const DOWNLOAD_MARK = "#flotilla-download=";
+
+const downloadName = (url) => (url.hash.startsWith(DOWNLOAD_MARK) ? decodeURIComponent(url.hash.slice(DOWNLOAD_MARK.length)) : null);
+
+const asDownload = (response, name) => {
+  // Nobody sees that frame: an error is no file.
+  if (!response.ok) return new Response(null, { status: 204 });
+  const headers = new Headers(response.headers);
+  if (!/^\s*attachment/i.test(headers.get("content-disposition") ?? "")) {
+    const file = name === "" ? "" : `; filename*=UTF-8''${encodeURIComponent(name).replace(/['()*]/g, (character) => `%${character.charCodeAt(0).toString(16)}`)}`;
+    headers.set("content-disposition", `attachment${file}`);
+  }
+  return new Response(response.body, { status: response.status, headers });
+};
+
 const escapeHtml = (text) => text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);

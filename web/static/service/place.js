@@ -18,19 +18,29 @@ window.addEventListener("click", (event) => {
   link.target = "_top";
 });
 
-// To the service worker a download looks like a page that is opened in a tab. A link that is clicked by a script need not be in
-// the document, where its click could be heard.
-const announceDownload = (link) => {
-  if (link.hasAttribute("download") && isOwn(link)) toWorker({ flotilla: "download", href: link.href });
+// Browsers load a link with the attribute `download` past the service worker: a frame that nobody sees loads it through.
+const DOWNLOAD_FRAME_MS = 60_000;
+
+const download = (event, link) => {
+  if (event.defaultPrevented || !link.hasAttribute("download") || !isOwn(link) || !/^https?:$/.test(link.protocol)) return;
+  event.preventDefault();
+  const address = new URL(link.href);
+  address.hash = `flotilla-download=${encodeURIComponent(link.download)}`;
+  const frame = document.createElement("iframe");
+  frame.hidden = true;
+  frame.src = address.href;
+  document.documentElement.append(frame);
+  setTimeout(() => frame.remove(), DOWNLOAD_FRAME_MS);
 };
 
 window.addEventListener("click", (event) => {
   const link = event.composedPath().find((node) => node instanceof HTMLAnchorElement);
-  if (link && !event.defaultPrevented) announceDownload(link);
+  if (link) download(event, link);
 });
 
+// A link that a script clicks need not be in the document, where its click could be heard.
 const { click } = HTMLElement.prototype;
 HTMLAnchorElement.prototype.click = function () {
-  if (!this.isConnected) announceDownload(this);
+  if (!this.isConnected) this.addEventListener("click", (event) => download(event, this), { once: true });
   click.call(this);
 };

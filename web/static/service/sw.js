@@ -41,9 +41,6 @@ self.addEventListener("message", (event) => {
     case "abort":
       abortRequest(data.request);
       break;
-    case "download":
-      downloads.add(data.href);
-      break;
     case "cookies":
       sendCookies(source.id, data.writes);
       source.postMessage({ flotilla: "cookies-sent", last: data.writes.at(-1)?.sequence });
@@ -54,10 +51,7 @@ self.addEventListener("message", (event) => {
 
 // A navigation of a whole tab. Its page is the wrapper, whose frame then asks for the same address.
 const openPage = async (event, url) => {
-  if (event.request.method === "GET") {
-    await messagesBefore();
-    return downloads.take(url.href) ? throughTunnel(event, url) : wrapper();
-  }
+  if (event.request.method === "GET") return wrapper();
   // A form was sent to a new tab or from the top: its answer is what the wrapper's frame shall show.
   const response = await throughTunnel(event, url);
   if (response.status >= 300 && response.status < 400) return response;
@@ -67,26 +61,6 @@ const openPage = async (event, url) => {
 
 // A message that a page sent before it navigated is handled before what follows.
 const messagesBefore = () => new Promise((resolve) => { setTimeout(resolve); });
-
-// Addresses that a page is about to download, which look like pages that are opened.
-const downloads = {
-  SOON_MS: 5_000,
-  announced: new Map(),
-
-  add(href) {
-    const now = Date.now();
-    for (const [other, at] of this.announced) {
-      if (now - at > this.SOON_MS) this.announced.delete(other);
-    }
-    this.announced.set(href, now);
-  },
-
-  take(href) {
-    const at = this.announced.get(href);
-    this.announced.delete(href);
-    return at !== undefined && Date.now() - at <= this.SOON_MS;
-  },
-};
 
 // Answers that wait for the frame of a wrapper that is just being opened.
 const heldAnswers = {
@@ -115,7 +89,9 @@ const throughTunnel = async (event, url) => {
     await messagesBefore();
   }
   try {
-    return await cached(event, (condition) => exchange(event, url, condition));
+    const response = await cached(event, (condition) => exchange(event, url, condition));
+    const name = downloadName(url);
+    return name === null ? response : asDownload(response, name);
   } catch (error) {
     return failure(request, error);
   }
