@@ -42,7 +42,7 @@ pub enum Error {
     Engine(#[from] engine::Error),
     #[error(transparent)]
     Mesh(#[from] mesh::Error),
-    #[error("the state in `{path}` is empty though the node has keys; restore `state.db` from a backup", path = path.display())]
+    #[error("the state in `{path}` is empty though the node has keys; repeat `flotilla init` if it was interrupted, else restore `state.db` from a backup", path = path.display())]
     StateMissing { path: std::path::PathBuf },
     #[error("the state in `{path}` is of another cluster than the keys beside it; restore both from one backup", path = path.display())]
     ForeignState { path: std::path::PathBuf },
