@@ -11,8 +11,9 @@ use flotilla_api::{
     rest::{
         BindToken, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken, DeployRequest,
         DeployResponse, Deployed, EventView, IssuedToken, LogLine, LogQuery, MachineView, RedeemInvitation,
-        RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView,
+        RevisionView, RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView,
     },
+    spec::ServiceSpec,
 };
 use leptos::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
@@ -75,7 +76,16 @@ impl Client {
     }
 
     pub(crate) async fn service(&self, name: &str) -> Result<ServiceDetail, Failure> {
-        self.get(&format!("/services/{}", segment(name))).await
+        /// All of [`ServiceDetail`] that is not its flattened view. Reading the two apart spares the program a second copy of
+        /// every reader, which `serde(flatten)` costs.
+        #[derive(serde::Deserialize)]
+        struct Beside {
+            spec: ServiceSpec,
+            revisions: Vec<RevisionView>,
+        }
+        let answer = self.send("GET", &format!("/services/{}", segment(name)), None, QUESTION).await?;
+        let Beside { spec, revisions } = read(&answer.text)?;
+        Ok(ServiceDetail { view: read(&answer.text)?, spec, revisions })
     }
 
     pub(crate) async fn audit(&self) -> Result<Vec<EventView>, Failure> {
@@ -172,7 +182,7 @@ impl Client {
         limit: Duration,
     ) -> Result<T, Failure> {
         let answer = self.send(method, path, body, limit).await?;
-        serde_json::from_str(&answer.text).map_err(Failure::unreadable)
+        read(&answer.text)
     }
 
     async fn send(
@@ -197,7 +207,7 @@ impl Client {
         let call = Call { method: "POST", url: url(path), headers, body: Some(body), limit: CHANGE };
         let answer = transport::whole(call).await?;
         self.compare_clocks(&answer);
-        serde_json::from_str(&answer.text).map_err(Failure::unreadable)
+        read(&answer.text)
     }
 
     async fn call(
@@ -231,6 +241,10 @@ impl Client {
             self.skew.set(skew);
         }
     }
+}
+
+fn read<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
+    serde_json::from_str(text).map_err(Failure::unreadable)
 }
 
 fn url(path: &str) -> String {

@@ -90,7 +90,8 @@ impl<T: DeserializeOwned> Lines<T> {
     pub(crate) async fn next(&mut self) -> Result<Option<T>, Failure> {
         loop {
             if let Some(line) = self.ready.pop_front() {
-                return serde_json::from_slice(&line).map(Some).map_err(Failure::unreadable);
+                let text = String::from_utf8(line).map_err(Failure::unreadable)?;
+                return super::read(&text).map(Some);
             }
             let Some(chunk) = read(&self.reader).await? else { return Ok(None) };
             let lines = self.splitter.push(&chunk).map_err(|_| Failure::unreadable("a line is too long"))?;
