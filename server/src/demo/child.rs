@@ -70,7 +70,7 @@ impl NodeProcess {
         let errors = log.try_clone().map_err(Failure::io("write", &recipe.log))?;
         let mut command = Command::new(program());
         command.arg0("flotilla").arg("up").arg("--stop-with-stdin").arg("--data-dir").arg(&recipe.data_dir);
-        command.arg("--listen").arg(recipe.listen.to_string());
+        command.args(["--config", super::NO_FILE]).arg("--listen").arg(recipe.listen.to_string());
         if let Some(host) = &recipe.docker_host {
             command.arg("--docker-host").arg(host);
         }

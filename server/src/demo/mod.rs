@@ -43,6 +43,9 @@ const IMAGE_VARIABLE: &str = "FLOTILLA_SAMPLE_IMAGE";
 
 const CLUSTER: &str = "demo";
 
+/// The settings of a real node on this machine are not the demo's.
+const NO_FILE: &str = "/dev/null";
+
 /// How long the sample may take to get healthy on a slow machine.
 const HEALTHY_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -155,6 +158,7 @@ impl Stage {
             }
         }
         let flags = Flags {
+            config: Some(NO_FILE.into()),
             data_dir: Some(args.state.join("node")),
             listen: Some(listen),
             docker_host: args.docker_host,
