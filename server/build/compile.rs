@@ -30,6 +30,9 @@ fn module(outer: &Outer, toolchain: &Toolchain, name: &'static str) -> Result<Mo
         .current_dir(&outer.workspace)
         .env("RUSTC", &toolchain.rustc)
         .env("CARGO_TERM_COLOR", "never")
+        // Leptos then boxes views in place of a type for each page: 14 % off the dashboard's download, and off its compile time.
+        // The connector does not know Leptos, but builds its other libraries with the same flags, once for both.
+        .env("RUSTFLAGS", "--cfg erase_components")
         .args(["build", "--locked", "--quiet", "--package", "flotilla-web", "--bin", name])
         .args(["--no-default-features", "--features", name])
         .args(["--target", TARGET, "--profile", outer.profile.name()])
