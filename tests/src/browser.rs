@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,12 +12,13 @@ use tempfile::TempDir;
 use thirtyfour::{
     BrowserLogEntry, By, ChromiumLikeCapabilities, DesiredCapabilities, LoggingPrefsLogLevel, WebDriver, WebElement,
 };
-use tokio::process::Command;
+use tokio::{process::Command, time::timeout};
 
 use crate::{artefacts, process::Process, wait};
 
 /// How long a page may take to show what a test looks for.
 pub const PAGE_LIMIT: Duration = Duration::from_secs(20);
+const EXPLAIN_LIMIT: Duration = Duration::from_secs(5);
 const DRIVER_LIMIT: Duration = Duration::from_secs(30);
 /// The longest that one script may run: a download of 200 MB in a development build on a busy machine.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(240);
@@ -46,6 +47,7 @@ pub struct Browser {
     profile: TempDir,
     downloads: PathBuf,
     name: String,
+    opened: Instant,
     _chromedriver: Process,
 }
 
@@ -85,7 +87,8 @@ impl Browser {
             .context("start Chromium")?;
         driver.set_script_timeout(SCRIPT_LIMIT).await?;
         driver.set_page_load_timeout(PAGE_LIMIT).await?;
-        let browser = Self { driver, profile, downloads, name: name.to_owned(), _chromedriver: chromedriver };
+        let (name, opened) = (name.to_owned(), Instant::now());
+        let browser = Self { driver, profile, downloads, name, opened, _chromedriver: chromedriver };
         browser
             .devtools("Browser.setDownloadBehavior", json!({"behavior": "allow", "downloadPath": browser.downloads}))
             .await?;
@@ -93,11 +96,13 @@ impl Browser {
     }
 
     pub async fn goto(&self, url: &str) -> Result<()> {
+        self.step(&format!("goes to {url}"));
         self.driver.enter_default_frame().await?;
         self.driver.goto(url).await.with_context(|| format!("open {url}"))
     }
 
     pub async fn reload(&self) -> Result<()> {
+        self.step("reloads");
         self.driver.enter_default_frame().await?;
         Ok(self.driver.refresh().await?)
     }
@@ -121,6 +126,7 @@ impl Browser {
     /// # Errors
     /// With a picture of the page, if it is not there in [`PAGE_LIMIT`].
     pub async fn find(&self, css: &str) -> Result<WebElement> {
+        self.step(&format!("looks for `{css}`"));
         let found = wait::until(format!("`{css}`"), PAGE_LIMIT, async || {
             Ok(self.driver.find_all(By::Css(css)).await?.into_iter().next())
         })
@@ -133,6 +139,7 @@ impl Browser {
     }
 
     pub async fn click(&self, css: &str) -> Result<()> {
+        self.step(&format!("clicks `{css}`"));
         let clicked = wait::until(format!("a click on `{css}`"), PAGE_LIMIT, async || {
             let Some(element) = self.driver.find_all(By::Css(css)).await?.into_iter().next() else { return Ok(None) };
             Ok(Some(element.click().await?))
@@ -151,6 +158,7 @@ impl Browser {
     }
 
     pub async fn sees_within(&self, css: &str, wanted: &str, limit: Duration) -> Result<String> {
+        self.step(&format!("looks for `{wanted}` in `{css}`"));
         let mut last = String::new();
         let seen = wait::until(format!("`{css}` to show `{wanted}`"), limit, async || {
             let Some(element) = self.driver.find_all(By::Css(css)).await?.into_iter().next() else { return Ok(None) };
@@ -163,6 +171,7 @@ impl Browser {
 
     /// Runs the body of an async function in the frame that was entered last; its arguments are in `arguments`.
     pub async fn js<T: DeserializeOwned>(&self, body: &str, arguments: &[Value]) -> Result<T> {
+        self.step(&format!("runs `{}`", body.split_whitespace().take(8).collect::<Vec<_>>().join(" ")));
         let script = format!("return (async (...arguments) => {{ {body} }})(...arguments)");
         let answer = self.driver.execute(script, arguments.to_vec()).await.with_context(|| format!("run `{body}`"))?;
         let value = answer.json().clone();
@@ -171,32 +180,34 @@ impl Browser {
 
     /// Enters the frame that shows the service, from the page around it, once the service's own document is in it.
     pub async fn enter_app(&self) -> Result<()> {
-        let entered = wait::holds("the service's frame", PAGE_LIMIT, async || {
-            self.driver.enter_default_frame().await?;
-            for frame in self.driver.find_all(By::Css("iframe")).await? {
-                // The connector's frame is of another origin, where `contentDocument` is null.
-                let script = "const inner = arguments[0].contentDocument;
-                    return Boolean(inner && inner.location.href !== 'about:blank' && inner.readyState !== 'loading' && inner.body)";
-                let ready = self.driver.execute(script, vec![frame.to_json()?]).await?.convert::<bool>()?;
-                if ready {
-                    frame.enter_frame().await?;
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        })
-        .await;
+        self.step("enters the service's frame");
+        let entered = wait::holds("the service's frame", PAGE_LIMIT, async || self.try_to_enter().await).await;
         self.explain(entered).await
     }
 
     /// Enters the service's frame once its document has an element, however often it is loaded anew until then.
     pub async fn enter_app_at(&self, css: &str) -> Result<()> {
+        self.step(&format!("enters the service's frame at `{css}`"));
         let entered = wait::holds(format!("`{css}` in the service's frame"), PAGE_LIMIT, async || {
-            self.enter_app().await?;
-            Ok(self.count(css).await? > 0)
+            Ok(self.try_to_enter().await? && self.count(css).await? > 0)
         })
         .await;
         self.explain(entered).await
+    }
+
+    async fn try_to_enter(&self) -> Result<bool> {
+        self.driver.enter_default_frame().await?;
+        for frame in self.driver.find_all(By::Css("iframe")).await? {
+            // The connector's frame is of another origin, where `contentDocument` is null.
+            let script = "const inner = arguments[0].contentDocument;
+                return Boolean(inner && inner.location.href !== 'about:blank' && inner.readyState !== 'loading' && inner.body)";
+            let ready = self.driver.execute(script, vec![frame.to_json()?]).await?.convert::<bool>()?;
+            if ready {
+                frame.enter_frame().await?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Back to the page that the address bar shows.
@@ -228,6 +239,7 @@ impl Browser {
 
     /// Leaves a picture in `target/e2e`.
     pub async fn picture(&self, of: &str) -> Result<PathBuf> {
+        self.step(&format!("takes a picture of {of}"));
         let path = artefacts().join(format!("{}-{of}.png", self.name));
         self.driver.screenshot(&path).await?;
         Ok(path)
@@ -235,6 +247,7 @@ impl Browser {
 
     /// A file that the browser has saved, once it is whole.
     pub async fn downloaded(&self, name: &str, limit: Duration) -> Result<PathBuf> {
+        self.step(&format!("waits for {name}"));
         let path = self.downloads.join(name);
         wait::holds(format!("{name} to be saved"), limit, async || Ok(path.is_file())).await?;
         Ok(path)
@@ -263,13 +276,20 @@ impl Browser {
         Ok(())
     }
 
+    /// What the test did and when, which is shown if it fails.
+    fn step(&self, what: &str) {
+        eprintln!("{:7.2} {} {what}", self.opened.elapsed().as_secs_f64(), self.name);
+    }
+
     /// Adds to an error what the browser shows.
     async fn explain<T>(&self, result: Result<T>) -> Result<T> {
         let Err(error) = result else { return result };
         let picture =
             self.picture("failed").await.map_or_else(|error| error.to_string(), |path| path.display().to_string());
         let url = self.url().await.unwrap_or_default();
-        let text = self.js::<String>("return document.body ? document.body.innerText.slice(0, 2000) : ''", &[]).await;
+        let text = "return document.body ? document.body.innerText.slice(0, 2000) : ''";
+        // A page that hangs can't say anything.
+        let text = timeout(EXPLAIN_LIMIT, self.js::<String>(text, &[])).await.ok().and_then(Result::ok);
         let console = self.console().await.unwrap_or_default();
         let console: Vec<_> =
             console.iter().rev().take(20).map(|entry| format!("{}: {}", entry.level, entry.message)).collect();

@@ -111,6 +111,8 @@ async fn a_compose_file_is_corrected_at_its_line_and_deployed() -> Result<()> {
     browser.sees("#editor-error", "Line 6").await?;
     browser.sees("#editor-error", "privileged").await?;
     browser.picture("error-at-its-line").await?;
+    // The refusals that were asked for stand in the console.
+    browser.console().await?;
     ensure!(cluster.service("echo").await?.is_none(), "a check changes nothing");
     write_compose(&browser, &good).await?;
     browser.sees(".check", "in order").await?;
