@@ -9,7 +9,7 @@ use super::{nginx, sign_in, signed_in};
 fn is_bootstrap(path: &str) -> bool {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     matches!(path, "/" | "/signal" | "/connector" | "/favicon.ico" | "/healthz" | "/readyz")
-        || ["/assets/", "/api/v1/", "/.flotilla/"].iter().any(|prefix| path.starts_with(prefix))
+        || ["/assets/", "/api/v1/", "/__flotilla/"].iter().any(|prefix| path.starts_with(prefix))
 }
 
 #[tokio::test]
@@ -48,10 +48,14 @@ async fn a_page_opens_and_every_byte_of_it_came_over_a_data_channel() -> Result<
         Ok(browser.url().await? == deep)
     })
     .await?;
+    browser.back().await?;
+    browser.enter_app_at("#secret").await?;
+    browser.click("#deep").await?;
+    browser.enter_app_at("#where").await?;
     browser.reload().await?;
     browser.enter_app_at("#where").await?;
     browser.sees("#where", "/docs/tides.html?day=monday#high").await?;
-    browser.back().await?;
+    browser.goto(&cluster.url("site", "/")).await?;
     browser.enter_app_at("#secret").await?;
     browser.click("#framed").await?;
     browser.enter_app_at("#title").await?;
@@ -102,7 +106,7 @@ async fn nobody_opens_a_service_without_signing_in_or_beyond_a_grant() -> Result
     guest.goto(&cluster.url("site", "/")).await?;
     guest.enter_app_at("#secret").await?;
     guest.goto(&cluster.url("other", "/")).await?;
-    guest.sees("body", "allow").await?;
+    guest.sees("body", "does not open").await?;
     guest.picture("not-granted").await?;
     guest.close().await
 }
