@@ -18,3 +18,8 @@ addEventListener("error", (event) => {
   if (event.target instanceof HTMLScriptElement) tellThatItDoesNotLoad();
 }, true);
 addEventListener("unhandledrejection", tellThatItDoesNotLoad);
+
+// An invitation that is opened in a tab where this page already stands changes the fragment alone: begin anew with it.
+addEventListener("hashchange", () => {
+  if (location.hash.startsWith("#invite=")) location.reload();
+});
