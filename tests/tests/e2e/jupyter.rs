@@ -37,6 +37,8 @@ async fn a_cell_of_a_notebook_runs_in_its_kernel() -> Result<()> {
         Ok(browser.count(".jp-Notebook-ExecutionIndicator[data-status='idle']").await? > 0)
     })
     .await?;
+    // The indicator says idle before there is a kernel; the status bar does not, and what is run without one is dropped.
+    browser.sees_within("#jp-main-statusbar", "ipykernel) | Idle", LIMIT).await?;
     browser.click(editor).await?;
     browser.type_into(editor, "import platform; print('answer', 6 * 7, platform.system())").await?;
     browser.find(editor).await?.send_keys(Key::Shift + Key::Enter).await?;
