@@ -266,7 +266,13 @@ impl Browser {
     /// # Errors
     /// Where a page has logged an error since the console was last read.
     pub async fn no_console_errors(&self) -> Result<()> {
-        let errors: Vec<_> = self.console().await?.into_iter().filter(|entry| entry.level == "SEVERE").collect();
+        self.no_console_errors_but("\0").await
+    }
+
+    /// As [`Self::no_console_errors`], where one is wanted: that which holds `wanted`.
+    pub async fn no_console_errors_but(&self, wanted: &str) -> Result<()> {
+        let mut errors = self.console().await?;
+        errors.retain(|entry| entry.level == "SEVERE" && !entry.message.contains(wanted));
         ensure!(errors.is_empty(), "the console holds errors: {errors:#?}");
         Ok(())
     }
@@ -301,6 +307,8 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
+        // Else the driver is asked to end its session, for as long as a script may run, when both are gone already.
+        let _ = self.driver.clone().leak();
         // Ending the driver leaves the browser, so it is found by its profile, which no other has.
         let mark = self.profile.path().display().to_string();
         let _ = end_all_with(&mark);

@@ -8,7 +8,7 @@ use bollard::{
         MountBindOptionsPropagationEnum, MountType, NetworkCreateRequest, NetworkingConfig, RestartPolicy,
         RestartPolicyNameEnum,
     },
-    query_parameters::{CreateContainerOptions, RemoveContainerOptions, StopContainerOptions, WaitContainerOptions},
+    query_parameters::{CreateContainerOptions, ListNetworksOptions, RemoveContainerOptions, StopContainerOptions, WaitContainerOptions},
 };
 use flotilla_api::{StackName, spec::ServiceSpec};
 use futures::{StreamExt, TryFutureExt, TryStreamExt};
@@ -43,6 +43,7 @@ pub(super) async fn run(
         name: Some(labels::container_name(cluster, &identity.instance)),
         ..Default::default()
     };
+    one_network_each(client, cluster).await?;
     let body = body(cluster, data_dir, identity, spec, image);
     let created = client.docker().create_container(Some(options), body);
     let id = client.call("create the container", START_LIMIT, created).await?.id;
@@ -110,8 +111,42 @@ pub(super) async fn create_network(client: &Client, cluster: &str, stack: &Stack
 }
 
 pub(super) async fn remove_network(client: &Client, cluster: &str, stack: &StackName) -> Result<(), Error> {
-    let name = labels::network_name(cluster, stack);
-    match client.call("remove the stack's network", CALL_LIMIT, client.docker().remove_network(&name)).await {
+    for id in networks(client, cluster).await?.remove(stack.as_str()).unwrap_or_default() {
+        remove_network_by_id(client, &id).await?;
+    }
+    Ok(())
+}
+
+/// The engine lets two networks have one name: a daemon that was killed while it asked for one, and its successor, can get one
+/// each, and from then on the name is ambiguous. Those that no container uses go; the engine keeps the one that is in use.
+pub(super) async fn one_network_each(client: &Client, cluster: &str) -> Result<(), Error> {
+    for ids in networks(client, cluster).await?.into_values() {
+        let mut left = ids.len();
+        for id in ids {
+            if left > 1 && remove_network_by_id(client, &id).await.is_ok() {
+                left -= 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The ids of each stack's networks; there should be one each.
+async fn networks(client: &Client, cluster: &str) -> Result<HashMap<String, Vec<String>>, Error> {
+    let options = ListNetworksOptions { filters: Some(labels::filter(labels::CLUSTER, cluster)) };
+    let found = client.call("list its networks", CALL_LIMIT, client.docker().list_networks(Some(options))).await?;
+    let mut by_stack = HashMap::<_, Vec<_>>::new();
+    for network in found {
+        let stack = network.labels.and_then(|mut labels| labels.remove(labels::STACK));
+        if let (Some(stack), Some(id)) = (stack, network.id) {
+            by_stack.entry(stack).or_default().push(id);
+        }
+    }
+    Ok(by_stack)
+}
+
+async fn remove_network_by_id(client: &Client, id: &str) -> Result<(), Error> {
+    match client.call("remove the stack's network", CALL_LIMIT, client.docker().remove_network(id)).await {
         Err(error) if error.is_absent() => Ok(()),
         other => other,
     }

@@ -393,7 +393,10 @@ impl Worker {
                 volume::prepare(client, &config.cluster_id, &config.data_dir, spec, &image).await?;
                 container::run(client, &config.cluster_id, &config.data_dir, &identity, spec, &image).await
             }
-            Action::Start { container, .. } => container::start(client, container).await,
+            Action::Start { container, .. } => {
+                container::one_network_each(client, &config.cluster_id).await?;
+                container::start(client, container).await
+            }
             Action::Remove { container, grace_ms, .. } => {
                 container::stop_and_remove(client, container, Duration::from_millis(*grace_ms)).await
             }

@@ -69,8 +69,8 @@ async fn remove_all(client: &Client, cluster: &str) -> Result<(), Error> {
     let options = ListNetworksOptions { filters: Some(labels::filter(labels::CLUSTER, cluster)) };
     let networks = client.call("list its networks", CALL_LIMIT, docker.list_networks(Some(options))).await?;
     let mut outcome = removed.into_iter().collect::<Result<(), Error>>().and(swept);
-    for name in networks.into_iter().filter_map(|network| network.name) {
-        match client.call("remove the stack's network", CALL_LIMIT, docker.remove_network(&name)).await {
+    for id in networks.into_iter().filter_map(|network| network.id) {
+        match client.call("remove the stack's network", CALL_LIMIT, docker.remove_network(&id)).await {
             Err(error) if !error.is_absent() => outcome = outcome.and(Err(error)),
             _ => {}
         }

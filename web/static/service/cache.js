@@ -10,6 +10,11 @@ const FILES = new Set(["font", "image", "manifest", "script", "style", "worker"]
 
 const STORED_AT = "x-flotilla-stored";
 
+// What is just being written, by its address: who asks for the same next finds it, as with a browser's own cache.
+const beingKept = new Map();
+// An answer that goes on and on holds nobody up for longer.
+const BEING_KEPT_MS = 1_000;
+
 const forgetOldCaches = async () => {
   const names = await caches.keys();
   return Promise.all(names.filter((name) => name.startsWith("flotilla-") && name !== CACHE).map((name) => caches.delete(name)));
@@ -20,6 +25,7 @@ const cached = async (event, send) => {
   const { request } = event;
   if (!mayAnswer(request)) return send();
   const cache = await caches.open(CACHE);
+  await beingKept.get(request.url);
   const known = request.cache === "reload" ? undefined : await cache.match(request.url);
   if (known && request.cache !== "no-cache" && (isFresh(known) || request.cache === "force-cache")) return known;
   if (!known && request.cache === "only-if-cached") return Response.error();
@@ -93,4 +99,11 @@ const stamped = (response, updates = []) => {
 };
 
 // A full disk is no reason to fail a request: the cache starts anew.
-const keep = (cache, url, response) => cache.put(url, response).catch(() => caches.delete(CACHE));
+const keep = (cache, url, response) => {
+  const written = cache.put(url, response).catch(() => caches.delete(CACHE));
+  const known = Promise.race([written, new Promise((resolve) => { setTimeout(resolve, BEING_KEPT_MS); })]).then(() => {
+    if (beingKept.get(url) === known) beingKept.delete(url);
+  });
+  beingKept.set(url, known);
+  return written;
+};
