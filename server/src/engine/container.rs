@@ -8,7 +8,9 @@ use bollard::{
         MountBindOptionsPropagationEnum, MountType, NetworkCreateRequest, NetworkingConfig, RestartPolicy,
         RestartPolicyNameEnum,
     },
-    query_parameters::{CreateContainerOptions, ListNetworksOptions, RemoveContainerOptions, StopContainerOptions, WaitContainerOptions},
+    query_parameters::{
+        CreateContainerOptions, ListNetworksOptions, RemoveContainerOptions, StopContainerOptions, WaitContainerOptions,
+    },
 };
 use flotilla_api::{StackName, spec::ServiceSpec};
 use futures::{StreamExt, TryFutureExt, TryStreamExt};

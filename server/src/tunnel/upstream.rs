@@ -1,19 +1,35 @@
 //! HTTP to containers: pooled connections, and what went wrong in words.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use flotilla_api::{ApiError, ErrorCode};
-use http::{Request, Response};
+use futures::{FutureExt, future::BoxFuture};
+use http::{Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioIo, TokioTimer},
 };
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+use tower::Service;
 
 /// A container on this machine answers at once or not at all.
-pub(super) const CONNECTING: Duration = Duration::from_secs(5);
+const CONNECTING: Duration = Duration::from_secs(5);
+
+/// A container runs a moment before its application listens; who asks then waits, and sees no error.
+const OPENING: Duration = Duration::from_secs(2);
+const OPENING_STEP_MIN: Duration = Duration::from_millis(10);
+const OPENING_STEP_MAX: Duration = Duration::from_millis(160);
 
 /// From the end of the request to the head of the answer: reports and exports take minutes.
 pub(super) const ANSWERING: Duration = Duration::from_secs(300);
@@ -32,14 +48,11 @@ pub(super) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 pub(super) struct Upstream {
-    client: Client<HttpConnector, RequestBody>,
+    client: Client<Connector, RequestBody>,
 }
 
 impl Upstream {
     pub(super) fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECTING));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
@@ -48,7 +61,7 @@ impl Upstream {
             .http1_ignore_invalid_headers_in_responses(true)
             // Header names as the service wrote them do not matter to a browser.
             .http1_title_case_headers(false)
-            .build(connector);
+            .build(Connector);
         Self { client }
     }
 
@@ -71,6 +84,48 @@ impl Upstream {
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream").finish_non_exhaustive()
+    }
+}
+
+/// A connection to an application, as soon as it listens.
+///
+/// # Errors
+/// Nobody listens for [`OPENING`], or nothing answers for [`CONNECTING`].
+pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let began = Instant::now();
+    let mut step = OPENING_STEP_MIN;
+    loop {
+        match timeout(CONNECTING, TcpStream::connect(address)).await.map_err(io::Error::from).flatten() {
+            Ok(stream) => {
+                // A message of a terminal or a notebook must not wait for the next one; failing that it is slower, and no error.
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && began.elapsed() < OPENING => {
+                sleep(step).await;
+                step = (step * 2).min(OPENING_STEP_MAX);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// [`connect`] for the pool. The address in the URI is that of a container.
+#[derive(Clone)]
+struct Connector;
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let address = uri.authority().and_then(|authority| authority.as_str().parse().ok());
+        async move { Ok(TokioIo::new(connect(address.ok_or(io::ErrorKind::InvalidInput)?).await?)) }.boxed()
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
     lane::Lane,
     mux::{Ended, Mux, Stream},
     request::Head,
-    upstream::{CONNECTING, UpstreamError},
+    upstream::{self, UpstreamError},
 };
 
 /// One message, either way; it is held whole. A notebook's largest outputs have some MiB. Bytes.
@@ -52,12 +52,7 @@ pub(super) async fn run(mux: &Mux, stream: &Arc<Stream>, head: &Head) -> Result<
     let told = |error: ApiError| Ended::Reset(error);
     let address = mux.shared().backends.address(&mux.service).map_err(told)?;
     let connect_error = |source: std::io::Error| UpstreamError::Connect { port: address.port(), source: source.into() };
-    let socket = match timeout(CONNECTING, TcpStream::connect(address)).await {
-        Ok(connected) => connected.map_err(|error| told(connect_error(error).into()))?,
-        Err(_) => return Err(told(connect_error(std::io::ErrorKind::TimedOut.into()).into())),
-    };
-    // A message of a terminal or a notebook must not wait for the next one; failing that it is slower, and no error.
-    let _ = socket.set_nodelay(true);
+    let socket = upstream::connect(address).await.map_err(|error| told(connect_error(error).into()))?;
     let request = handshake(mux, head).map_err(|error| told(ApiError::new(ErrorCode::Internal, error.to_string())))?;
     let config = WebSocketConfig::default()
         .max_message_size(Some(MESSAGE_MAX))

@@ -180,6 +180,32 @@ async fn a_restarted_daemon_adopts_what_it_finds() {
 }
 
 #[tokio::test]
+async fn of_two_networks_of_one_name_one_is_kept() {
+    let playground = Playground::new().await;
+    playground.deploy("  notes: { image: $IMAGE, init: true, command: [sleep, \"1000\"] }");
+    let engine = playground.start();
+    let before = playground.until_running(&engine, "notes").await;
+    drop(engine);
+    // As a daemon leaves it that was killed while it asked for the network: the engine has two of the same name.
+    let network = playground.networks().await.pop().unwrap();
+    if !playground.twin_network(&network).await {
+        return;
+    }
+    assert_eq!(playground.networks().await, [network.clone(), network.clone()]);
+
+    playground.deploy("  notes: { image: $IMAGE, init: true, command: [sleep, \"2000\"] }");
+    let engine = playground.start();
+    playground
+        .until(&engine, "notes", |condition| {
+            condition.state == ServiceState::Running
+                && condition.instances.len() == 1
+                && condition.instances[0].container != before.id
+        })
+        .await;
+    assert_eq!(playground.networks().await, [network]);
+}
+
+#[tokio::test]
 async fn a_container_that_somebody_kills_comes_back() {
     let playground = Playground::new().await;
     playground.deploy("  notes: { image: $IMAGE }");

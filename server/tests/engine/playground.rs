@@ -10,7 +10,7 @@ use std::{
 
 use bollard::{
     Docker,
-    models::ContainerInspectResponse,
+    models::{ContainerInspectResponse, NetworkCreateRequest},
     query_parameters::{ImportImageOptions, ListContainersOptions, ListNetworksOptions, RemoveContainerOptions},
 };
 use bytes::Bytes;
@@ -179,6 +179,19 @@ impl Playground {
     /// Of this cluster, in any state.
     pub(crate) async fn containers(&self) -> Vec<String> {
         containers(&self.docker, &self.cluster).await
+    }
+
+    /// Makes a second network with this name and this cluster's labels; newer engines allow none.
+    pub(crate) async fn twin_network(&self, name: &str) -> bool {
+        let labels =
+            [("flotilla.cluster".to_owned(), self.cluster.clone()), ("flotilla.stack".to_owned(), "test".to_owned())];
+        let request = NetworkCreateRequest {
+            name: name.to_owned(),
+            driver: Some("bridge".to_owned()),
+            labels: Some(HashMap::from(labels)),
+            ..Default::default()
+        };
+        self.docker.create_network(request).await.is_ok()
     }
 
     pub(crate) async fn networks(&self) -> Vec<String> {

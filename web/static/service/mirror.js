@@ -1,27 +1,23 @@
 // The app lives in a frame, and the tab looks as if it did not. Back and forward need nothing: browsers keep one history for a
 // tab and its frames.
 
-let app = null;
+const app = document.getElementById("app");
 
+// Whoever opens this page is not told to the app as the page itself: the frame sends no referrer.
 const openApp = () => {
-  app = document.createElement("iframe");
-  app.id = "app";
   app.title = SERVICE;
-  app.allow = "autoplay; camera; clipboard-read; clipboard-write; display-capture; encrypted-media; fullscreen; gamepad; geolocation; microphone; midi; picture-in-picture; publickey-credentials-get; screen-wake-lock; xr-spatial-tracking";
-  // Whoever opens this page is not told to the app as the page itself.
-  app.referrerPolicy = "no-referrer";
-  app.src = location.href;
   app.addEventListener("load", () => {
     mirror();
     if (document.hasFocus()) app.focus();
   });
-  document.body.append(app);
+  // Also where the browser has begun to load what the frame showed before: the link is new, and the address is the same.
+  app.src = location.href;
 };
 
 // The app's window and document, or nothing while it shows another origin's page.
 const appWindow = () => {
   try {
-    const current = app?.contentWindow;
+    const current = app.contentWindow;
     return current?.document && current.location.href !== "about:blank" ? current : null;
   } catch {
     return null;

@@ -1,12 +1,14 @@
 //! Requests and answers.
 
+use std::time::Duration;
+
 use flotilla_api::{
     ApiError, ErrorCode,
     frame::{Cookie, Head, INITIAL_CREDIT, Kind},
 };
 use sha2::{Digest, Sha256};
 
-use super::{Page, World, get, page::send, wait_for};
+use super::{Page, World, get, page::send, service, wait_for};
 
 fn header<'a>(head: &'a Head, name: &str) -> Option<&'a str> {
     head.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
@@ -102,7 +104,7 @@ async fn a_service_that_does_not_read_is_sent_no_more_than_the_credit() {
     let page = world.page().await;
     let mut upload = page.upload(&post("/never-reads", &[("content-length", "1000000000")])).await;
     let chunk = vec![0_u8; 64 * 1024];
-    let stuck = tokio::time::timeout(std::time::Duration::from_secs(1), async {
+    let stuck = tokio::time::timeout(Duration::from_secs(1), async {
         loop {
             upload.data(&chunk).await;
         }
@@ -234,6 +236,22 @@ async fn a_head_that_does_not_fit_is_an_error_in_words() {
     let (head, body) = world.page().await.fetch(&get("/huge-head")).await;
     let error: ApiError = serde_json::from_slice(&body).unwrap();
     assert_eq!((head.status, error.code), (503, ErrorCode::ServiceUnavailable));
+}
+
+#[tokio::test]
+async fn a_service_that_does_not_listen_yet_is_waited_for() {
+    let world = World::new().await;
+    let page = world.page().await;
+    // Bound, so that nobody else gets the port, and refused, as it does not listen.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    world.services.set("notes", Ok(socket.local_addr().unwrap()));
+    let hello = get("/hello");
+    let mut asked = Box::pin(page.fetch(&hello));
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut asked).await.is_err(), "nobody listens");
+    service::serve(socket.listen(16).unwrap());
+    let (head, body) = asked.await;
+    assert_eq!((head.status, &body[..]), (200, &b"hello"[..]));
 }
 
 #[tokio::test]

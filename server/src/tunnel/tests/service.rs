@@ -41,8 +41,12 @@ struct Seen {
 pub(crate) async fn start() -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, router()).await });
+    serve(listener);
     address
+}
+
+pub(crate) fn serve(listener: tokio::net::TcpListener) {
+    tokio::spawn(async move { axum::serve(listener, router()).await });
 }
 
 fn router() -> Router {
