@@ -119,8 +119,12 @@ impl World {
 
     /// A channel of this label, served; the browser's end of it.
     pub(crate) fn channel(&self, label: &str) -> Arc<Pipe> {
+        Self::channel_of(&self.session, label)
+    }
+
+    fn channel_of(session: &Arc<Session>, label: &str) -> Arc<Pipe> {
         let (browser, node) = pipe();
-        let (session, label) = (Arc::clone(&self.session), label.to_owned());
+        let (session, label) = (Arc::clone(session), label.to_owned());
         tokio::spawn(async move { session.serve(node, &label).await });
         browser
     }
@@ -128,6 +132,13 @@ impl World {
     /// A page of `notes` with both lanes.
     pub(crate) async fn page(&self) -> Page {
         Page::new(self.channel("http/interactive/notes"), Some(self.channel("http/bulk/notes"))).await
+    }
+
+    /// The same page in another tab, which has a session of its own.
+    pub(crate) async fn page_in_another_tab(&self) -> Page {
+        let session = self.tunnel.session(principal(Grant::admin()), client());
+        let channel = |label| Self::channel_of(&session, label);
+        Page::new(channel("http/interactive/notes"), Some(channel("http/bulk/notes"))).await
     }
 
     pub(crate) fn counted(&self) -> Snapshot {

@@ -251,7 +251,7 @@ proptest! {
                     break;
                 }
             }
-            assert_eq!(world.page().await.fetch(&get("/hello?other")).await.1, "hello");
+            assert_eq!(world.page_in_another_tab().await.fetch(&get("/hello?other")).await.1, "hello");
             channel.close().await;
             reading.abort();
             super::wait_for("its streams are over", || {
