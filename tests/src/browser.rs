@@ -240,6 +240,12 @@ impl Browser {
     /// Leaves a picture in `target/e2e`.
     pub async fn picture(&self, of: &str) -> Result<PathBuf> {
         self.step(&format!("takes a picture of {of}"));
+        // Colours that are just changing are nobody's.
+        let still =
+            "await Promise.race([Promise.all(document.getAnimations().map((it) => it.finished.catch(() => {}))),
+            new Promise((done) => setTimeout(done, 500))])";
+        let _ =
+            timeout(EXPLAIN_LIMIT, self.driver.execute(format!("return (async () => {{ {still} }})()"), vec![])).await;
         let path = artefacts().join(format!("{}-{of}.png", self.name));
         self.driver.screenshot(&path).await?;
         Ok(path)

@@ -133,6 +133,17 @@ pub struct TokenRecord {
     /// Thumbprint (RFC 7638) of the key that its holder must prove to have (RFC 9449); absent for a bearer token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound_to: Option<String>,
+    /// The token that it was exchanged for, with which it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_from: Option<MadeFrom>,
+}
+
+/// A token that a browser exchanged for one of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeFrom {
+    pub id: TokenId,
+    /// Renewal can't go beyond it: a copied token would live for ever.
+    pub expires_at: UnixMillis,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,6 +23,8 @@ pub enum Error {
     Lifetime(String),
     #[error("failed to sign the token: {0}")]
     Signing(String),
+    #[error("the node is stopping; try again in a moment")]
+    Stopping,
     #[error("{0}")]
     Rejected(ApiError),
 }
@@ -39,6 +41,7 @@ impl From<Error> for ApiError {
             Error::KeyInvalid(_) | Error::Lifetime(_) => ErrorCode::InvalidRequest,
             Error::AlreadyBound => ErrorCode::Conflict,
             Error::Signing(_) => ErrorCode::Internal,
+            Error::Stopping => ErrorCode::ServiceUnavailable,
             Error::Rejected(error) => return error.clone(),
         };
         Self::new(code, error.to_string())

@@ -6,7 +6,10 @@ mod proof;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use flotilla_api::{
@@ -15,7 +18,7 @@ use flotilla_api::{
 };
 use flotilla_core::{
     Actor, Command, CommandV1, Entry,
-    command::{InvitationRecord, TokenRecord},
+    command::{InvitationRecord, MadeFrom, TokenRecord},
 };
 use http::{HeaderMap, header::AUTHORIZATION};
 use rand::RngExt;
@@ -40,6 +43,9 @@ pub const INVITATION_LIFE_MAX_MS: u64 = 30 * DAY_MS;
 
 /// Characters of a device's name that are kept.
 const DEVICE_MAX: usize = 60;
+
+/// How long a timer is trusted: a machine that slept wakes up later than its timers think.
+const EXPIRY_CHECK: Duration = Duration::from_secs(30);
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -206,6 +212,23 @@ impl Authority {
         Ok(())
     }
 
+    /// Resolves when a session that began as `principal` has to end, with the reason.
+    pub async fn ended(&self, principal: &Principal) -> Error {
+        let mut states = self.inner.store.watch();
+        loop {
+            if let Err(error) = self.standing_as(principal) {
+                return error;
+            }
+            let left = Duration::from_millis(principal.expires_at.since((self.inner.clock)()));
+            tokio::select! {
+                changed = states.changed() => if changed.is_err() {
+                    return Error::Stopping;
+                },
+                () = tokio::time::sleep(left.min(EXPIRY_CHECK)) => {}
+            }
+        }
+    }
+
     fn bound_to(&self, token: &TokenId) -> Option<String> {
         self.inner.store.state().tokens.get(token)?.bound_to.clone()
     }
@@ -290,13 +313,14 @@ impl Authority {
             grant: principal.grant.clone(),
             life_ms: principal.expires_at.since((self.inner.clock)()).min(SESSION_MS),
         };
-        let record = self.record(wanted, Some(thumbprint));
+        let made_from = MadeFrom { id: principal.token.clone(), expires_at: principal.expires_at };
+        let record = TokenRecord { made_from: Some(made_from), ..self.record(wanted, Some(thumbprint)) };
         let command = CommandV1::IssueToken { token: record.clone() };
         self.propose_token(actor_of(principal, from), record, command).await
     }
 
-    /// Gives a bound token another [`SESSION_MS`] from now, under the same id. A bearer token ends when it was meant to: whoever
-    /// copied one could keep it for ever.
+    /// Gives a bound token another [`SESSION_MS`] from now, under the same id. A bearer token ends when it was meant to, and so
+    /// does what it was exchanged for: whoever copied one could keep it for ever.
     ///
     /// # Errors
     /// A bearer token.
@@ -308,8 +332,10 @@ impl Authority {
                 "only a browser's token can be renewed; make a new one with `flotilla token create`".to_owned(),
             ));
         }
+        let wanted = (self.inner.clock)().plus(SESSION_MS);
+        let wanted = record.made_from.as_ref().map_or(wanted, |from| wanted.min(from.expires_at));
         // Never shorter than it was.
-        let expires_at = record.expires_at.max((self.inner.clock)().plus(SESSION_MS));
+        let expires_at = record.expires_at.max(wanted);
         let renewed = TokenRecord { expires_at, ..record.clone() };
         let command = CommandV1::RenewToken { id: record.id.clone(), expires_at };
         self.propose_token(actor_of(principal, from), renewed, command).await
@@ -333,6 +359,7 @@ impl Authority {
             expires_at: now.plus(wanted.life_ms),
             revoked_at: None,
             bound_to,
+            made_from: None,
         }
     }
 

@@ -121,9 +121,11 @@ fn same_target(claimed: &str, expected: &str) -> bool {
     let (Ok(claimed), Ok(expected)) = (Url::parse(claimed), Url::parse(expected)) else {
         return false;
     };
-    claimed.host() == expected.host()
-        && claimed.port_or_known_default() == expected.port_or_known_default()
-        && claimed.path() == expected.path()
+    // Without the scheme, its usual port is left out too: behind a proxy that speaks TLS the browser says 443 where the node,
+    // which is asked without a port, would say 80.
+    let same_port =
+        claimed.port() == expected.port() || claimed.port_or_known_default() == expected.port_or_known_default();
+    claimed.host() == expected.host() && same_port && claimed.path() == expected.path()
 }
 
 /// RFC 7638: SHA-256 over the required members, in lexical order and without spaces.

@@ -46,9 +46,14 @@ fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Names after `$` or `${`. `$$` is a dollar sign.
+/// Names after `$` or `${`, and those that stand alone in `environment:`, as an item (`- NAME`), in brackets or as a key. Which of the
+/// latter are meant says the node, which reads the file; a line that only looks so costs nothing. `$$` is a dollar sign.
 fn named(text: &str) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
+    let alone = text.lines().flat_map(|line| line.split(['[', ']', '{', '}', ','])).filter_map(|part| {
+        let part = part.trim().trim_start_matches("- ").trim().trim_end_matches(':').trim_matches(['"', '\'']);
+        (!part.is_empty() && leading_name(part) == part).then(|| part.to_owned())
+    });
+    let mut names: BTreeSet<String> = alone.collect();
     let mut rest = text;
     while let Some(at) = rest.find('$') {
         rest = &rest[at + 1..];

@@ -4,7 +4,7 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use comfy_table::Cell;
 use flotilla_api::{
-    Revision, ServiceName, UnixMillis,
+    ErrorCode, Revision, ServiceName, UnixMillis,
     rest::{LogLine, LogQuery, RemoveQuery, ServiceDetail, ServiceView},
 };
 use futures::StreamExt;
@@ -167,7 +167,11 @@ fn describe(detail: &ServiceDetail, output: Output) -> Result<(), Failure> {
 pub(super) async fn rm(args: Rm, session: &Session) -> Result<(), Failure> {
     // All are looked up first: a typing error in the second name must not leave the first one removed.
     for service in &args.services {
-        session.client.service(service).await?;
+        match session.client.service(service).await {
+            // Its volumes may have been kept when it was removed before; removing those is for the node to refuse.
+            Err(error) if args.volumes && error.code() == Some(ErrorCode::ServiceNotFound) => {}
+            looked_up => drop(looked_up?),
+        }
     }
     if !args.yes {
         confirm(&args)?;

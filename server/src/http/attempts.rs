@@ -6,10 +6,8 @@ use std::{
     time::Duration,
 };
 
-use flotilla_api::ErrorCode;
+use flotilla_api::{ApiError, ErrorCode};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-
-use super::answer::{Answer, Failure};
 
 /// Tokens that may be refused at once to one address: a dashboard with a dozen requests and an expired token, several times.
 const FAILURES_AT_ONCE: NonZeroU32 = NonZeroU32::new(100).unwrap();
@@ -26,13 +24,13 @@ const INVITATION_EVERY: Duration = Duration::from_secs(2);
 const ADDRESSES_MAX: usize = 10_000;
 
 #[derive(Debug)]
-pub(super) struct Attempts {
+pub struct Attempts {
     failures: DefaultKeyedRateLimiter<IpAddr>,
     invitations: DefaultKeyedRateLimiter<IpAddr>,
 }
 
 impl Attempts {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         let limiter = |every: Duration, at_once: NonZeroU32| {
             let quota = Quota::with_period(every).unwrap_or(Quota::per_second(at_once)).allow_burst(at_once);
             RateLimiter::keyed(quota)
@@ -44,22 +42,25 @@ impl Attempts {
     }
 
     /// A token was refused.
-    pub(super) fn failed(&self, address: IpAddr) -> Answer<()> {
+    ///
+    /// # Errors
+    /// That happened too often.
+    pub fn failed(&self, address: IpAddr) -> Result<(), ApiError> {
         count(&self.failures, address)
     }
 
     /// An invitation is tried.
-    pub(super) fn redeeming(&self, address: IpAddr) -> Answer<()> {
+    pub(super) fn redeeming(&self, address: IpAddr) -> Result<(), ApiError> {
         count(&self.invitations, address)
     }
 }
 
-fn count(limiter: &DefaultKeyedRateLimiter<IpAddr>, address: IpAddr) -> Answer<()> {
+fn count(limiter: &DefaultKeyedRateLimiter<IpAddr>, address: IpAddr) -> Result<(), ApiError> {
     if limiter.len() >= ADDRESSES_MAX {
         limiter.retain_recent();
     }
     limiter.check_key(&one_customer(address)).map_err(|_| {
-        Failure::new(ErrorCode::RateLimited, "too many attempts from this address; wait a minute and try again")
+        ApiError::new(ErrorCode::RateLimited, "too many attempts from this address; wait a minute and try again")
     })
 }
 

@@ -38,6 +38,11 @@ impl Caller {
         auth::actor_of(&self.principal, self.from())
     }
 
+    /// Resolves when the token is revoked or expires: what takes long ends then, too.
+    pub(super) async fn allowed_until(&self, app: &App) {
+        app.authority.ended(&self.principal).await;
+    }
+
     fn authenticate(parts: &Parts, app: &App) -> Answer<Self> {
         let asker = asker(parts)?;
         let peer = asker.peer.ip();

@@ -34,6 +34,7 @@ use crate::{
     store::{ProposeError, Store},
 };
 
+pub use attempts::Attempts;
 pub(crate) use condition::tell_changes;
 pub use listener::{Error, Listener};
 pub use site::{Domain, Site};
@@ -55,7 +56,7 @@ pub struct App {
     pub stop: CancellationToken,
     requests: Semaphore,
     streams: Arc<Semaphore>,
-    attempts: attempts::Attempts,
+    attempts: Arc<Attempts>,
     machine: machine::Machine,
     /// Changes of services that the engine showed, as sentences.
     observations: tokio::sync::broadcast::Sender<EventView>,
@@ -73,16 +74,16 @@ pub struct Parts {
     pub uploads: Uploads,
     pub mesh: Mesh,
     pub metrics: Metrics,
+    pub attempts: Arc<Attempts>,
     pub stop: CancellationToken,
 }
 
 impl App {
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, domain, node, store, authority, engine, uploads, mesh, metrics, stop } = parts;
+        let Parts { config, domain, node, store, authority, engine, uploads, mesh, metrics, attempts, stop } = parts;
         Self {
             requests: Semaphore::new(config.limits.requests as usize),
             streams: Arc::new(Semaphore::new(config.limits.streams as usize)),
-            attempts: attempts::Attempts::new(),
             machine: machine::Machine::new(config.data_dir.clone()),
             observations: tokio::sync::broadcast::channel(condition::OBSERVATIONS_MAX).0,
             started_at: crate::clock::now(),
@@ -95,6 +96,7 @@ impl App {
             uploads,
             mesh,
             metrics,
+            attempts,
             stop,
         }
     }

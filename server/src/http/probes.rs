@@ -9,7 +9,7 @@ use axum::{
     routing::get,
 };
 use flotilla_api::ErrorCode;
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 
 use super::{
     App,
@@ -56,8 +56,9 @@ impl FromRequestParts<Arc<App>> for LocalOrAdmin {
 
     async fn from_request_parts(parts: &mut http::request::Parts, app: &Arc<App>) -> Answer<Self> {
         let asker = Asker::from_request_parts(parts, app).await?;
-        // With a token it is judged by it: a proxy on this machine makes everybody local.
-        if asker.peer.ip().to_canonical().is_loopback() && !parts.headers.contains_key(header::AUTHORIZATION) {
+        // A proxy on this machine makes everybody local, and says so; with a token it is the token that counts.
+        let told = [header::AUTHORIZATION, header::FORWARDED, HeaderName::from_static("x-forwarded-for"), header::VIA];
+        if asker.peer.ip().to_canonical().is_loopback() && !told.iter().any(|name| parts.headers.contains_key(name)) {
             return Ok(Self);
         }
         Admin::from_request_parts(parts, app).await.map(|_| Self)

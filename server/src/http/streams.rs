@@ -1,6 +1,6 @@
 //! Answers that go on for long: bounded in number, ended when the node stops.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     App,
     answer::{Answer, Failure},
+    caller::Caller,
 };
 
 /// Proxies and routers forget a connection that is silent for a minute. An empty line is skipped by whoever reads lines of JSON.
@@ -45,24 +46,32 @@ pub(super) async fn opened<T>(app: &App, opening: impl Future<Output = T>) -> An
     })
 }
 
-/// Newline-delimited JSON, one line for each item, until `items` ends or the node stops.
+/// Newline-delimited JSON, one line for each item, until `items` ends, the caller's token does or the node stops.
 pub(super) fn lines<T: Serialize + 'static>(
-    app: &App,
+    app: &Arc<App>,
+    caller: &Caller,
     place: OwnedSemaphorePermit,
     items: impl Stream<Item = T> + Send + 'static,
 ) -> Response {
-    fallible_lines(app, place, items.map(Ok::<_, std::convert::Infallible>))
+    fallible_lines(app, caller, place, items.map(Ok::<_, std::convert::Infallible>))
 }
 
 /// As [`lines`]; after an error the connection is broken off, so that nobody takes what came for the whole.
 pub(super) fn fallible_lines<T: Serialize, E: std::fmt::Display + Send + Sync + std::error::Error + 'static>(
-    app: &App,
+    app: &Arc<App>,
+    caller: &Caller,
     place: OwnedSemaphorePermit,
     items: impl Stream<Item = Result<T, E>> + Send + 'static,
 ) -> Response {
     let mut pulse = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
     pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let stop = app.stop.clone();
+    let (stop, caller, for_caller) = (app.stop.clone(), caller.clone(), Arc::clone(app));
+    let over = async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = caller.allowed_until(&for_caller) => {}
+        }
+    };
     let lines = stream::unfold((Box::pin(items), pulse, place), async move |(mut items, mut pulse, place)| {
         let line = tokio::select! {
             item = items.next() => item?.map(|item| line(&item)),
@@ -73,7 +82,7 @@ pub(super) fn fallible_lines<T: Serialize, E: std::fmt::Display + Send + Sync + 
         }
         Some((line, (items, pulse, place)))
     });
-    let body = Body::from_stream(lines.take_until(stop.cancelled_owned()));
+    let body = Body::from_stream(lines.take_until(over));
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"))], body).into_response()
 }
 

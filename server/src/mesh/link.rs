@@ -22,6 +22,7 @@ use webrtc::{
 
 use super::{
     Addresses, Certificate, Error,
+    pace::{self, Pace},
     runtime::{MeshRuntime, Pulse},
 };
 use crate::tunnel::{Channel, ChannelClosed};
@@ -38,9 +39,8 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// Messages up to this size are taken; ours are a little over 64 KiB. Chromium's own limit. Bytes.
 const MESSAGE_MAX: u32 = 256 * 1024;
 
-/// Unsent bytes after which a sender waits, towards a browser: with more, Chromium's download falls from 24 to 8-12 MB/s.
-const BROWSER_SEND_LIMIT: usize = 256 * 1024;
-/// The same between nodes: several round trips of a fast network.
+/// Unacknowledged bytes after which a sender waits, between nodes: several round trips of a fast network. Towards a browser it
+/// waits much sooner (see `pace`).
 const NODE_SEND_LIMIT: usize = 8 * 1024 * 1024;
 
 /// What a browser may have under way to us. It sends little more than 1 MiB itself. Bytes.
@@ -82,6 +82,8 @@ pub enum LinkState {
 /// One WebRTC connection. Dropping it closes it in the background; [`Link::close`] waits for that.
 pub struct Link {
     connection: Arc<dyn PeerConnection>,
+    /// Towards a browser.
+    pace: Option<Arc<Pace>>,
     pulse: Arc<Pulse>,
     state: watch::Receiver<LinkState>,
     gathering: watch::Sender<RTCIceGatheringState>,
@@ -104,7 +106,7 @@ impl Link {
             channels: channel_sender,
         };
         let (send_limit, receive_window) = match peer {
-            Peer::Browser => (BROWSER_SEND_LIMIT, BROWSER_RECEIVE_WINDOW),
+            Peer::Browser => (pace::FAR, BROWSER_RECEIVE_WINDOW),
             Peer::Node => (NODE_SEND_LIMIT, NODE_RECEIVE_WINDOW),
         };
         let settings = SettingEngineBuilder::new()
@@ -135,8 +137,11 @@ impl Link {
         // 20 KiB of state machine, which every caller's future would hold.
         let connection =
             Box::pin(building).await.map_err(|error| Error::SetUp { step: "open sockets", source: error })?;
+        let connection: Arc<dyn PeerConnection> = Arc::new(connection);
+        let pace = (peer == Peer::Browser).then(|| Pace::new(Arc::clone(&connection)));
         Ok(Self {
-            connection: Arc::new(connection),
+            connection,
+            pace,
             pulse,
             state,
             gathering,
@@ -148,6 +153,9 @@ impl Link {
     /// Takes an offer, of a new connection or of an ICE restart, and answers it with all of this side's candidates.
     pub(super) async fn answer(&self, offer: String) -> Result<String, Error> {
         self.pulse.begin_set_up();
+        if let Some(pace) = &self.pace {
+            pace.forget();
+        }
         let step = |step| move |source| Error::SetUp { step, source };
         let offer = RTCSessionDescription::offer(offer).map_err(step("read the offer"))?;
         self.connection.set_remote_description(offer).await.map_err(step("take the offer"))?;
@@ -227,14 +235,14 @@ impl Link {
     /// [`Error::Channel`] if the link is closed.
     pub async fn open(&self, label: &str) -> Result<MeshChannel, Error> {
         let channel = self.connection.create_data_channel(label, None).await.map_err(Error::Channel)?;
-        Ok(MeshChannel { inner: channel })
+        Ok(MeshChannel { inner: channel, pace: self.pace.clone() })
     }
 
     /// The next data channel that the other side opened; `None` once the link is closed.
     pub async fn accept(&self) -> Option<MeshChannel> {
         let mut channels = self.channels.lock().await;
         let inner = self.closed.run_until_cancelled(channels.recv()).await??;
-        Some(MeshChannel { inner })
+        Some(MeshChannel { inner, pace: self.pace.clone() })
     }
 
     /// Ends the link and frees its sockets.
@@ -306,6 +314,7 @@ impl PeerConnectionEventHandler for Events {
 /// A data channel of a [`Link`].
 pub struct MeshChannel {
     inner: Arc<dyn DataChannel>,
+    pace: Option<Arc<Pace>>,
 }
 
 impl MeshChannel {
@@ -335,6 +344,9 @@ impl MeshChannel {
 #[async_trait]
 impl Channel for MeshChannel {
     async fn send(&self, message: BytesMut) -> Result<(), ChannelClosed> {
+        if let Some(pace) = &self.pace {
+            pace.wait(&*self.inner).await?;
+        }
         self.inner.send(message).await.map_err(|_| ChannelClosed)
     }
 
@@ -343,6 +355,11 @@ impl Channel for MeshChannel {
             match self.inner.poll().await? {
                 DataChannelEvent::OnMessage(message) if !message.is_string => return Some(message.data.freeze()),
                 DataChannelEvent::OnClose => return None,
+                DataChannelEvent::OnBufferedAmountLow => {
+                    if let Some(pace) = &self.pace {
+                        pace.acknowledged();
+                    }
+                }
                 _ => {}
             }
         }

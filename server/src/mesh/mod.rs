@@ -8,6 +8,7 @@ mod certificate;
 mod connect;
 mod interfaces;
 mod link;
+mod pace;
 mod registry;
 mod runtime;
 mod session;
@@ -59,6 +60,12 @@ pub trait Admission: Send + Sync + 'static {
     /// # Errors
     /// What the browser is told.
     fn verify(&self, token: &str, proof: Option<&str>, url: &str) -> Result<Principal, ApiError>;
+
+    /// A token from this address was refused.
+    ///
+    /// # Errors
+    /// What the browser is told instead, if that happens too often.
+    fn refused(&self, address: IpAddr) -> Result<(), ApiError>;
 
     /// Resolves, with what the browser is told, once this principal's token is revoked or has expired.
     fn ended(&self, principal: &Principal) -> BoxFuture<'static, ApiError>;

@@ -132,6 +132,12 @@ impl Mesh {
         }
     }
 
+    fn verify(&self, token: &str, proof: Option<&str>, client: &Client) -> Result<Principal, ApiError> {
+        let admission = &self.inner.admission;
+        let told = |error| admission.refused(client.address).err().unwrap_or(error);
+        admission.verify(token, proof, &client.url).map_err(told)
+    }
+
     async fn begin(
         &self,
         message: FromBrowser,
@@ -141,12 +147,12 @@ impl Mesh {
         match message {
             FromBrowser::Connect { version, token, proof, offer } => {
                 check_version(version)?;
-                let principal = self.inner.admission.verify(&token, proof.as_deref(), &client.url)?;
+                let principal = self.verify(&token, proof.as_deref(), client)?;
                 self.connect(principal, offer, signals, client).await
             }
             FromBrowser::Resume { version, session, token, proof } => {
                 check_version(version)?;
-                let principal = self.inner.admission.verify(&token, proof.as_deref(), &client.url)?;
+                let principal = self.verify(&token, proof.as_deref(), client)?;
                 self.resume(&session, &principal, signals, client).await
             }
             _ => Err(ApiError::new(

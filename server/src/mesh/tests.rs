@@ -43,6 +43,10 @@ impl Admission for Gate {
         }
     }
 
+    fn refused(&self, _: std::net::IpAddr) -> Result<(), ApiError> {
+        Ok(())
+    }
+
     fn ended(&self, _principal: &Principal) -> BoxFuture<'static, ApiError> {
         *self.renewed.lock().unwrap() += 1;
         let revoked = self.revoked.clone();

@@ -195,11 +195,11 @@ impl Metrics {
     /// In the text format of OpenMetrics, which Prometheus reads.
     pub fn encode(&self, reading: &Reading) -> Result<String, fmt::Error> {
         self.state_index.set(reading.state_index.cast_signed());
-        for state in ServiceState::ALL {
-            let count = reading.services.iter().filter(|other| *other == state).count();
-            self.services
-                .get_or_create(&InState { state: state.as_str() })
-                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        for (family, states) in [(&self.services, &reading.services), (&self.instances, &reading.instances)] {
+            for state in ServiceState::ALL {
+                let count = states.iter().filter(|other| *other == state).count();
+                family.get_or_create(&InState { state: state.as_str() }).set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
         }
         if let Some(bytes) = resident_memory() {
             self.memory.set(bytes);
@@ -228,7 +228,11 @@ mod tests {
         metrics.request(Traffic::Api, 200, 0.002);
         metrics.listener_bytes(Traffic::Signal, Direction::Sent).inc_by(7);
         let text = metrics
-            .encode(&Reading { state_index: 5, services: vec![ServiceState::Running], ..Reading::default() })
+            .encode(&Reading {
+                state_index: 5,
+                services: vec![ServiceState::Running],
+                instances: vec![ServiceState::Starting],
+            })
             .unwrap();
         for line in [
             r#"flotilla_http_requests_total{traffic="api",status="200"} 1"#,
@@ -237,6 +241,7 @@ mod tests {
             "flotilla_state_index 5",
             r#"flotilla_services{state="running"} 1"#,
             r#"flotilla_services{state="failed"} 0"#,
+            r#"flotilla_instances{state="starting"} 1"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

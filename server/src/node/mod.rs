@@ -137,9 +137,23 @@ fn assemble(
         sessions_max: config.limits.sessions as usize,
         ..mesh::Config::new(candidates(&config), Certificate::from_pem(&identity.webrtc_pem)?)
     };
-    let mesh = Mesh::new(mesh, Arc::new(wiring::Tokens { authority: authority.clone(), store: store.clone() }), tunnel);
+    let attempts = Arc::new(http::Attempts::new());
+    let tokens = wiring::Tokens { authority: authority.clone(), attempts: attempts.clone() };
+    let mesh = Mesh::new(mesh, Arc::new(tokens), tunnel);
     let stop = CancellationToken::new();
-    Ok(Arc::new(App::new(http::Parts { config, domain, node, store, authority, engine, uploads, mesh, metrics, stop })))
+    Ok(Arc::new(App::new(http::Parts {
+        config,
+        domain,
+        node,
+        store,
+        authority,
+        engine,
+        uploads,
+        mesh,
+        metrics,
+        attempts,
+        stop,
+    })))
 }
 
 /// Every way that leads here, and loopback for browsers on this machine: that is whom a cluster on `.localhost` is for.

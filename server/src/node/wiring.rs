@@ -1,6 +1,9 @@
 //! What modules need of each other, where neither shall know the other.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use flotilla_api::{ApiError, ServiceName, rest::Principal};
 use flotilla_core::{Actor, Command, CommandV1, Entry};
@@ -10,13 +13,11 @@ use crate::{
     auth::Authority,
     clock,
     engine::{Engine, Proposer},
+    http::Attempts,
     mesh::Admission,
     store::Store,
     tunnel::Backends,
 };
-
-/// How long a timer is trusted: a machine that slept wakes up later than its timers think.
-const EXPIRY_CHECK: Duration = Duration::from_secs(30);
 
 /// The reconciler changes the state in the node's own name.
 #[derive(Debug)]
@@ -46,7 +47,7 @@ impl Backends for Addresses {
 #[derive(Debug)]
 pub(super) struct Tokens {
     pub(super) authority: Authority,
-    pub(super) store: Store,
+    pub(super) attempts: Arc<Attempts>,
 }
 
 impl Admission for Tokens {
@@ -54,22 +55,12 @@ impl Admission for Tokens {
         self.authority.verify_signal(token, proof, url).map_err(ApiError::from)
     }
 
+    fn refused(&self, address: IpAddr) -> Result<(), ApiError> {
+        self.attempts.failed(address)
+    }
+
     fn ended(&self, principal: &Principal) -> BoxFuture<'static, ApiError> {
-        let (authority, mut states, principal) = (self.authority.clone(), self.store.watch(), principal.clone());
-        Box::pin(async move {
-            loop {
-                // The principal's own end counts: a session of a token that was renewed elsewhere ends when its own token does.
-                if let Err(error) = authority.standing_as(&principal) {
-                    return error.into();
-                }
-                let left = Duration::from_millis(principal.expires_at.since(clock::now()));
-                tokio::select! {
-                    changed = states.changed() => if changed.is_err() {
-                        return ApiError::new(flotilla_api::ErrorCode::ServiceUnavailable, "the node is stopping; try again in a moment");
-                    },
-                    () = tokio::time::sleep(left.min(EXPIRY_CHECK)) => {}
-                }
-            }
-        })
+        let (authority, principal) = (self.authority.clone(), principal.clone());
+        Box::pin(async move { authority.ended(&principal).await.into() })
     }
 }

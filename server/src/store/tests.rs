@@ -41,6 +41,7 @@ fn token(id: u64) -> Entry {
             expires_at: NOW.plus(3_600_000),
             revoked_at: None,
             bound_to: None,
+            made_from: None,
         },
     })
 }

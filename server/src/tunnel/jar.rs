@@ -93,10 +93,12 @@ impl Jar {
         Url::parse(&format!("https://{}{path}", self.host)).ok()
     }
 
-    /// The `Cookie` header of a request for this path.
-    pub(super) fn header(&self, path: &str) -> Option<String> {
+    /// The `Cookie` header of a request for this path. Another site's form gets only what is meant for that (RFC 6265bis, 5.6.7.1;
+    /// a cookie that says nothing is taken for `Lax`, as browsers do).
+    pub(super) fn header(&self, path: &str, other_sites_form: bool) -> Option<String> {
         let url = self.url(path)?;
-        Some(join(&self.lock(), &url, |_| true)).filter(|header| !header.is_empty())
+        let meant = |cookie: &Cookie<'_>| !other_sites_form || cookie.same_site().is_some_and(|site| site.is_none());
+        Some(join(&self.lock(), &url, meant)).filter(|header| !header.is_empty())
     }
 
     /// What `document.cookie` shows at this path.
@@ -238,7 +240,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let jar = jar(directory.path());
         assert!(jar.answered("/", ["sid=1; HttpOnly; Secure", "theme=dark"].into_iter()));
-        assert_eq!(jar.header("/x").as_deref(), Some("sid=1; theme=dark"));
+        assert_eq!(jar.header("/x", false).as_deref(), Some("sid=1; theme=dark"));
         assert_eq!(jar.visible("/x"), "theme=dark");
     }
 
@@ -250,7 +252,7 @@ mod tests {
         jar.said_by_page("/", "sid=stolen; Path=/");
         jar.said_by_page("/", "other=1; HttpOnly");
         jar.said_by_page("/", "theme=light");
-        assert_eq!(jar.header("/").as_deref(), Some("sid=1; theme=light"));
+        assert_eq!(jar.header("/", false).as_deref(), Some("sid=1; theme=light"));
     }
 
     #[tokio::test]
@@ -258,10 +260,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let jar = jar(directory.path());
         jar.answered("/deep/page", ["a=1", "b=2; Path=/", "c=3; Path=/; Max-Age=0"].into_iter());
-        assert_eq!(jar.header("/").as_deref(), Some("b=2"));
-        assert_eq!(jar.header("/deep/other?q").as_deref(), Some("a=1; b=2"));
+        assert_eq!(jar.header("/", false).as_deref(), Some("b=2"));
+        assert_eq!(jar.header("/deep/other?q", false).as_deref(), Some("a=1; b=2"));
         jar.answered("/", ["b=; Path=/; Expires=Thu, 01 Jan 1970 00:00:00 GMT"].into_iter());
-        assert_eq!(jar.header("/"), None);
+        assert_eq!(jar.header("/", false), None);
     }
 
     #[tokio::test]
@@ -287,7 +289,7 @@ mod tests {
         crate::tunnel::tests::wait_for("the cookies are written", || before.file.exists()).await;
         assert_eq!(fs::metadata(&before.file).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(&kept).unwrap().permissions().mode() & 0o777, 0o700);
-        assert_eq!(jar(&kept).header("/").as_deref(), Some("sid=1"));
+        assert_eq!(jar(&kept).header("/", false).as_deref(), Some("sid=1"));
     }
 
     #[tokio::test]
@@ -295,6 +297,6 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let first = jar(directory.path());
         fs::write(&first.file, b"{ not json").unwrap();
-        assert_eq!(jar(directory.path()).header("/"), None);
+        assert_eq!(jar(directory.path()).header("/", false), None);
     }
 }

@@ -47,10 +47,26 @@ fn html(service: &ServiceName, error: &ApiError) -> Vec<u8> {
          :root{{color-scheme:light dark}}body{{font:1rem/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1rem}}\
          code{{opacity:.7}}</style></head><body><main><h1>{service} can’t be shown</h1><p>{}</p>{waiting}\
          <p><code>{}</code></p></main></body></html>\n",
-        escape(&error.message),
+        sentence(&error.message),
         error.code.as_str(),
     )
     .into_bytes()
+}
+
+/// A message begins small, as it also stands behind a colon, and quotes names as code.
+fn sentence(message: &str) -> String {
+    let mut characters = message.chars();
+    let capital: String = characters.next().into_iter().flat_map(char::to_uppercase).collect();
+    let mut quoted = false;
+    let text: String = escape(&format!("{capital}{}", characters.as_str()))
+        .split('`')
+        .map(|part| {
+            let part = if quoted { format!("<code>{part}</code>") } else { part.to_owned() };
+            quoted = !quoted;
+            part
+        })
+        .collect();
+    if text.ends_with(['.', '!', '?']) { text } else { text + "." }
 }
 
 fn escape(text: &str) -> String {
@@ -68,7 +84,7 @@ mod tests {
         let person = page(&service, &error, true);
         assert_eq!(person.status, 503);
         let text = std::str::from_utf8(&person.body).unwrap();
-        assert!(text.contains("is &lt;stopped&gt;; scale it"), "{text}");
+        assert!(text.contains("<p><code>notes</code> is &lt;stopped&gt;; scale it to 1.</p>"), "{text}");
         let program = page(&service, &error, false);
         assert_eq!(serde_json::from_slice::<ApiError>(&program.body).unwrap(), error);
     }

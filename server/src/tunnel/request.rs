@@ -159,24 +159,27 @@ impl Head {
         set(HeaderName::from_static("x-forwarded-proto"), site.scheme);
         set(HeaderName::from_static("x-forwarded-for"), &client.address.to_string());
         set(header::ACCEPT_ENCODING, "identity");
-        if let Some(cookies) = jar.header(self.path.as_str()) {
+        let safe = matches!(self.method, Method::GET | Method::HEAD);
+        // Only a page of the service itself reaches its service worker, but for a navigation of the whole tab, which any site can
+        // cause: a form from there must not look as if the service had sent it. The frame that a page is in is out of their reach.
+        let other_sites_form = !safe && self.referrer.is_none() && self.destination == "document";
+        if let Some(cookies) = jar.header(self.path.as_str(), other_sites_form) {
             set(header::COOKIE, &cookies);
         }
         let origin = site.origin(service);
         if let Some(referrer) = &self.referrer {
             set(header::REFERER, &format!("{origin}{referrer}"));
         }
-        // Only a page of the service itself reaches its service worker, but for a navigation, which any site can cause: that one
-        // must not look as if the service had asked for it.
-        let from_elsewhere = self.is_document() && self.referrer.is_none();
-        let safe = matches!(self.method, Method::GET | Method::HEAD);
         if self.destination == "websocket" || !safe {
-            set(header::ORIGIN, if from_elsewhere { "null" } else { &origin });
+            set(header::ORIGIN, if other_sites_form { "null" } else { &origin });
         }
-        let site_header = match (from_elsewhere, safe) {
-            (false, _) => "same-origin",
-            (true, true) => "none",
-            (true, false) => "cross-site",
+        let opened = safe && self.is_document() && self.referrer.is_none();
+        let site_header = if other_sites_form {
+            "cross-site"
+        } else if opened {
+            "none"
+        } else {
+            "same-origin"
         };
         set(HeaderName::from_static("sec-fetch-site"), site_header);
         if self.destination != "websocket" {

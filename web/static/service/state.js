@@ -43,13 +43,19 @@ const show = (state, text) => {
   }
 };
 
+// The node's messages begin small, as they also stand behind a colon, and quote names as code.
+const sentence = (text) => {
+  const plain = text.replace(/`([^`]*)`/g, "“$1”");
+  return plain && plain[0].toUpperCase() + plain.slice(1) + (/[.!?…]$/.test(plain) ? "" : ".");
+};
+
 const draw = (state, text) => {
   const { title, text: usual, action, href, top, blocks = false } = STATES[state] ?? {};
   document.body.classList.toggle("blocked", blocks);
   panel.hidden = title === undefined;
   if (panel.hidden) return;
   panel.querySelector("h1").textContent = title;
-  panel.querySelector("p").textContent = text || usual || "";
+  panel.querySelector("p").textContent = sentence(text || usual || "");
   const link = document.getElementById("action");
   link.hidden = action === undefined;
   if (link.hidden) return;

@@ -150,10 +150,42 @@ pub(super) fn capabilities(section: &Section<'_>, key: &str) -> Result<BTreeSet<
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') {
             return Err(section.invalid(&format!("has `{}`; write a name such as `NET_ADMIN`", shown(&text))));
         }
+        if key == "cap_add" && !CAPABILITIES.contains(&name) {
+            return Err(section.invalid(&format!(
+                "has `{}`, which would let the container out of its box; possible are {}",
+                shown(&text),
+                CAPABILITIES.join(", ")
+            )));
+        }
         names.insert(name.to_owned());
     }
     Ok(names)
 }
+
+/// What a container may be given: what Docker gives anyway, and what stays inside its own network and processes.
+const CAPABILITIES: &[&str] = &[
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "KILL",
+    "LEASE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+    "SYS_NICE",
+    "SYS_PTRACE",
+    "SYS_RESOURCE",
+];
 
 pub(super) fn working_dir(section: &Section<'_>) -> Result<Option<String>, ApiError> {
     let Some(section) = section.get("working_dir") else { return Ok(None) };

@@ -324,6 +324,8 @@ fn a_wrong_type_is_refused_at_its_line() {
         ("    volumes:\n      - missing:/a\n", 5),
         ("    volumes: [data:/a]\n    scale: 2\n", 3),
         ("    cap_add: ALL\n", 4),
+        ("    cap_add: [SYS_ADMIN]\n", 4),
+        ("    cap_add: [NET_ADMIN, cap_all]\n", 4),
         ("    depends_on: [web2]\n", 4),
         ("    depends_on: [web]\n", 4),
     ] {

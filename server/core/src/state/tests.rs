@@ -317,6 +317,7 @@ fn token(id: &str, expires_at: UnixMillis) -> TokenRecord {
         expires_at,
         revoked_at: None,
         bound_to: None,
+        made_from: None,
     }
 }
 

@@ -38,6 +38,12 @@ impl State {
             ));
         }
         check_expiry(at, expires_at)?;
+        if token.made_from.as_ref().is_some_and(|from| expires_at > from.expires_at) {
+            return Err(Rejected::new(
+                ErrorCode::InvalidRequest,
+                "a token can't outlive the one it was made from; ask for a new one",
+            ));
+        }
         token.expires_at = expires_at;
         let message = format!("The token of {} was renewed.", quoted(&token.name));
         Ok(Applied::done(Event::new("token-renewed", None, message)))
@@ -65,6 +71,10 @@ impl State {
         }
         token.revoked_at = Some(at);
         let message = format!("The token of {} was revoked.", quoted(&token.name));
+        // What browsers exchanged it for goes with it. Those are bound, and what is bound is not exchanged again.
+        for made in self.tokens.values_mut().filter(|made| made.made_from.as_ref().is_some_and(|from| from.id == *id)) {
+            made.revoked_at.get_or_insert(at);
+        }
         Ok(Applied::done(Event::new("token-revoked", None, message)))
     }
 

@@ -26,7 +26,7 @@ const SENDER_PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) async fn build(
     State(app): State<Arc<App>>,
-    Operator(_): Operator,
+    Operator(caller): Operator,
     Asked(query): Asked<BuildQuery>,
     body: Body,
 ) -> Answer<Response> {
@@ -45,7 +45,7 @@ pub(super) async fn build(
     });
     // Whichever of the two says the last word ends the answer, and with it the build.
     let lines = stream::select(lines, late);
-    Ok(streams::lines(&app, place, until_last(lines)))
+    Ok(streams::lines(&app, &caller, place, until_last(lines)))
 }
 
 /// Ends with the line that says how the build ended, rather than with what would come after it.

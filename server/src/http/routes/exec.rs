@@ -76,10 +76,12 @@ pub(super) async fn run(
         let (sink, stream) = socket.split();
         let (output, queued) = mpsc::channel(OUTPUT_QUEUE);
         let stop = app.stop.clone();
+        // Nobody may go on with a token that was revoked, not even with what was begun before.
         let command = command(&app, &service, instance.as_ref(), stream, output);
         tokio::select! {
             () = async { tokio::join!(command, write(sink, queued)); } => {}
             () = stop.cancelled() => {}
+            () = caller.allowed_until(&app) => {}
         }
         drop(place);
     });

@@ -21,7 +21,7 @@ pub(super) struct InstanceQuery {
 
 pub(super) async fn read(
     State(app): State<Arc<App>>,
-    Operator(_): Operator,
+    Operator(caller): Operator,
     Segment(service): Segment<ServiceName>,
     Asked(query): Asked<LogQuery>,
     Asked(InstanceQuery { instance }): Asked<InstanceQuery>,
@@ -29,5 +29,5 @@ pub(super) async fn read(
     let place = streams::place(&app)?;
     let opening = app.engine.logs(&service, instance.as_ref(), query);
     let logs = streams::opened(&app, opening).await??;
-    Ok(streams::fallible_lines(&app, place, logs))
+    Ok(streams::fallible_lines(&app, &caller, place, logs))
 }

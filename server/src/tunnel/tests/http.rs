@@ -268,5 +268,5 @@ async fn a_service_that_can_not_answer_is_explained() {
     world.services.set("notes", Err(stopped));
     let (head, body) = page.fetch(&document("/")).await;
     assert_eq!((head.status, header(&head, "content-type")), (503, Some("text/html; charset=utf-8")));
-    assert!(std::str::from_utf8(&body).unwrap().contains("`notes` is scaled to 0"));
+    assert!(std::str::from_utf8(&body).unwrap().contains("<code>notes</code> is scaled to 0."));
 }

@@ -1,6 +1,6 @@
 //! `make bench`: what docs/BENCHMARKS.md asks for, each figure beside its yardstick, measured in one run.
 //!
-//! `flotilla-bench [--json FILE] [--rounds N] [--megabytes N]`
+//! `flotilla-bench [--json FILE] [--rounds N] [--megabytes N] [--only idle|browser|mesh]`
 #![allow(clippy::print_stdout, reason = "its table is what it is for")]
 
 mod direct;
@@ -28,22 +28,28 @@ pub(crate) struct Settings {
     pub(crate) rounds: usize,
     pub(crate) bytes: u64,
     json: Option<PathBuf>,
+    only: Option<String>,
 }
 
 impl Settings {
     fn from_arguments() -> Result<Self> {
-        let mut settings = Self { rounds: ROUNDS, bytes: MEGABYTES * 1_000_000, json: None };
+        let mut settings = Self { rounds: ROUNDS, bytes: MEGABYTES * 1_000_000, json: None, only: None };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
             match argument.as_str() {
                 "--json" => settings.json = Some(value.into()),
+                "--only" if ["idle", "browser", "mesh"].contains(&value.as_str()) => settings.only = Some(value),
                 "--rounds" => settings.rounds = value.parse::<usize>()?.max(1),
                 "--megabytes" => settings.bytes = value.parse::<u64>()? * 1_000_000,
-                _ => bail!("unknown argument {argument}"),
+                _ => bail!("unknown argument {argument} {value}"),
             }
         }
         Ok(settings)
+    }
+
+    fn wants(&self, part: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| only == part)
     }
 }
 
@@ -51,9 +57,15 @@ impl Settings {
 async fn main() -> Result<()> {
     let settings = Settings::from_arguments()?;
     let mut report = Report::default();
-    idle::measure(&mut report).await.context("the idle node")?;
-    in_browser(&settings, &mut report).await.context("the browser")?;
-    mesh::measure(&settings, &mut report).await.context("node to node")?;
+    if settings.wants("idle") {
+        idle::measure(&mut report).await.context("the idle node")?;
+    }
+    if settings.wants("browser") {
+        in_browser(&settings, &mut report).await.context("the browser")?;
+    }
+    if settings.wants("mesh") {
+        mesh::measure(&settings, &mut report).await.context("node to node")?;
+    }
     println!("{report}");
     if let Some(path) = &settings.json {
         std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
