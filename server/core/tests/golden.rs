@@ -78,6 +78,7 @@ fn token(id: &str) -> TokenRecord {
         expires_at: LATER,
         revoked_at: None,
         bound_to: text("thumbprint"),
+        made_from: None,
     }
 }
 

@@ -379,6 +379,34 @@ async fn a_bearer_token_can_be_bound_but_not_renewed() {
 }
 
 #[tokio::test]
+async fn what_a_bearer_token_was_exchanged_for_ends_with_it() {
+    let cluster = cluster().await;
+    let plain = cluster.authority.issue(actor(), wanted(2 * HOUR)).await.unwrap();
+    let browser = Browser::new();
+    let bound = cluster.authority.bind(None, &plain.principal, &browser.public, "Firefox").await.unwrap();
+    pass(HOUR);
+    let renewed = cluster.authority.renew(None, &bound.principal).await.unwrap();
+    assert_eq!(renewed.principal.expires_at, plain.principal.expires_at, "renewal goes no further");
+    cluster.authority.revoke(actor(), plain.principal.token).await.unwrap();
+    let proof = browser.prove(&renewed.token, "GET", URL, clock());
+    assert_eq!(code(cluster.proven(&renewed.token, &proof)), ErrorCode::TokenRevoked);
+}
+
+#[tokio::test]
+async fn a_proof_holds_behind_a_proxy_that_speaks_tls() {
+    let cluster = cluster().await;
+    let browser = Browser::new();
+    let token = cluster.bound(&browser).await.token;
+    let verify = |claimed: &str, asked: &str| {
+        let proof = browser.prove(&token, "CONNECT", claimed, clock());
+        cluster.authority.verify_signal(&token, Some(&proof), asked).map(drop)
+    };
+    verify("https://app.example.org/signal", "http://app.example.org/signal").unwrap();
+    let other_port = verify("https://app.example.org:8443/signal", "http://app.example.org/signal");
+    assert_eq!(code(other_port), ErrorCode::ProofInvalid);
+}
+
+#[tokio::test]
 async fn a_life_is_neither_nothing_nor_for_ever() {
     let cluster = cluster().await;
     for life in [0, TOKEN_LIFE_MAX_MS + 1, u64::MAX] {

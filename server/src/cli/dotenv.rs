@@ -266,6 +266,16 @@ mod tests {
     }
 
     #[test]
+    fn variables_that_a_compose_file_names_are_found() {
+        let text = "environment: [MODE, \"LEVEL\"]\nother:\n  - COLOUR\n  SIZE:\n  image: ${IMAGE:-x}:$$NOT\n";
+        let names = named(text);
+        for name in ["MODE", "LEVEL", "COLOUR", "SIZE", "IMAGE"] {
+            assert!(names.contains(name), "{name} in {names:?}");
+        }
+        assert!(!names.contains("NOT"));
+    }
+
+    #[test]
     fn a_missing_file_is_no_error_and_an_oversized_one_is() {
         let directory = tempfile::tempdir().unwrap();
         assert!(variables("$A", directory.path(), |_| None).unwrap().is_empty());

@@ -256,6 +256,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn another_sites_form_brings_only_what_is_meant_for_that() {
+        let directory = tempfile::tempdir().unwrap();
+        let jar = jar(directory.path());
+        let set = ["a=1; SameSite=Strict", "b=2; SameSite=Lax", "c=3", "d=4; SameSite=None; Secure"];
+        jar.answered("/", set.into_iter());
+        assert_eq!(jar.header("/", true).as_deref(), Some("d=4"));
+        assert_eq!(jar.header("/", false).as_deref(), Some("a=1; b=2; c=3; d=4"));
+    }
+
+    #[tokio::test]
     async fn paths_and_expiry_are_honoured() {
         let directory = tempfile::tempdir().unwrap();
         let jar = jar(directory.path());

@@ -152,6 +152,21 @@ async fn a_plain_token_is_exchanged_for_the_browsers_own() {
 }
 
 #[tokio::test]
+async fn what_is_followed_ends_with_the_token() {
+    let running = Running::start().await;
+    let operator = running.token(Grant { scope: Scope::Operator, services: [].into() }).await;
+    let mut events =
+        running.request(Method::GET, "/api/v1/events?replay=1").bearer_auth(&operator.token).send().await.unwrap();
+    assert_eq!(events.status(), 200);
+    assert!(events.chunk().await.unwrap().is_some(), "the past comes first");
+    let revoked = running.as_admin(Method::DELETE, &format!("/api/v1/tokens/{}", operator.id)).send().await.unwrap();
+    assert!(revoked.status().is_success());
+    let end = async { while events.chunk().await.unwrap().is_some() {} };
+    tokio::time::timeout(Duration::from_secs(10), end).await.expect("the stream ends");
+    running.node.stop().await;
+}
+
+#[tokio::test]
 async fn who_guesses_invitations_has_to_wait() {
     let running = Running::start().await;
     let key = Browser::new().public;

@@ -54,6 +54,22 @@ async fn a_socket_is_for_the_dashboards_own_pages() {
 }
 
 #[tokio::test]
+async fn who_tries_tokens_has_to_wait() {
+    let running = Running::start().await;
+    let mut codes = Vec::new();
+    while codes.last() != Some(&ErrorCode::RateLimited) && codes.len() < 300 {
+        let mut socket = open(&running, None).await.unwrap();
+        for _ in 0..5 {
+            let guess = json!({ "type": "connect", "version": SIGNAL_VERSION, "token": "guessed", "offer": "v=0" });
+            codes.push(refused(answer(&mut socket, Message::text(guess.to_string())).await));
+        }
+    }
+    assert_eq!(codes.first(), Some(&ErrorCode::TokenInvalid));
+    assert_eq!(codes.last(), Some(&ErrorCode::RateLimited), "never slowed down");
+    running.node.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_no_signalling_is_told_and_the_token_is_checked() {
     let running = Running::start().await;
     let connect = |version: u32, token: &str| {
