@@ -57,6 +57,11 @@ impl Browser {
     /// # Errors
     /// Where Chromium or its driver is missing or does not start.
     pub async fn open(name: &str) -> Result<Self> {
+        Self::open_with(name, &[]).await
+    }
+
+    /// As [`Self::open`], with further flags on Chromium's command line.
+    pub async fn open_with(name: &str, flags: &[&str]) -> Result<Self> {
         let profile = tempfile::tempdir()?;
         let downloads = profile.path().join("downloads");
         std::fs::create_dir(&downloads)?;
@@ -74,7 +79,7 @@ impl Browser {
         .await?;
 
         let mut capabilities = DesiredCapabilities::chrome();
-        for flag in FLAGS {
+        for flag in FLAGS.iter().chain(flags) {
             capabilities.add_arg(flag)?;
         }
         capabilities.add_arg(&format!("--user-data-dir={}", profile.path().join("profile").display()))?;

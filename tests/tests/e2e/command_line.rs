@@ -13,7 +13,35 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::echo;
 
+/// Three failures, with a growing pause in between.
+const ROLL_BACK_LIMIT: Duration = Duration::from_secs(40);
 const LINE_LIMIT: Duration = Duration::from_secs(15);
+
+#[tokio::test]
+async fn a_revision_that_never_runs_gives_way_to_the_last_one_that_did() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let cli = cluster.cli()?;
+    let image = image::echo().await?;
+    let checked = "    healthcheck: {test: [CMD, /echo, --check, now], interval: 1s}\n";
+    cluster.deploy(&format!("{}{checked}", echo(&image))).await?;
+    wait::holds("the first revision to count as good", PAGE_LIMIT, async || {
+        let events: Vec<Value> = cli.json(&["events"]).await?;
+        Ok(events.iter().any(|event| event["kind"] == "confirmed"))
+    })
+    .await?;
+    cluster.submit(&format!("{}{checked}    command: [--exit, \"7\"]\n", echo(&image))).await?;
+    wait::holds("the roll back", ROLL_BACK_LIMIT, async || {
+        Ok(cluster.service("echo").await?.is_some_and(|service| service.revision.0 == 3))
+    })
+    .await?;
+    cluster.runs("echo").await?;
+    let detail: Value = cli.json(&["inspect", "echo"]).await?;
+    let revisions = detail["revisions"].as_array().context("revisions")?;
+    let newest = revisions.iter().find(|revision| revision["revision"] == 3).context("the third revision")?;
+    let note = newest["note"].as_str().unwrap_or_default();
+    ensure!(note.contains("exit code 7"), "the reason is kept: {newest:#}");
+    Ok(())
+}
 
 #[tokio::test]
 async fn a_service_lives_from_deploy_to_rm() -> Result<()> {

@@ -1,7 +1,14 @@
 //! Pages of a service, opened in a browser that talks HTTP with nobody.
 
 use anyhow::{Result, ensure};
-use flotilla_tests::{browser::Browser, cluster::Cluster, image, tap::Request, wait};
+use flotilla_tests::{
+    browser::{Browser, PAGE_LIMIT},
+    cluster::Cluster,
+    image,
+    process::Process,
+    tap::Request,
+    wait,
+};
 
 use super::{nginx, sign_in, signed_in};
 
@@ -35,10 +42,7 @@ async fn a_page_opens_and_every_byte_of_it_came_over_a_data_channel() -> Result<
         "the picture is there"
     );
     browser.leave_frames().await?;
-    wait::holds("the title of the page", flotilla_tests::browser::PAGE_LIMIT, async || {
-        Ok(browser.title().await? == "Harbour log")
-    })
-    .await?;
+    wait::holds("the title of the page", PAGE_LIMIT, async || Ok(browser.title().await? == "Harbour log")).await?;
     browser.picture("nginx").await?;
 
     // Links, the address bar, history and reload are the page's own.
@@ -47,10 +51,7 @@ async fn a_page_opens_and_every_byte_of_it_came_over_a_data_channel() -> Result<
     browser.enter_app_at("#where").await?;
     browser.sees("#where", "/docs/tides.html?day=monday#high").await?;
     let deep = cluster.url("site", "/docs/tides.html?day=monday#high");
-    wait::holds("the address of the page", flotilla_tests::browser::PAGE_LIMIT, async || {
-        Ok(browser.url().await? == deep)
-    })
-    .await?;
+    wait::holds("the address of the page", PAGE_LIMIT, async || Ok(browser.url().await? == deep)).await?;
     browser.back().await?;
     browser.enter_app_at("#secret").await?;
     browser.click("#deep").await?;
@@ -85,6 +86,32 @@ async fn a_link_into_a_service_opens_in_a_browser_that_was_never_there() -> Resu
     browser.goto(&cluster.url("site", "/docs/tides.html?day=friday")).await?;
     browser.enter_app_at("#where").await?;
     browser.sees("#where", "/docs/tides.html?day=friday").await?;
+    browser.close().await
+}
+
+#[tokio::test]
+async fn all_works_over_https() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.deploy(&nginx(&image::nginx().await?)).await?;
+    let invitation = cluster.invitation().await?.replacen("http:", "https:", 1);
+    let made = rcgen::generate_simple_self_signed(vec!["app.home.localhost".to_owned()])?;
+    let (certificate, key) = (cluster.scratch("certificate.pem"), cluster.scratch("key.pem"));
+    std::fs::write(&certificate, made.cert.pem())?;
+    std::fs::write(&key, made.signing_key.serialize_pem())?;
+    cluster.stop().await?;
+    let mut command = cluster.up_command();
+    command.env("FLOTILLA_TLS_CERTIFICATE", &certificate).env("FLOTILLA_TLS_KEY", &key);
+    let node = Process::spawn(&mut command, &cluster.scratch("https.log"))?;
+    wait::holds("the node to be ready", PAGE_LIMIT, async || Ok(node.output().contains("ready; the dashboard")))
+        .await?;
+
+    // Nobody vouches for that certificate.
+    let browser = Browser::open_with("https", &["--ignore-certificate-errors"]).await?;
+    browser.goto(&invitation).await?;
+    browser.sees("#page-title", "Services").await?;
+    browser.goto(&cluster.url("site", "/").replacen("http:", "https:", 1)).await?;
+    browser.enter_app_at("#secret").await?;
+    browser.sees("#script", "The script has run.").await?;
     browser.close().await
 }
 

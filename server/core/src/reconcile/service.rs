@@ -297,8 +297,26 @@ impl Round<'_> {
         let attempts = self.memory.attempts(&service.name, replica, incarnation);
         let reason = match &attempts.last_error {
             Some(error) => format!("it could not be started: {error}"),
-            None if attempts.faults == 1 => "it ended without ever having run well".to_owned(),
-            None => format!("it failed {} times without ever having run well", attempts.faults),
+            None => {
+                let times = match attempts.faults {
+                    0 | 1 => "it ended".to_owned(),
+                    faults => format!("it failed {faults} times"),
+                };
+                let last = self.observed.containers.iter().find(|container| {
+                    container.service == service.name
+                        && container.replica == replica
+                        && container.incarnation() == incarnation
+                });
+                let why = match last.map(|container| &container.status) {
+                    Some(Status::Exited { out_of_memory: true, .. }) => ", last because its memory ran out".to_owned(),
+                    Some(Status::Exited { code, .. }) => format!(", last with exit code {code}"),
+                    Some(Status::Running { health: Health::Unhealthy, .. }) => {
+                        ", and its health check fails".to_owned()
+                    }
+                    _ => String::new(),
+                };
+                format!("{times} without ever having run well{why}")
+            }
         };
         let command = CommandV1::RollBack { service: service.name.clone(), to: Some(good), reason: Some(reason) };
         if self.due(&Chore::RollBack(service.name.clone())) {
