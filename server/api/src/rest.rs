@@ -450,6 +450,9 @@ pub struct EventView {
     pub at: UnixMillis,
     pub kind: String,
     pub actor: String,
+    /// Network address that the change came from, where it came over the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     pub service: Option<ServiceName>,
     /// One sentence.
     pub message: String,

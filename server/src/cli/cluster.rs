@@ -99,5 +99,6 @@ fn show(event: &EventView, output: Output) -> Result<(), Failure> {
     if output.json {
         return output.value_line(&json!(event));
     }
-    output.line(&format!("{}  {:<16}  {}", time::stamp(event.at), event.actor, event.message))
+    let from = event.from.as_deref().unwrap_or("-");
+    output.line(&format!("{}  {:<16}  {from:<15}  {}", time::stamp(event.at), event.actor, event.message))
 }

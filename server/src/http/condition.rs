@@ -173,6 +173,7 @@ fn event(at: UnixMillis, service: &ServiceName, state: ServiceState, message: Op
         at,
         kind: OBSERVED.to_owned(),
         actor: "node".to_owned(),
+        from: None,
         service: Some(service.clone()),
         message: format!("`{service}` is {}{reason}.", state.as_str()),
     }

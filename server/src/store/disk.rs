@@ -294,7 +294,7 @@ async fn write(
             .bind(pending.chain.as_slice())
             .execute(&mut *transaction)
             .await?;
-        for Recorded { event, ordinal, token, from } in &pending.events {
+        for Recorded { event, ordinal, token } in &pending.events {
             sqlx::query(
                 "INSERT INTO audit (position, ordinal, at, actor, token, origin, kind, service, message)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
@@ -304,7 +304,7 @@ async fn write(
             .bind(event.at.0.cast_signed())
             .bind(&event.actor)
             .bind(token)
-            .bind(from)
+            .bind(&event.from)
             .bind(&event.kind)
             .bind(event.service.as_ref().map(flotilla_api::ServiceName::as_str))
             .bind(&event.message)

@@ -65,8 +65,6 @@ pub struct Recorded {
     pub ordinal: u32,
     /// Id of the token that asked.
     pub token: Option<String>,
-    /// Network address that it came from.
-    pub from: Option<String>,
 }
 
 /// How often the log is folded into a snapshot, and what is kept.
@@ -184,11 +182,11 @@ fn recorded(row: &SqliteRow) -> Result<Recorded, sqlx::Error> {
             at: UnixMillis(row.try_get::<i64, _>("at")?.cast_unsigned()),
             kind: row.try_get("kind")?,
             actor: row.try_get("actor")?,
+            from: row.try_get("origin")?,
             service: service.and_then(|name| name.parse().ok()),
             message: row.try_get("message")?,
         },
         ordinal: row.try_get("ordinal")?,
         token: row.try_get("token")?,
-        from: row.try_get("origin")?,
     })
 }

@@ -151,7 +151,7 @@ async fn the_audit_trail_says_who_what_when_and_from_where() {
     assert_eq!(trail[1].event.index, Some(2));
     assert_eq!(trail[1].event.kind, "token-issued");
     assert_eq!((trail[1].event.actor.as_str(), trail[1].event.at), ("ada", NOW));
-    assert_eq!((trail[1].token.as_deref(), trail[1].from.as_deref()), (Some("t1"), Some("192.0.2.1")));
+    assert_eq!((trail[1].token.as_deref(), trail[1].event.from.as_deref()), (Some("t1"), Some("192.0.2.1")));
     assert_eq!(events.recv().await.unwrap(), trail[1]);
     assert_eq!(store.audit(Some(2), None, 10).await.unwrap(), trail[..1]);
     assert_eq!(store.audit(None, Some(&"notes".parse().unwrap()), 10).await.unwrap(), []);

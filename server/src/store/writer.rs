@@ -122,11 +122,11 @@ fn record(position: u64, ordinal: u32, entry: &Entry, event: Event) -> Recorded 
             at: entry.at,
             kind: event.kind,
             actor: entry.actor.name.clone(),
+            from: entry.actor.from.clone(),
             service: event.service,
             message: event.message,
         },
         ordinal,
         token: entry.actor.token.as_ref().map(ToString::to_string),
-        from: entry.actor.from.clone(),
     }
 }

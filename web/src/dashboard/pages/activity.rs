@@ -95,7 +95,7 @@ fn item(event: EventView) -> impl IntoView {
             <span class=format!("event-icon tone-{tone}")><Glyph icon/></span>
             <p class="event-text"><Prose text=event.message service=event.service/></p>
             <p class="event-meta faint">
-                <span>{event.actor}</span>
+                <span>{event.actor}{event.from.map(|address| format!(", from {address}"))}</span>
                 <Ago at=event.at/>
             </p>
         </li>
@@ -150,6 +150,7 @@ mod tests {
             at: UnixMillis(at),
             kind: "deployed".into(),
             actor: "ada".into(),
+            from: None,
             service: None,
             message: String::new(),
         };
