@@ -165,7 +165,7 @@ pub struct Up {
 
 #[derive(Args, Debug)]
 pub struct Deploy {
-    /// Compose file, `-` for the standard input [default: compose.yaml or docker-compose.yml in this directory]
+    /// Compose file, `-` for the standard input [default: compose.yaml, compose.yml, docker-compose.yaml or docker-compose.yml in this directory]
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Name of the stack where the file has no `name:` [default: the file's directory]

@@ -29,8 +29,8 @@ pub struct Attempts {
     invitations: DefaultKeyedRateLimiter<IpAddr>,
 }
 
-impl Attempts {
-    pub fn new() -> Self {
+impl Default for Attempts {
+    fn default() -> Self {
         let limiter = |every: Duration, at_once: NonZeroU32| {
             let quota = Quota::with_period(every).unwrap_or(Quota::per_second(at_once)).allow_burst(at_once);
             RateLimiter::keyed(quota)
@@ -40,7 +40,9 @@ impl Attempts {
             invitations: limiter(INVITATION_EVERY, INVITATIONS_AT_ONCE),
         }
     }
+}
 
+impl Attempts {
     /// A token was refused.
     ///
     /// # Errors
@@ -78,7 +80,7 @@ mod tests {
 
     #[test]
     fn an_address_that_fails_too_often_has_to_wait_and_others_need_not() {
-        let attempts = Attempts::new();
+        let attempts = Attempts::default();
         let address: IpAddr = "2001:db8::1".parse().unwrap();
         let allowed = (0..1000).take_while(|_| attempts.failed(address).is_ok()).count();
         assert!((100..110).contains(&allowed), "{allowed}");

@@ -137,7 +137,7 @@ fn assemble(
         sessions_max: config.limits.sessions as usize,
         ..mesh::Config::new(candidates(&config), Certificate::from_pem(&identity.webrtc_pem)?)
     };
-    let attempts = Arc::new(http::Attempts::new());
+    let attempts = Arc::new(http::Attempts::default());
     let tokens = wiring::Tokens { authority: authority.clone(), attempts: attempts.clone() };
     let mesh = Mesh::new(mesh, Arc::new(tokens), tunnel);
     let stop = CancellationToken::new();
