@@ -88,16 +88,21 @@ async fn serve(channel: MeshChannel) {
         let mut left = message.get_u64() as usize;
         let sent = match kind {
             ECHO => channel.send(BytesMut::from(message.as_ref())).await,
-            SEND => loop {
-                let len = left.min(MESSAGE);
-                if len == 0 {
-                    break Ok(());
+            SEND => {
+                let sending = async {
+                    while left > 0 {
+                        let len = left.min(MESSAGE);
+                        left -= len;
+                        channel.send(BytesMut::zeroed(len)).await?;
+                    }
+                    Ok(())
+                };
+                // Read meanwhile, as the tunnel does: a channel's reader hears of what was acknowledged.
+                tokio::select! {
+                    sent = sending => sent,
+                    None = channel.recv() => return,
                 }
-                left -= len;
-                if let Err(closed) = channel.send(BytesMut::zeroed(len)).await {
-                    break Err(closed);
-                }
-            },
+            }
             COUNT => {
                 while left > 0 {
                     let Some(message) = channel.recv().await else { return };
