@@ -77,6 +77,53 @@ pub struct MachineView {
     pub instances: u32,
 }
 
+/// One direction's view of the connection between two machines, as the machine that tells it sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkView {
+    pub peer: NodeId,
+    pub state: LinkState,
+    /// Absent while it is not up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<LinkPath>,
+    /// Where packets go: `address:port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
+    /// Round trip, smoothed. Milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<f64>,
+    /// Mean deviation of the round trip. Milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_ms: Option<f64>,
+    /// Of the probes of the last minute, 0.0 to 1.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Bytes per second over the last seconds.
+    #[serde(default)]
+    pub sent_per_second: u64,
+    #[serde(default)]
+    pub received_per_second: u64,
+    /// When the state was reached.
+    pub since: UnixMillis,
+    /// When the figures were read.
+    pub observed_at: UnixMillis,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkState {
+    Connecting,
+    Up,
+    Down,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkPath {
+    Direct,
+    /// Through a TURN server.
+    Relayed,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MachineResources {
     pub cpu_cores: u32,
@@ -165,6 +212,9 @@ pub struct ServiceView {
     pub url: Option<String>,
     pub image: String,
     pub replicas: u32,
+    /// The newest epoch that an instance of it was placed under; absent while none is placed.
+    #[serde(default)]
+    pub epoch: Option<u64>,
     /// When the state last changed.
     pub since: UnixMillis,
     /// When the state was last confirmed by the engine.
@@ -176,6 +226,9 @@ pub struct ServiceView {
 pub struct InstanceView {
     pub id: InstanceId,
     pub machine: MachineName,
+    /// Under which it may write the service's volumes.
+    #[serde(default)]
+    pub epoch: u64,
     pub revision: Revision,
     pub state: ServiceState,
     pub message: Option<String>,
@@ -454,6 +507,8 @@ pub struct EventView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     pub service: Option<ServiceName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineName>,
     /// One sentence.
     pub message: String,
 }

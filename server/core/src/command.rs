@@ -7,6 +7,8 @@ use flotilla_api::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use crate::state::{Availability, MachineFacts};
+
 /// One entry of the state log. All that varies from run to run (time, ids, secrets' hashes) was put in by whoever proposed
 /// it, so that applying it anywhere, at any time, has the same result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,9 +78,12 @@ pub enum CommandV1 {
         service: ServiceName,
         revision: Revision,
     },
-    /// The node has deleted the directories that `Remove` with `volumes` condemned.
+    /// A node has deleted the directories that `Remove` with `volumes` condemned.
     VolumesPurged {
         service: ServiceName,
+        /// Absent in logs of one machine.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        machine: Option<NodeId>,
     },
     IssueToken {
         token: TokenRecord,
@@ -98,6 +103,88 @@ pub enum CommandV1 {
         id: TokenId,
         token: TokenRecord,
     },
+    /// Uses an invitation of scope `machine` up and makes its bearer a member, in one step.
+    AdmitMachine {
+        invitation: TokenId,
+        machine: MachineRecord,
+        facts: MachineFacts,
+    },
+    /// The machine is no member any more, and its key is never taken again.
+    RemoveMachine {
+        machine: NodeId,
+    },
+    RenameMachine {
+        machine: NodeId,
+        name: MachineName,
+    },
+    /// Sets labels, and takes away those whose value is absent.
+    LabelMachine {
+        machine: NodeId,
+        labels: BTreeMap<String, Option<String>>,
+    },
+    /// A node says where it is and what it has; it does so whenever that changes.
+    AnnounceMachine {
+        machine: NodeId,
+        facts: MachineFacts,
+    },
+    /// Whether the scheduler may use a machine.
+    SetAvailability {
+        machine: NodeId,
+        availability: Availability,
+    },
+    /// First words of a new leader. Decisions that carry an older term are rejected from here on.
+    Lead {
+        node: NodeId,
+        term: u64,
+    },
+    /// A leader's decision on where instances run; all of it or none.
+    Place {
+        term: u64,
+        changes: Vec<Change>,
+    },
+    /// The machine's lease ended: what it held may be given away.
+    MachineLost {
+        term: u64,
+        machine: NodeId,
+    },
+    /// The machine holds a lease again.
+    MachineBack {
+        term: u64,
+        machine: NodeId,
+    },
+    /// How long leases shall be, as the jitter of the links demands. Milliseconds.
+    SetLease {
+        term: u64,
+        lease_ms: u64,
+    },
+}
+
+/// One step of a leader's decision on placements. Epochs are unique in the cluster, so that one names a placement.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Change {
+    /// Makes a placement; its epoch is the cluster's next.
+    Assign {
+        service: ServiceName,
+        replica: u32,
+        machine: NodeId,
+        revision: Revision,
+        restarts: u64,
+        /// Why there: one clause, for people.
+        reason: String,
+    },
+    /// Brings a placement to another revision (or count of restarts) on the same machine.
+    Update { epoch: u64, revision: Revision, restarts: u64 },
+    /// The placement goes on until its successor is ready.
+    Leave { epoch: u64, reason: String },
+    /// A placement that was to leave stays after all.
+    Stay { epoch: u64 },
+    /// The placement has to end before its successor may begin.
+    Vacate { epoch: u64, reason: String },
+    /// The placement is over: its machine said so, or its lease has ended.
+    End { epoch: u64, reason: String },
+    /// The machine that keeps the image and a created container, to take over with one start.
+    StandBy { service: ServiceName, machines: Vec<NodeId> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

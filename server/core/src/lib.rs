@@ -6,8 +6,11 @@ mod access;
 pub mod command;
 pub mod compose;
 mod dependency;
+pub mod lease;
 pub mod reconcile;
+pub mod report;
+pub mod schedule;
 pub mod state;
 
-pub use command::{Actor, Command, CommandV1, Entry};
+pub use command::{Actor, Change, Command, CommandV1, Entry};
 pub use state::{Applied, Event, Outcome, Rejected, State};

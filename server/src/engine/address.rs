@@ -1,14 +1,15 @@
 //! Where requests for a service go. Asked for each request, so it looks only at what is known already.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use flotilla_api::{ServiceName, UnixMillis, rest::EngineView};
+use flotilla_api::{NodeId, ServiceName, UnixMillis, rest::EngineView};
 use flotilla_core::{
     State,
-    reconcile::{self, Memory, Observed},
+    reconcile::{self, Memory, Observed, View},
 };
 
 use super::Error;
@@ -20,6 +21,7 @@ pub(super) struct Turn(AtomicUsize);
 pub(super) fn of(
     service: &ServiceName,
     now: UnixMillis,
+    node: &NodeId,
     state: &State,
     observed: Option<&Observed>,
     memory: &Memory,
@@ -31,17 +33,19 @@ pub(super) fn of(
         return Err(Error::ServiceStopped(service.clone()));
     }
     let unavailable = |why: String| Error::ServiceUnavailable { service: service.clone(), why };
-    let serving = observed.map(|observed| reconcile::serving(now, record, observed)).unwrap_or_default();
+    let at = observed.map_or(UnixMillis(0), |observed| observed.at);
+    let views = BTreeMap::from([(node, View { observed, memory, at })]);
+    let serving = reconcile::serving(now, record, &views);
     if serving.is_empty() {
         if let EngineView::Unavailable { message, .. } = engine {
             return Err(unavailable(message.clone()));
         }
-        let condition = reconcile::condition(now, record, observed, memory);
+        let condition = reconcile::condition(now, record, &views);
         return Err(unavailable(condition.message.unwrap_or_else(|| format!("it is {}", condition.state.as_str()))));
     }
-    let container = serving[turn.0.fetch_add(1, Ordering::Relaxed) % serving.len()];
+    let (_, container) = serving[turn.0.fetch_add(1, Ordering::Relaxed) % serving.len()];
     // A former revision that still answers does so on its own port.
-    let spec = &record.revisions.get(&container.revision).unwrap_or(&record.revisions[&record.current]).spec;
+    let spec = record.spec_of(container.revision);
     let port = spec.port.ok_or_else(|| Error::NoPort(service.clone()))?;
     let address = container.address.ok_or_else(|| unavailable("it has no address yet".to_owned()))?;
     Ok(SocketAddr::new(address, port))

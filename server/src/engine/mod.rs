@@ -34,7 +34,8 @@ use flotilla_api::{
 };
 use flotilla_core::{
     CommandV1, State,
-    reconcile::{self, Memory, Observed, Status},
+    reconcile::{self, Memory, Observed, Status, View},
+    report::Usage,
 };
 use futures::{Stream, future::BoxFuture, stream::BoxStream};
 use tokio::{
@@ -49,7 +50,6 @@ pub use error::Error;
 pub use exec::{Exec, ExecEvent, ExecInput, ExecOutput};
 pub use image::PullProgress;
 use reconciler::Reconciler;
-pub use stats::Usage;
 pub use takedown::{answers, take_down};
 
 use crate::clock;
@@ -75,6 +75,12 @@ pub struct EngineConfig {
 /// The way by which the node changes the state in its own name.
 pub trait Proposer: Send + Sync + 'static {
     fn propose(&self, command: CommandV1) -> BoxFuture<'_, Result<(), ApiError>>;
+}
+
+/// Whether this node's lease lets it run what could write a volume.
+pub trait Lease: Send + Sync + 'static {
+    /// Is there time enough left to start an instance?
+    fn may_start(&self) -> bool;
 }
 
 /// A handle to the one task that talks with Docker Engine. When the last one is dropped, the task ends; containers run on.
@@ -116,6 +122,7 @@ impl Engine {
         config: EngineConfig,
         state: watch::Receiver<Arc<State>>,
         proposer: Arc<dyn Proposer>,
+        lease: Arc<dyn Lease>,
     ) -> Result<Self, Error> {
         let data_dir = config.data_dir.canonicalize().map_err(|source| Error::Directory {
             operation: "use the data directory",
@@ -144,7 +151,7 @@ impl Engine {
             stop: stop.clone(),
             task: Mutex::default(),
         });
-        let task = tokio::spawn(Reconciler::new(Arc::clone(&shared), state, proposer).run());
+        let task = tokio::spawn(Reconciler::new(Arc::clone(&shared), state, proposer, lease).run());
         *shared.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         Ok(Self { shared, _stop: Arc::new(stop.drop_guard()) })
     }
@@ -190,6 +197,7 @@ impl Engine {
         address::of(
             service,
             clock::now(),
+            &shared.config.node_id,
             &shared.state.borrow(),
             shared.observed.borrow().as_deref(),
             &shared.memory.borrow(),
@@ -306,6 +314,11 @@ impl Engine {
         }
     }
 
+    /// Observe and plan at once: something changed that the engine does not tell, such as the lease.
+    pub fn look(&self) {
+        self.shared.look.notify_one();
+    }
+
     /// Ends the loop after what is under way; containers run on.
     pub async fn stop(&self) {
         self.shared.stop.cancel();
@@ -368,8 +381,11 @@ impl Shared {
         if record.replicas == 0 {
             return Err(Error::ServiceStopped(service.clone()));
         }
-        let serving = reconcile::serving(clock::now(), record, &observed);
-        serving.first().map(|container| container.id.clone()).ok_or_else(|| unavailable("none of its instances runs"))
+        let memory = self.memory.borrow().clone();
+        let view = View { observed: Some(&observed), memory: &memory, at: observed.at };
+        let views = BTreeMap::from([(&self.config.node_id, view)]);
+        let serving = reconcile::serving(clock::now(), record, &views);
+        serving.first().map(|(_, container)| container.id.clone()).ok_or_else(|| unavailable("none of its instances runs"))
     }
 
     fn unavailable(&self) -> Error {

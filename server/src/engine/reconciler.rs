@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
-use flotilla_api::{ErrorCode, ServiceName, StackName, UnixMillis, rest::EngineView, spec::ServiceSpec};
+use flotilla_api::{ErrorCode, NodeId, ServiceName, StackName, UnixMillis, rest::EngineView, spec::ServiceSpec};
 use flotilla_core::{
     CommandV1, State,
     reconcile::{Action, Incarnation, Memory, Observed, reconcile},
@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error, Proposer, Shared,
+    Error, Lease, Proposer, Shared,
     connection::Client,
     container, image,
     labels::Identity,
@@ -59,7 +59,7 @@ type Results = Vec<(UnixMillis, Result<(), Error>)>;
 
 struct Underway {
     /// What the service was when its actions were planned; another makes a pull pointless.
-    incarnation: Option<Incarnation>,
+    incarnations: Vec<(u32, Incarnation)>,
     cancel: CancellationToken,
     task: task::Id,
     actions: Vec<Action>,
@@ -69,6 +69,7 @@ pub(super) struct Reconciler {
     shared: Arc<Shared>,
     state: watch::Receiver<Arc<State>>,
     proposer: Arc<dyn Proposer>,
+    lease: Arc<dyn Lease>,
     observer: Observer,
     memory: Memory,
     underway: BTreeMap<Lane, Underway>,
@@ -82,11 +83,17 @@ enum End {
 }
 
 impl Reconciler {
-    pub(super) fn new(shared: Arc<Shared>, state: watch::Receiver<Arc<State>>, proposer: Arc<dyn Proposer>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        state: watch::Receiver<Arc<State>>,
+        proposer: Arc<dyn Proposer>,
+        lease: Arc<dyn Lease>,
+    ) -> Self {
         Self {
             shared,
             state,
             proposer,
+            lease,
             observer: Observer::default(),
             memory: Memory::default(),
             underway: BTreeMap::new(),
@@ -201,7 +208,7 @@ impl Reconciler {
         let plan = {
             let state = Arc::clone(&self.state.borrow_and_update());
             let mut fresh = || format!("{:08x}", rand::random::<u32>());
-            reconcile(clock::now(), &self.shared.config.node_id, &state, &observed, &mut self.memory, &mut fresh)
+            reconcile(clock::now(), &self.shared.config.node_id, self.lease.may_start(), &state, &observed, &mut self.memory, &mut fresh)
         };
         for (lane, actions) in lanes(plan.actions) {
             self.dispatch(client, &observed, lane, actions);
@@ -221,7 +228,7 @@ impl Reconciler {
             self.memory.begin(action);
         }
         let cancel = self.shared.stop.child_token();
-        let incarnation = incarnation_of(&lane, &self.state.borrow());
+        let incarnations = incarnations_of(&lane, &self.shared.config.node_id, &self.state.borrow());
         let worker = Worker {
             shared: Arc::clone(&self.shared),
             proposer: Arc::clone(&self.proposer),
@@ -234,7 +241,7 @@ impl Reconciler {
             let results = worker.execute(&name, plan).await;
             (name, results)
         });
-        self.underway.insert(lane, Underway { incarnation, cancel, task: task.id(), actions });
+        self.underway.insert(lane, Underway { incarnations, cancel, task: task.id(), actions });
     }
 
     fn finished(&mut self, joined: Result<(Lane, Results), JoinError>) {
@@ -278,7 +285,7 @@ impl Reconciler {
     fn cancel_outdated(&self) {
         let state = self.state.borrow();
         for (lane, underway) in &self.underway {
-            if underway.incarnation != incarnation_of(lane, &state) {
+            if underway.incarnations != incarnations_of(lane, &self.shared.config.node_id, &state) {
                 underway.cancel.cancel();
             }
         }
@@ -319,7 +326,7 @@ fn lane_of(action: &Action) -> Lane {
         Action::Propose(
             CommandV1::RollBack { service, .. }
             | CommandV1::ConfirmRevision { service, .. }
-            | CommandV1::VolumesPurged { service },
+            | CommandV1::VolumesPurged { service, .. },
         ) => Lane::Service(service.clone()),
         Action::Propose(_) => Lane::Cluster,
     }
@@ -337,15 +344,14 @@ fn name_of(action: &Action) -> &'static str {
     }
 }
 
-fn incarnation_of(lane: &Lane, state: &State) -> Option<Incarnation> {
-    match lane {
-        Lane::Service(service) => state
-            .services
-            .get(service)
-            .filter(|service| service.replicas > 0)
-            .map(flotilla_core::state::Service::incarnation),
-        Lane::Stack(_) | Lane::Cluster => None,
-    }
+/// What shall run for the lane's service on this node.
+fn incarnations_of(lane: &Lane, node: &NodeId, state: &State) -> Vec<(u32, Incarnation)> {
+    let Lane::Service(service) = lane else { return Vec::new() };
+    let placements = state.services.get(service).into_iter().flat_map(|service| service.placed_on(node));
+    placements
+        .filter(|placement| placement.is_wanted())
+        .map(|placement| (placement.replica, placement.incarnation()))
+        .collect()
 }
 
 /// Executes the actions of one lane.

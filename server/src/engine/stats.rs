@@ -8,7 +8,10 @@ use std::{
 
 use bollard::{models::ContainerStatsResponse, query_parameters::StatsOptions};
 use flotilla_api::InstanceId;
-use flotilla_core::reconcile::{Observed, Status};
+use flotilla_core::{
+    reconcile::{Observed, Status},
+    report::Usage,
+};
 use futures::{StreamExt, stream};
 use tokio::{sync::Mutex, time::Instant};
 
@@ -26,14 +29,6 @@ const SPAN_FIRST: Duration = Duration::from_millis(250);
 /// Figures are worth no longer wait.
 const READ_LIMIT: Duration = Duration::from_secs(3);
 const READ_AT_ONCE: usize = 4;
-
-/// Of one instance.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Usage {
-    pub cpu_cores: Option<f64>,
-    /// Without what is only cached from disk.
-    pub memory_bytes: Option<u64>,
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Stats(Mutex<Readings>);

@@ -3,17 +3,18 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use flotilla_api::{
-    InstanceId, ServiceName, UnixMillis,
+    InstanceId, NodeId, ServiceName, UnixMillis,
     rest::{EventView, InstanceView, RevisionView, ServiceDetail, ServiceState, ServiceView},
 };
 use flotilla_core::{
     State,
-    reconcile::{self, Condition, Memory, Observed},
+    reconcile::{self, Condition, Memory, Observed, View},
+    report::Usage,
     state::Service,
 };
 
 use super::App;
-use crate::{clock, engine::Usage};
+use crate::clock;
 
 /// Changes that a slow reader of events may lag behind.
 pub(super) const OBSERVATIONS_MAX: usize = 256;
@@ -51,7 +52,10 @@ impl Moment {
     }
 
     fn condition(&self, app: &App, service: &Service) -> Condition {
-        let mut condition = reconcile::condition(self.now, service, self.observed.as_deref(), &self.memory);
+        let at = self.observed.as_ref().map_or(UnixMillis(0), |observed| observed.at);
+        let own = View { observed: self.observed.as_deref(), memory: &self.memory, at };
+        let views = BTreeMap::from([(&app.node, own)]);
+        let mut condition = reconcile::condition(self.now, service, &views);
         if condition.state == ServiceState::Starting
             && let Some(activity) = app.engine.activity(&service.name)
         {
@@ -63,12 +67,14 @@ impl Moment {
     fn view(&self, app: &App, service: &Service) -> ServiceView {
         let condition = self.condition(app, service);
         let spec = service.spec();
-        let machine = self.state.machines.get(&service.assignment.machine).map(|machine| machine.name.clone());
+        let name_of = |id: &NodeId| self.state.machines.get(id).map(|machine| machine.name().clone());
+        let machine = service.placements.iter().find_map(|placement| name_of(&placement.machine));
         let instances = condition.instances.into_iter().filter_map(|instance| {
             let usage = self.usage.get(&instance.instance).copied().unwrap_or_default();
             Some(InstanceView {
                 id: instance.instance,
-                machine: machine.clone()?,
+                machine: name_of(&instance.machine)?,
+                epoch: instance.epoch,
                 revision: instance.revision,
                 state: instance.state,
                 message: instance.message,
@@ -89,6 +95,7 @@ impl Moment {
             url: spec.port.map(|_| app.domain.service_url(&service.name)),
             image: spec.image.clone(),
             replicas: service.replicas,
+            epoch: service.placements.iter().map(|placement| placement.epoch).max(),
             since: condition.since,
             // Before the engine answered for the first time nothing newer is known than the state log.
             observed_at: self.observed.as_ref().map_or(service.changed_at, |observed| observed.at),
@@ -175,6 +182,7 @@ fn event(at: UnixMillis, service: &ServiceName, state: ServiceState, message: Op
         actor: "node".to_owned(),
         from: None,
         service: Some(service.clone()),
+        machine: None,
         message: format!("`{service}` is {}{reason}.", state.as_str()),
     }
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{self, Authority},
+    cluster,
     config::{self, Config, LogFormat},
     engine::{
         self, Engine, EngineConfig,
@@ -59,6 +60,7 @@ pub struct Node {
     address: SocketAddr,
     serving: JoinHandle<()>,
     telling: JoinHandle<()>,
+    leading: JoinHandle<()>,
     relay: Option<Arc<Relay>>,
     /// Held until everything else has ended.
     _directory: DataDir,
@@ -89,7 +91,8 @@ pub(crate) async fn start_with(config: Config, limits: store::Limits) -> Result<
             }
             let telling = tokio::spawn(http::tell_changes(app.clone()));
             let serving = tokio::spawn(listener.serve(app.clone(), app.stop.clone()));
-            Ok(Node { app, address, serving, telling, relay, _directory: directory })
+            let leading = cluster::lead(app.store.clone(), app.node.clone(), app.stop.clone());
+            Ok(Node { app, address, serving, telling, leading, relay, _directory: directory })
         }
         Err(error) => {
             store.close().await;
@@ -124,7 +127,7 @@ fn assemble(
         cluster_id: cluster.id.clone(),
         node_id: node.clone(),
     };
-    let engine = Engine::start(engine, store.watch(), Arc::new(wiring::Proposals(store.clone())))?;
+    let engine = Engine::start(engine, store.watch(), Arc::new(wiring::Proposals(store.clone())), Arc::new(cluster::Alone))?;
     let tunnel = Tunnel::new(
         tunnel::Config::new(
             tunnel::Site { scheme: domain.scheme(), domain: domain.to_string() },
@@ -179,7 +182,7 @@ impl Node {
         self.app.stop.cancel();
         // Browsers are told over their signalling sockets, which the listener drains after that.
         self.app.mesh.stop().await;
-        for (what, task) in [("the listener", self.serving), ("the watch over services", self.telling)] {
+        for (what, task) in [("the listener", self.serving), ("the watch over services", self.telling), ("the leader", self.leading)] {
             if task.await.is_err() {
                 tracing::error!("{what} ended in a panic");
             }

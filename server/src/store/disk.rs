@@ -226,7 +226,8 @@ async fn replay(path: &Path, connection: &mut SqliteConnection) -> Result<(Repla
         if Sha256::digest(text.as_bytes()).as_slice() != digest {
             return Err(damaged(format!("the snapshot at entry {position} is not what was written")));
         }
-        replayed.state = serde_json::from_str(&text)
+        replayed.state = serde_json::from_str::<State>(&text)
+            .map(State::upgrade)
             .map_err(|error| damaged(format!("the snapshot at entry {position} can't be read: {error}")))?;
         if replayed.state.applied != position.cast_unsigned() {
             return Err(damaged(format!("the snapshot at entry {position} is of another entry")));
@@ -296,8 +297,8 @@ async fn write(
             .await?;
         for Recorded { event, ordinal, token } in &pending.events {
             sqlx::query(
-                "INSERT INTO audit (position, ordinal, at, actor, token, origin, kind, service, message)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO audit (position, ordinal, at, actor, token, origin, kind, service, machine, message)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             )
             .bind(pending.position.cast_signed())
             .bind(ordinal)
@@ -307,6 +308,7 @@ async fn write(
             .bind(&event.from)
             .bind(&event.kind)
             .bind(event.service.as_ref().map(flotilla_api::ServiceName::as_str))
+            .bind(event.machine.as_ref().map(flotilla_api::MachineName::as_str))
             .bind(&event.message)
             .execute(&mut *transaction)
             .await?;

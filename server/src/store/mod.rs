@@ -149,7 +149,7 @@ impl Store {
     ) -> Result<Vec<Recorded>, Error> {
         let before = before.map_or(i64::MAX, |index| i64::try_from(index).unwrap_or(i64::MAX));
         let mut rows = sqlx::query(
-            "SELECT position, ordinal, at, actor, token, origin, kind, service, message FROM audit
+            "SELECT position, ordinal, at, actor, token, origin, kind, service, machine, message FROM audit
              WHERE position < ?1 AND (?2 IS NULL OR service = ?2) ORDER BY position DESC, ordinal DESC LIMIT ?3",
         )
         .bind(before)
@@ -184,6 +184,7 @@ fn recorded(row: &SqliteRow) -> Result<Recorded, sqlx::Error> {
             actor: row.try_get("actor")?,
             from: row.try_get("origin")?,
             service: service.and_then(|name| name.parse().ok()),
+            machine: row.try_get::<Option<String>, _>("machine")?.and_then(|name| name.parse().ok()),
             message: row.try_get("message")?,
         },
         ordinal: row.try_get("ordinal")?,

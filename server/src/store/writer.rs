@@ -124,6 +124,7 @@ fn record(position: u64, ordinal: u32, entry: &Entry, event: Event) -> Recorded 
             actor: entry.actor.name.clone(),
             from: entry.actor.from.clone(),
             service: event.service,
+            machine: event.machine,
             message: event.message,
         },
         ordinal,

@@ -16,13 +16,15 @@ use bollard::{
 use bytes::Bytes;
 use flotilla::{
     clock,
+    cluster::Alone,
     engine::{Engine, EngineConfig, Proposer},
 };
-use flotilla_api::{ApiError, NodeId, ServiceName, rest::ServiceState};
+use flotilla_api::{ApiError, NodeId, ServiceName, UnixMillis, rest::ServiceState};
 use flotilla_core::{
     Actor, Command, CommandV1, Entry, State,
     command::{ClusterRecord, MachineRecord},
-    reconcile::{self, Condition, Container},
+    reconcile::{self, Condition, Container, View},
+    schedule::{self, Input},
 };
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
 use sha2::{Digest, Sha256};
@@ -52,6 +54,16 @@ impl Log {
         let actor = Actor { name: "test".into(), token: None, from: None };
         let entry = Entry { at: clock::now(), actor, command: Command::V1(command) };
         state.apply(&entry).map_err(|rejected| rejected.0)?;
+        let lead = CommandV1::Lead { node: node(), term: state.leadership.term + 1 };
+        state.apply(&Entry { command: Command::V1(lead), ..entry.clone() }).unwrap();
+        loop {
+            let changes = schedule::plan(&Input::unreported(clock::now(), &state));
+            if changes.is_empty() {
+                break;
+            }
+            let place = CommandV1::Place { term: state.leadership.term, changes };
+            state.apply(&Entry { command: Command::V1(place), ..entry.clone() }).unwrap();
+        }
         self.state.send_replace(Arc::new(state));
         Ok(())
     }
@@ -107,7 +119,7 @@ impl Playground {
             node_id: node(),
         };
         let proposer: Arc<dyn Proposer> = self.log.clone();
-        Engine::start(config, self.log.state.subscribe(), proposer).unwrap()
+        Engine::start(config, self.log.state.subscribe(), proposer, Arc::new(Alone)).unwrap()
     }
 
     pub(crate) fn apply(&self, command: CommandV1) {
@@ -141,7 +153,10 @@ impl Playground {
                 if let Some(record) = state.services.get(&name) {
                     let seen = observed.borrow_and_update().clone();
                     let known = memory.borrow_and_update().clone();
-                    let condition = reconcile::condition(clock::now(), record, seen.as_deref(), &known);
+                    let at = seen.as_ref().map_or(UnixMillis(0), |seen| seen.at);
+                    let own = View { observed: seen.as_deref(), memory: &known, at };
+                    let node = node();
+                    let condition = reconcile::condition(clock::now(), record, &BTreeMap::from([(&node, own)]));
                     if is_so(&condition) {
                         return condition;
                     }

@@ -1,9 +1,24 @@
 //! What a person is told about a service.
 
-use flotilla_api::{InstanceId, Revision, UnixMillis, rest::ServiceState, spec::Restart};
+use std::collections::BTreeMap;
+
+use flotilla_api::{InstanceId, NodeId, Revision, UnixMillis, rest::ServiceState, spec::Restart};
 
 use super::{Attempts, Container, Health, Memory, OBSERVATION_STALE_MS, Observed, Status};
-use crate::state::Service;
+use crate::state::{Placement, Service};
+
+/// What one machine shows.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The newest observation, if there was any.
+    pub observed: Option<&'a Observed>,
+    pub memory: &'a Memory,
+    /// When that was so, by the clock of whoever looks.
+    pub at: UnixMillis,
+}
+
+/// What is known of all machines.
+pub type Views<'a> = BTreeMap<&'a NodeId, View<'a>>;
 
 /// How a service does, as of one observation.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +35,8 @@ pub struct Condition {
 #[derive(Clone, Debug, PartialEq)]
 pub struct InstanceCondition {
     pub instance: InstanceId,
+    pub machine: NodeId,
+    pub epoch: u64,
     pub container: String,
     pub revision: Revision,
     pub replica: u32,
@@ -31,68 +48,96 @@ pub struct InstanceCondition {
     pub exit_code: Option<i64>,
 }
 
-/// `observed` is the newest observation, if there was any.
-pub fn condition(now: UnixMillis, service: &Service, observed: Option<&Observed>, memory: &Memory) -> Condition {
-    let containers = containers_of(service, observed);
+/// A container, the machine that it is on, and what that machine remembers.
+#[derive(Clone, Copy, Debug)]
+struct Sighting<'a> {
+    machine: &'a NodeId,
+    view: View<'a>,
+    container: &'a Container,
+}
+
+impl View<'_> {
+    fn is_stale(&self, now: UnixMillis) -> bool {
+        self.observed.is_none() || now.since(self.at) > OBSERVATION_STALE_MS
+    }
+}
+
+/// How a service does, by what all machines show.
+pub fn condition(now: UnixMillis, service: &Service, views: &Views<'_>) -> Condition {
+    let sightings = sightings(service, views);
     let mut instances: Vec<InstanceCondition> =
-        containers.iter().map(|container| instance(now, service, container, memory)).collect();
-    if observed.is_none_or(|observed| now.since(observed.at) > OBSERVATION_STALE_MS) {
-        for instance in &mut instances {
+        sightings.iter().map(|sighting| instance(now, service, sighting)).collect();
+    for (instance, sighting) in instances.iter_mut().zip(&sightings) {
+        if sighting.view.is_stale(now) {
             instance.state = ServiceState::Unknown;
         }
-        return Condition {
-            state: ServiceState::Unknown,
-            message: Some("the container engine does not answer, so its state is not known".to_owned()),
-            since: observed.map_or(service.changed_at, |observed| observed.at),
-            instances,
-        };
     }
     if service.replicas == 0 {
         let message = (!instances.is_empty()).then(|| "its instances are being stopped".to_owned());
         return Condition { state: ServiceState::Stopped, message, since: service.changed_at, instances };
     }
-    let slots = (1..=service.replicas).map(|replica| slot(now, service, replica, &containers, &instances, memory));
+    let slots = (1..=service.replicas).map(|replica| slot(now, service, replica, &sightings, &instances, views));
     let Some(worst) = slots.max_by_key(|slot| severity(slot.state)) else {
         return Condition { state: ServiceState::Stopped, message: None, since: service.changed_at, instances };
     };
     let mut message = worst.message;
     if severity(worst.state) > severity(ServiceState::Starting)
+        && worst.state != ServiceState::Unknown
         && let Some(former) =
-            containers.iter().find(|container| is_former(service, container) && container.is_running())
+            sightings.iter().find(|sighting| is_former(service, sighting) && sighting.container.is_running())
     {
         let why = message.map_or_else(String::new, |message| format!("{message}; "));
-        message = Some(format!("{why}revision {} still answers", former.revision));
+        message = Some(format!("{why}revision {} still answers", former.container.revision));
     }
     Condition { state: worst.state, message, since: worst.since, instances }
 }
 
-/// The containers that requests for the service go to, all equally good: those that are ready before those that only run, and
-/// among equals those of the current revision before former ones that have not been replaced yet. Empty if none can take them.
-pub fn serving<'a>(now: UnixMillis, service: &Service, observed: &'a Observed) -> Vec<&'a Container> {
-    let rank = |container: &Container| {
+/// The containers that requests for the service go to, all equally good, with their machines: those that are ready before those
+/// that only run, and among equals those that shall run before former ones that have not been replaced yet. Empty if none can
+/// take them.
+pub fn serving<'a>(now: UnixMillis, service: &Service, views: &Views<'a>) -> Vec<(&'a NodeId, &'a Container)> {
+    let rank = |sighting: &Sighting<'_>| {
+        let container = sighting.container;
         let unhealthy = matches!(container.status, Status::Running { health: Health::Unhealthy, .. });
-        (!container.is_ready(now), unhealthy, is_former(service, container))
+        (!container.is_ready(now), unhealthy, is_former(service, sighting))
     };
-    let mut containers = containers_of(service, Some(observed));
-    containers.retain(|container| matches!(container.status, Status::Running { .. }));
-    let best = containers.iter().map(|container| rank(container)).min();
-    containers.retain(|container| Some(rank(container)) == best);
-    containers
+    let mut sightings = sightings(service, views);
+    sightings.retain(|sighting| matches!(sighting.container.status, Status::Running { .. }));
+    let best = sightings.iter().map(rank).min();
+    sightings.retain(|sighting| Some(rank(sighting)) == best);
+    sightings.into_iter().map(|sighting| (sighting.machine, sighting.container)).collect()
 }
 
-/// Current ones first, by replica.
-fn containers_of<'a>(service: &Service, observed: Option<&'a Observed>) -> Vec<&'a Container> {
-    let mut containers: Vec<&Container> = observed
-        .into_iter()
-        .flat_map(|observed| &observed.containers)
-        .filter(|container| container.service == service.name)
+/// Those that shall run first, by replica.
+fn sightings<'a>(service: &Service, views: &Views<'a>) -> Vec<Sighting<'a>> {
+    let mut sightings: Vec<Sighting<'a>> = views
+        .iter()
+        .flat_map(|(machine, view)| {
+            let containers = view.observed.into_iter().flat_map(|observed| &observed.containers);
+            containers.map(|container| Sighting { machine, view: *view, container })
+        })
+        .filter(|sighting| sighting.container.service == service.name)
         .collect();
-    containers.sort_by_key(|container| (is_former(service, container), container.replica, container.id.as_str()));
-    containers
+    sightings.sort_by_key(|sighting| {
+        let container = sighting.container;
+        (is_former(service, sighting), container.replica, container.epoch, container.id.as_str())
+    });
+    sightings
 }
 
-fn is_former(service: &Service, container: &Container) -> bool {
-    container.incarnation() != service.incarnation()
+fn is_former(service: &Service, sighting: &Sighting<'_>) -> bool {
+    !wanted(service, sighting).is_some_and(|placement| {
+        service.is_current(placement) && placement.incarnation() == sighting.container.incarnation()
+    })
+}
+
+/// The placement that the container's machine works for, if any does.
+fn wanted<'a>(service: &'a Service, sighting: &Sighting<'_>) -> Option<&'a Placement> {
+    service.placements.iter().find(|placement| {
+        placement.machine == *sighting.machine
+            && placement.replica == sighting.container.replica
+            && placement.is_wanted()
+    })
 }
 
 struct Finding {
@@ -105,25 +150,45 @@ fn slot(
     now: UnixMillis,
     service: &Service,
     replica: u32,
-    containers: &[&Container],
+    sightings: &[Sighting<'_>],
     instances: &[InstanceCondition],
-    memory: &Memory,
+    views: &Views<'_>,
 ) -> Finding {
-    let current = containers
-        .iter()
-        .zip(instances)
-        .find(|(container, _)| container.replica == replica && !is_former(service, container));
-    if let Some((container, instance)) = current {
-        let replaces =
-            containers.iter().any(|other| other.replica == replica && is_former(service, other) && other.is_running());
+    let starting = |message| Finding { state: ServiceState::Starting, message, since: service.changed_at };
+    // The newest, where an older one goes on until it is ready.
+    let placement =
+        service.placements.iter().rev().find(|placement| placement.replica == replica && placement.is_wanted());
+    let Some(placement) = placement else {
+        return starting(Some("waits for a machine to be placed on".to_owned()));
+    };
+    let view = views.get(&placement.machine).filter(|view| !view.is_stale(now));
+    let Some(view) = view else {
+        let since = views.get(&placement.machine).map_or(service.changed_at, |view| view.at);
+        let message = Some("its machine, or the container engine there, does not answer, so its state is not known");
+        return Finding { state: ServiceState::Unknown, message: message.map(str::to_owned), since };
+    };
+    let of_replica = |sighting: &Sighting<'_>| sighting.container.replica == replica;
+    let former = sightings.iter().find(|sighting| {
+        of_replica(sighting) && is_former(service, sighting) && sighting.container.is_running()
+    });
+    let current = sightings.iter().zip(instances).find(|(sighting, _)| {
+        of_replica(sighting)
+            && *sighting.machine == placement.machine
+            && sighting.container.incarnation() == placement.incarnation()
+            && service.is_current(placement)
+    });
+    if let Some((sighting, instance)) = current {
         // While the former instance still answers, the change is not done.
-        if instance.state == ServiceState::Running && replaces && !container.is_ready(now) {
-            let message = Some(format!("replaces revision {} in a moment", former_revision(service, containers)));
+        if let Some(former) = former
+            && instance.state == ServiceState::Running
+            && !sighting.container.is_ready(now)
+        {
+            let message = Some(format!("replaces revision {} in a moment", former.container.revision));
             return Finding { state: ServiceState::Starting, message, since: instance.since };
         }
         return Finding { state: instance.state, message: instance.message.clone(), since: instance.since };
     }
-    let attempts = attempts_of(service, replica, memory);
+    let attempts = attempts_of(service, placement, view.memory);
     if let Some(error) = attempts.and_then(|attempts| attempts.last_error.as_ref()) {
         let not_before = attempts.map_or(now, |attempts| attempts.not_before);
         return Finding {
@@ -132,16 +197,14 @@ fn slot(
             since: service.changed_at,
         };
     }
-    Finding {
-        state: ServiceState::Starting,
-        message: memory.waits.get(&service.name).cloned(),
-        since: service.changed_at,
-    }
+    starting(view.memory.waits.get(&service.name).cloned())
 }
 
-fn instance(now: UnixMillis, service: &Service, container: &Container, memory: &Memory) -> InstanceCondition {
-    let former = is_former(service, container);
-    let attempts = if former { None } else { attempts_of(service, container.replica, memory) };
+fn instance(now: UnixMillis, service: &Service, sighting: &Sighting<'_>) -> InstanceCondition {
+    let container = sighting.container;
+    let placement =
+        wanted(service, sighting).filter(|placement| placement.incarnation() == container.incarnation());
+    let attempts = placement.and_then(|placement| attempts_of(service, placement, sighting.view.memory));
     let not_before = attempts.map_or(now, |attempts| attempts.not_before);
     let restart = service.revisions.get(&container.revision).map_or(Restart::Always, |record| record.spec.restart);
     let (state, message, since) = match &container.status {
@@ -165,7 +228,7 @@ fn instance(now: UnixMillis, service: &Service, container: &Container, memory: &
         },
         Status::Paused => (
             ServiceState::Unhealthy,
-            Some("somebody paused its container; `docker unpause` lets it go on".to_owned()),
+            Some("it is frozen: its machine has no lease, or somebody paused its container".to_owned()),
             service.changed_at,
         ),
         Status::Exited { code, at, out_of_memory } => {
@@ -179,6 +242,8 @@ fn instance(now: UnixMillis, service: &Service, container: &Container, memory: &
     };
     InstanceCondition {
         instance: container.instance.clone(),
+        machine: sighting.machine.clone(),
+        epoch: container.epoch,
         container: container.id.clone(),
         revision: container.revision,
         replica: container.replica,
@@ -229,18 +294,11 @@ fn again(now: UnixMillis, not_before: UnixMillis) -> String {
     }
 }
 
-fn attempts_of<'a>(service: &Service, replica: u32, memory: &'a Memory) -> Option<&'a Attempts> {
+fn attempts_of<'a>(service: &Service, placement: &Placement, memory: &'a Memory) -> Option<&'a Attempts> {
     memory
         .instances
-        .get(&(service.name.clone(), replica))
-        .filter(|attempts| attempts.incarnation == service.incarnation())
-}
-
-fn former_revision(service: &Service, containers: &[&Container]) -> Revision {
-    containers
-        .iter()
-        .find(|container| is_former(service, container))
-        .map_or(service.current, |container| container.revision)
+        .get(&(service.name.clone(), placement.replica))
+        .filter(|attempts| attempts.incarnation == placement.incarnation())
 }
 
 /// The state that a person should hear of first.

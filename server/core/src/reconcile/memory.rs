@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_api::{ApiError, ErrorCode, Revision, ServiceName, StackName, UnixMillis, spec::Restart};
+use flotilla_api::{ApiError, ErrorCode, NodeId, Revision, ServiceName, StackName, UnixMillis, spec::Restart};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Action, BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Container, Health, Incarnation, PROPOSAL_PATIENCE_MS, RECOVERED_AFTER_MS,
@@ -11,23 +12,27 @@ use super::{
 use crate::{command::CommandV1, state::State};
 
 /// What the reconciler remembers between rounds, per service and replica. Lost on a daemon's restart, which does no harm.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
     pub instances: BTreeMap<(ServiceName, u32), Attempts>,
     /// Why a service was not started in the last round: a sentence for people.
     pub waits: BTreeMap<ServiceName, String>,
     /// Condemned volumes that were deleted, which the state does not know yet.
+    #[serde(skip)]
     pub(super) purged: BTreeSet<ServiceName>,
     /// Work that failed, or was proposed, and when it may be tried again.
+    #[serde(skip)]
     chores: BTreeMap<Chore, Retry>,
     /// Actions under way, per service, and per stack for its network.
+    #[serde(skip)]
     busy: BTreeMap<Owner, u32>,
     /// When the last action of each ended: an observation that began no later does not show it for certain.
+    #[serde(skip)]
     ended: BTreeMap<Owner, UnixMillis>,
 }
 
 /// Starts that failed in a row, and when the next may be tried.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempts {
     pub failures: u32,
     pub not_before: UnixMillis,
@@ -176,7 +181,7 @@ impl Memory {
         }
     }
 
-    pub(super) fn begin_round(&mut self, now: UnixMillis, desired: &State) {
+    pub(super) fn begin_round(&mut self, now: UnixMillis, node: &NodeId, desired: &State) {
         // When the clock was set back, what lay in the future would lie there for long.
         self.ended.retain(|_, at| *at <= now);
         let latest = now.plus(BACKOFF_MAX_MS);
@@ -191,9 +196,10 @@ impl Memory {
             desired
                 .services
                 .get(name)
-                .is_some_and(|service| *replica <= service.replicas && attempts.incarnation == service.incarnation())
+                .and_then(|service| service.wanted_on(node, *replica))
+                .is_some_and(|placement| attempts.incarnation == placement.incarnation())
         });
-        self.purged.retain(|name| desired.condemned_volumes.contains(name));
+        self.purged.retain(|name| desired.must_purge(name, node));
         self.waits.clear();
     }
 
@@ -295,7 +301,7 @@ impl Chore {
             Action::CreateNetwork { stack } | Action::RemoveNetwork { stack } => Some(Self::Network(stack.clone())),
             Action::Remove { container, .. } => Some(Self::Container(container.clone())),
             Action::DeleteVolumes { service } => Some(Self::Volumes(service.clone())),
-            Action::Propose(CommandV1::VolumesPurged { service }) => Some(Self::Purged(service.clone())),
+            Action::Propose(CommandV1::VolumesPurged { service, .. }) => Some(Self::Purged(service.clone())),
             Action::Propose(CommandV1::ConfirmRevision { service, revision }) => {
                 Some(Self::Confirm(service.clone(), *revision))
             }

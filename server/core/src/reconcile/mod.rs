@@ -12,13 +12,14 @@ mod service;
 use std::collections::BTreeSet;
 
 use flotilla_api::{InstanceId, NodeId, Revision, ServiceName, StackName, UnixMillis, spec::ServiceSpec};
+use serde::{Deserialize, Serialize};
 
-pub use condition::{Condition, InstanceCondition, condition, serving};
+pub use condition::{Condition, InstanceCondition, View, Views, condition, serving};
 pub use memory::{Attempts, Memory};
 
 use crate::{
     command::CommandV1,
-    state::{Service, State},
+    state::{Phase, Placement, Service, State},
 };
 use memory::{Chore, Due, Owner, Settled};
 
@@ -44,7 +45,7 @@ const PROPOSAL_PATIENCE_MS: u64 = 30_000;
 const GRACE_UNKNOWN_MS: u64 = 10_000;
 
 /// What a node's engine shows, read at one time. Only containers and networks that carry this cluster's label.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observed {
     /// When the reading *began*: whatever happened later may be missing.
     pub at: UnixMillis,
@@ -53,7 +54,7 @@ pub struct Observed {
 }
 
 /// A container with our labels; they hold all that a restarted daemon needs to adopt it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Container {
     /// The engine's id.
     pub id: String,
@@ -71,7 +72,8 @@ pub struct Container {
     pub address: Option<std::net::IpAddr>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "kebab-case")]
 pub enum Status {
     Created,
     Running {
@@ -88,7 +90,8 @@ pub enum Status {
     Dead,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Health {
     /// It has no health check: running is healthy.
     None,
@@ -166,22 +169,42 @@ impl Container {
 }
 
 /// What makes a container the right one; a container of another incarnation is replaced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incarnation {
     pub revision: Revision,
     pub restarts: u64,
     pub epoch: u64,
 }
 
-impl Service {
+impl Placement {
     pub fn incarnation(&self) -> Incarnation {
-        Incarnation { revision: self.current, restarts: self.restarts, epoch: self.assignment.epoch }
+        Incarnation { revision: self.revision, restarts: self.restarts, epoch: self.epoch }
+    }
+
+    /// Shall its instance run?
+    pub fn is_wanted(&self) -> bool {
+        self.phase != Phase::Vacating
+    }
+}
+
+impl Service {
+    /// What shall run for a replica on this machine.
+    pub fn wanted_on(&self, node: &NodeId, replica: u32) -> Option<&Placement> {
+        self.placements.iter().filter(|placement| placement.machine == *node).find(|placement| placement.replica == replica && placement.is_wanted())
+    }
+
+    /// The specification of a revision; of one that was forgotten, today's.
+    pub fn spec_of(&self, revision: Revision) -> &ServiceSpec {
+        self.revisions.get(&revision).map_or_else(|| self.spec(), |record| &record.spec)
     }
 }
 
 /// One round's work: what goes in, and the plan as it grows.
 struct Round<'a> {
     now: UnixMillis,
+    node: &'a NodeId,
+    /// The node holds a lease that leaves time to start what could write a volume.
+    leased: bool,
     desired: &'a State,
     observed: &'a Observed,
     memory: &'a mut Memory,
@@ -189,18 +212,20 @@ struct Round<'a> {
     plan: Plan,
 }
 
-/// The plan for `node`. `fresh` gives the random part of new instance ids.
+/// The plan for `node`. `leased` says whether its lease lets it start what could write a volume; `fresh` gives the random part
+/// of new instance ids.
 pub fn reconcile(
     now: UnixMillis,
     node: &NodeId,
+    leased: bool,
     desired: &State,
     observed: &Observed,
     memory: &mut Memory,
     fresh: &mut dyn FnMut() -> String,
 ) -> Plan {
-    memory.begin_round(now, desired);
-    let mut round = Round { now, desired, observed, memory, fresh, plan: Plan::default() };
-    round.create_networks(node);
+    memory.begin_round(now, node, desired);
+    let mut round = Round { now, node, leased, desired, observed, memory, fresh, plan: Plan::default() };
+    round.create_networks();
     let mut names: BTreeSet<&ServiceName> = observed.containers.iter().map(|container| &container.service).collect();
     names.extend(desired.services.keys());
     names.extend(&desired.condemned_volumes);
@@ -208,8 +233,7 @@ pub fn reconcile(
         if !round.settled(&Owner::Service(name.clone())) {
             continue;
         }
-        let assigned = desired.services.get(name).filter(|service| service.assignment.machine == *node);
-        round.service(name, assigned);
+        round.service(name);
         round.purge(name);
     }
     round.remove_networks();
@@ -257,12 +281,12 @@ impl Round<'_> {
         }
     }
 
-    fn create_networks(&mut self, node: &NodeId) {
+    fn create_networks(&mut self) {
         let wanted: BTreeSet<&StackName> = self
             .desired
             .services
             .values()
-            .filter(|service| service.assignment.machine == *node && service.replicas > 0)
+            .filter(|service| service.placed_on(self.node).any(Placement::is_wanted))
             .map(|service| &service.stack)
             .collect();
         for stack in wanted {
@@ -278,7 +302,11 @@ impl Round<'_> {
     /// A stack's network goes after its last container, of which one may be about to be made while its service is removed.
     fn remove_networks(&mut self) {
         for stack in &self.observed.networks {
-            let used = self.desired.services.values().any(|service| service.stack == *stack)
+            let used = self
+                .desired
+                .services
+                .values()
+                .any(|service| service.stack == *stack && service.placed_on(self.node).next().is_some())
                 || self.observed.containers.iter().any(|container| container.stack == *stack);
             if used {
                 continue;
@@ -296,7 +324,7 @@ impl Round<'_> {
     /// Volumes go after the last container that could write them, and before the next one that shall.
     fn purge(&mut self, name: &ServiceName) {
         let in_use = self.observed.containers.iter().any(|container| container.service == *name);
-        if !self.desired.condemned_volumes.contains(name) || in_use {
+        if !self.desired.must_purge(name, self.node) || in_use {
             return;
         }
         if !self.memory.purged.contains(name) {
@@ -304,7 +332,8 @@ impl Round<'_> {
                 self.act(Action::DeleteVolumes { service: name.clone() });
             }
         } else if self.due(&Chore::Purged(name.clone())) {
-            self.act(Action::Propose(CommandV1::VolumesPurged { service: name.clone() }));
+            let machine = Some(self.node.clone());
+            self.act(Action::Propose(CommandV1::VolumesPurged { service: name.clone(), machine }));
         }
     }
 

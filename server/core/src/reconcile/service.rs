@@ -7,7 +7,10 @@ use super::{
     UNHEALTHY_PATIENCE_MS,
     memory::{Chore, Owner, backoff},
 };
-use crate::{command::CommandV1, state::Service};
+use crate::{
+    command::CommandV1,
+    state::{Placement, Service},
+};
 
 /// How one replica's instance of the current incarnation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +23,7 @@ enum Progress {
 }
 
 impl Round<'_> {
-    pub(super) fn service(&mut self, name: &ServiceName, assigned: Option<&Service>) {
+    pub(super) fn service(&mut self, name: &ServiceName) {
         let observed = self.observed;
         let (dead, containers): (Vec<&Container>, Vec<&Container>) = observed
             .containers
@@ -31,37 +34,48 @@ impl Round<'_> {
         for container in dead {
             self.remove(container);
         }
-        let Some(service) = assigned.filter(|service| service.replicas > 0) else {
+        let service = self.desired.services.get(name);
+        let placements: Vec<&Placement> =
+            service.into_iter().flat_map(|service| service.placed_on(self.node)).filter(|it| it.is_wanted()).collect();
+        let Some(service) = service.filter(|_| !placements.is_empty()) else {
             for container in containers {
                 self.remove(container);
             }
             return;
         };
-        if self.desired.condemned_volumes.contains(name) {
+        if self.desired.must_purge(name, self.node) {
             self.memory.waits.insert(name.clone(), "waits until its former volumes are deleted".to_owned());
             for container in containers {
                 self.remove(container);
             }
             return;
         }
-        for container in containers.iter().filter(|container| !(1..=service.replicas).contains(&container.replica)) {
-            self.remove(container);
+        for container in &containers {
+            if !placements.iter().any(|placement| placement.replica == container.replica) {
+                self.remove(container);
+            }
         }
-        let waits = self.obstacle(service);
+        let waits = self.obstacle(service, &placements);
         if let Some(why) = &waits {
             self.memory.waits.insert(name.clone(), why.clone());
         }
         let mut progress = Vec::new();
-        for replica in 1..=service.replicas {
-            let slot = Slot::of(service, replica, &containers, self.now);
-            progress.push(self.slot(service, replica, &slot, waits.is_some()));
+        for placement in placements {
+            let slot = Slot::of(service, placement, &containers, self.now);
+            progress.push((placement, self.slot(service, placement, &slot, waits.is_some())));
         }
         self.confirm_former(service, &containers);
-        self.judge_revision(service, &progress);
+        // Of a service on several machines only the leader sees enough.
+        if service.placements.iter().all(|placement| placement.machine == *self.node && service.is_current(placement)) {
+            self.judge_revision(service, &progress);
+        }
     }
 
     /// Why no new container may be made now, if so.
-    fn obstacle(&mut self, service: &Service) -> Option<String> {
+    fn obstacle(&mut self, service: &Service, placements: &[&Placement]) -> Option<String> {
+        if !self.leased && placements.iter().any(|placement| service.is_exclusive(placement.revision)) {
+            return Some("waits for this machine's lease, without which it may not write its volumes".to_owned());
+        }
         let network = Owner::Stack(service.stack.clone());
         if !self.settled(&network) || !self.observed.networks.contains(&service.stack) {
             return Some(format!("waits for the network of `{}`", service.stack));
@@ -71,11 +85,13 @@ impl Round<'_> {
             let Some(dependency) = self.desired.services.get(name).filter(|dependency| dependency.replicas > 0) else {
                 continue;
             };
-            let met = (1..=dependency.replicas).all(|replica| {
+            // How those on other machines do is not known here.
+            let met = dependency.placements.len() >= dependency.replicas as usize
+                && dependency.placed_on(self.node).filter(|it| it.is_wanted()).all(|placement| {
                 self.observed.containers.iter().any(|container| {
                     container.service == *name
-                        && container.replica == replica
-                        && container.incarnation() == dependency.incarnation()
+                        && container.replica == placement.replica
+                        && container.incarnation() == placement.incarnation()
                         && match container.status {
                             Status::Running { health, .. } => matches!(health, Health::None | Health::Healthy),
                             Status::Exited { code, .. } => stays_ended(dependency, code),
@@ -90,31 +106,31 @@ impl Round<'_> {
         None
     }
 
-    fn slot(&mut self, service: &Service, replica: u32, slot: &Slot<'_>, held: bool) -> Progress {
+    fn slot(&mut self, service: &Service, placement: &Placement, slot: &Slot<'_>, held: bool) -> Progress {
         for duplicate in &slot.duplicates {
             self.remove(duplicate);
         }
-        let attempts = self.memory.attempts(&service.name, replica, service.incarnation());
+        let attempts = self.memory.attempts(&service.name, placement.replica, placement.incarnation());
         if let Some(container) = slot.current {
-            attempts.observe(self.now, container, service.spec().restart);
+            attempts.observe(self.now, container, service.spec_of(placement.revision).restart);
         }
         match slot.current {
             None if held => Progress::Pending,
             None => {
-                if self.clear_the_way(slot) && self.may_start(service, replica) {
-                    self.run(service, replica);
+                if self.clear_the_way(slot) && self.may_start(service, placement) {
+                    self.run(service, placement);
                 }
                 Progress::Pending
             }
             Some(container) => match container.status {
-                Status::Running { since, health } => self.running(service, replica, slot, container, since, health),
+                Status::Running { since, health } => self.running(service, placement, slot, container, since, health),
                 // Somebody froze it, and shall thaw it.
                 Status::Paused | Status::Dead => Progress::Pending,
                 Status::Created => {
-                    self.start(service, replica, slot, container);
+                    self.start(service, placement, slot, container, held);
                     Progress::Pending
                 }
-                Status::Exited { code, .. } => self.exited(service, replica, slot, container, code),
+                Status::Exited { code, .. } => self.exited(service, placement, slot, container, code, held),
             },
         }
     }
@@ -122,7 +138,7 @@ impl Round<'_> {
     fn running(
         &mut self,
         service: &Service,
-        replica: u32,
+        placement: &Placement,
         slot: &Slot<'_>,
         container: &Container,
         since: UnixMillis,
@@ -135,7 +151,7 @@ impl Round<'_> {
         } else {
             self.keep_one_serving(slot);
         }
-        let attempts = self.memory.attempts(&service.name, replica, service.incarnation());
+        let attempts = self.memory.attempts(&service.name, placement.replica, placement.incarnation());
         let recovering = attempts.failures > 0 && health != Health::Starting;
         let unhealthy = attempts.unhealthy.as_ref().map(|(_, since)| *since);
         let patience = UNHEALTHY_PATIENCE_MS.max(backoff(attempts.failures + 1));
@@ -148,11 +164,11 @@ impl Round<'_> {
             self.wake_at(since.plus(RECOVERED_AFTER_MS));
         }
         if let Some(unhealthy) = unhealthy
-            && service.spec().restart != Restart::Never
+            && service.spec_of(placement.revision).restart != Restart::Never
         {
             if self.now.since(unhealthy) >= patience {
                 let now = self.now;
-                self.memory.attempts(&service.name, replica, service.incarnation()).gave_up_on_unhealthy(now);
+                self.memory.attempts(&service.name, placement.replica, placement.incarnation()).gave_up_on_unhealthy(now);
                 self.remove(container);
             } else {
                 self.wake_at(unhealthy.plus(patience));
@@ -168,13 +184,14 @@ impl Round<'_> {
     fn exited(
         &mut self,
         service: &Service,
-        replica: u32,
+        placement: &Placement,
         slot: &Slot<'_>,
         container: &Container,
         code: i64,
+        held: bool,
     ) -> Progress {
-        let failures = self.memory.attempts(&service.name, replica, service.incarnation()).failures;
-        let progress = match service.spec().restart {
+        let failures = self.memory.attempts(&service.name, placement.replica, placement.incarnation()).failures;
+        let progress = match service.spec_of(placement.revision).restart {
             Restart::Always => Progress::Pending,
             _ if code == 0 => Progress::Good,
             Restart::Never => Progress::Ended,
@@ -182,7 +199,7 @@ impl Round<'_> {
             Restart::OnFailure { .. } => Progress::Pending,
         };
         match progress {
-            Progress::Pending => self.start(service, replica, slot, container),
+            Progress::Pending => self.start(service, placement, slot, container, held),
             Progress::Good => {
                 for stale in &slot.stale {
                     self.remove(stale);
@@ -194,32 +211,46 @@ impl Round<'_> {
     }
 
     /// Starts a container that does not run; one that could not be started before is made anew.
-    fn start(&mut self, service: &Service, replica: u32, slot: &Slot<'_>, container: &Container) {
-        if !self.clear_the_way(slot) || !self.may_start(service, replica) {
+    fn start(
+        &mut self,
+        service: &Service,
+        placement: &Placement,
+        slot: &Slot<'_>,
+        container: &Container,
+        held: bool,
+    ) {
+        // A dependency that went away meanwhile does not keep an instance from coming back; a lease that did does.
+        let held = held && slot.exclusive && !self.leased;
+        if !self.clear_the_way(slot) || held || !self.may_start(service, placement) {
             return;
         }
-        let attempts = self.memory.attempts(&service.name, replica, service.incarnation());
+        let attempts = self.memory.attempts(&service.name, placement.replica, placement.incarnation());
         if attempts.last_error.is_some() {
             self.remove(container);
         } else {
-            self.act(Action::Start { container: container.id.clone(), service: service.name.clone(), replica });
+            self.act(Action::Start {
+                container: container.id.clone(),
+                service: service.name.clone(),
+                replica: placement.replica,
+            });
         }
     }
 
-    fn run(&mut self, service: &Service, replica: u32) {
+    fn run(&mut self, service: &Service, placement: &Placement) {
         let random = (self.fresh)();
+        let Placement { replica, revision, restarts, epoch, .. } = *placement;
         self.act(Action::Run {
-            instance: InstanceId(format!("{}-{}-{replica}-{random}", service.name, service.current)),
-            spec: Box::new(service.spec().clone()),
-            revision: service.current,
+            instance: InstanceId(format!("{}-{revision}-{replica}-{random}", service.name)),
+            spec: Box::new(service.spec_of(revision).clone()),
+            revision,
             replica,
-            restarts: service.restarts,
-            epoch: service.assignment.epoch,
+            restarts,
+            epoch,
         });
     }
 
-    fn may_start(&mut self, service: &Service, replica: u32) -> bool {
-        let not_before = self.memory.attempts(&service.name, replica, service.incarnation()).not_before;
+    fn may_start(&mut self, service: &Service, placement: &Placement) -> bool {
+        let not_before = self.memory.attempts(&service.name, placement.replica, placement.incarnation()).not_before;
         if not_before > self.now {
             self.wake_at(not_before);
         }
@@ -253,7 +284,7 @@ impl Round<'_> {
     /// that fails has somewhere to go back to.
     fn confirm_former(&mut self, service: &Service, containers: &[&Container]) {
         let unconfirmed = containers.iter().filter(|container| {
-            container.epoch == service.assignment.epoch
+            service.placed_on(self.node).any(|placement| placement.epoch == container.epoch)
                 && container.revision < service.current
                 && Some(container.revision) > service.confirmed
                 && service.revisions.contains_key(&container.revision)
@@ -275,11 +306,11 @@ impl Round<'_> {
     }
 
     /// Tells the state that the current revision is good, or goes back to the last one that was.
-    fn judge_revision(&mut self, service: &Service, progress: &[Progress]) {
+    fn judge_revision(&mut self, service: &Service, progress: &[(&Placement, Progress)]) {
         if service.confirmed == Some(service.current) {
             return;
         }
-        if progress.iter().all(|progress| *progress == Progress::Good) {
+        if progress.iter().all(|(_, progress)| *progress == Progress::Good) {
             self.confirm(service, service.current);
             return;
         }
@@ -288,13 +319,12 @@ impl Round<'_> {
         if service.revisions.get(&good).is_none_or(|record| record.spec == *service.spec()) {
             return;
         }
-        let incarnation = service.incarnation();
-        let failed = (1..=service.replicas).find(|replica| {
-            let faults = self.memory.attempts(&service.name, *replica, incarnation).faults;
-            faults >= ROLLBACK_AFTER || progress[*replica as usize - 1] == Progress::Ended
+        let failed = progress.iter().find(|(placement, progress)| {
+            let faults = self.memory.attempts(&service.name, placement.replica, placement.incarnation()).faults;
+            faults >= ROLLBACK_AFTER || *progress == Progress::Ended
         });
-        let Some(replica) = failed else { return };
-        let attempts = self.memory.attempts(&service.name, replica, incarnation);
+        let Some((placement, _)) = failed else { return };
+        let attempts = self.memory.attempts(&service.name, placement.replica, placement.incarnation());
         let reason = match &attempts.last_error {
             Some(error) => format!("it could not be started: {error}"),
             None => {
@@ -304,8 +334,8 @@ impl Round<'_> {
                 };
                 let last = self.observed.containers.iter().find(|container| {
                     container.service == service.name
-                        && container.replica == replica
-                        && container.incarnation() == incarnation
+                        && container.replica == placement.replica
+                        && container.incarnation() == placement.incarnation()
                 });
                 let why = match last.map(|container| &container.status) {
                     Some(Status::Exited { out_of_memory: true, .. }) => ", last because its memory ran out".to_owned(),
@@ -340,19 +370,19 @@ struct Slot<'a> {
 }
 
 impl<'a> Slot<'a> {
-    fn of(service: &Service, replica: u32, containers: &[&'a Container], now: UnixMillis) -> Self {
+    fn of(service: &Service, placement: &Placement, containers: &[&'a Container], now: UnixMillis) -> Self {
         let (mut current, mut stale): (Vec<&Container>, Vec<&Container>) = containers
             .iter()
             .copied()
-            .filter(|container| container.replica == replica)
-            .partition(|container| container.incarnation() == service.incarnation());
+            .filter(|container| container.replica == placement.replica)
+            .partition(|container| container.incarnation() == placement.incarnation());
         current.sort_by(|a, b| rank(a, now).cmp(&rank(b, now)));
         stale.sort_by(|a, b| rank(a, now).cmp(&rank(b, now)));
         let duplicates = if current.is_empty() { Vec::new() } else { current.split_off(1) };
         let current = current.first().copied();
-        let exclusive = writes(service, service.current)
+        let exclusive = service.is_exclusive(placement.revision)
             || containers.iter().any(|container| {
-                container.incarnation() != service.incarnation() && writes_as_made(service, container)
+                container.incarnation() != placement.incarnation() && writes_as_made(service, container)
             });
         let alone = containers.iter().all(|container| current.is_some_and(|current| current.id == container.id));
         Self { current, duplicates, stale, exclusive, alone }
@@ -373,14 +403,10 @@ fn rank(container: &Container, now: UnixMillis) -> (bool, u8, UnixMillis, &str) 
     (!container.is_ready(now), order, since, &container.id)
 }
 
-fn writes(service: &Service, revision: Revision) -> bool {
-    // What a forgotten revision mounted is not known any more.
-    service.revisions.get(&revision).is_none_or(|record| record.spec.volumes.iter().any(|mount| !mount.read_only))
-}
-
-/// A container of an earlier assignment may come from a former life of the service, of which nothing is known.
+/// A container of an earlier placement may come from a former life of the service, of which nothing is known.
 fn writes_as_made(service: &Service, container: &Container) -> bool {
-    container.epoch != service.assignment.epoch || writes(service, container.revision)
+    !service.placements.iter().any(|placement| placement.epoch == container.epoch)
+        || service.is_exclusive(container.revision)
 }
 
 fn stays_ended(service: &Service, code: i64) -> bool {

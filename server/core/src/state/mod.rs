@@ -1,5 +1,7 @@
 //! The cluster's state: what all commands so far amount to.
 
+mod machines;
+mod placements;
 mod services;
 mod tokens;
 
@@ -9,12 +11,15 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_api::{
-    ApiError, ErrorCode, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, VolumeName, rest::Deployed,
+    ApiError, ErrorCode, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, VolumeName, rest::Deployed,
     spec::ServiceSpec,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::command::{ClusterRecord, Command, CommandV1, Entry, InvitationRecord, MachineRecord, TokenRecord};
+
+pub use machines::{Availability, Machine, MachineFacts, Power, RemovedMachine};
+pub use placements::{Leadership, Phase, Placement};
 
 /// Services of one cluster. Three to ten machines run no more, and the state stays small enough to be read at once.
 pub const SERVICES_MAX: usize = 200;
@@ -30,6 +35,10 @@ pub const INVITATIONS_MAX: usize = 1_000;
 pub const TOKEN_NAME_MAX: usize = 100;
 /// Characters of a note on a revision; what the engine said may be long, its beginning tells.
 pub const NOTE_MAX: usize = 500;
+/// Machines of one cluster: what a home or an office has. More is another kind of system.
+pub const MACHINES_MAX: usize = 10;
+/// Machines that were removed and whose keys are remembered.
+pub const REMOVED_MACHINES_MAX: usize = 1_000;
 /// How long an expired token or invitation stays listed. Milliseconds.
 pub const EXPIRED_KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
 
@@ -39,12 +48,30 @@ pub struct State {
     /// Index of the last entry that was applied; 0 before the first.
     pub applied: u64,
     pub cluster: Option<ClusterRecord>,
-    pub machines: BTreeMap<NodeId, MachineRecord>,
+    pub machines: BTreeMap<NodeId, Machine>,
+    /// Those that may never come back under their old key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub removed_machines: BTreeMap<NodeId, RemovedMachine>,
+    #[serde(default, skip_serializing_if = "Leadership::is_unknown")]
+    pub leadership: Leadership,
+    /// The newest epoch that was given out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epoch: u64,
     pub services: BTreeMap<ServiceName, Service>,
+    /// Placements of services and machines that are gone, which could write a volume until their machine says otherwise or its
+    /// lease ends. A service of the same name waits for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leftovers: Vec<Leftover>,
     /// Volumes of services that were removed without them, with the name of the service.
     pub kept_volumes: BTreeMap<ServiceName, BTreeSet<VolumeName>>,
-    /// Services whose volume directories a node shall still delete.
+    /// Machines that hold volume directories of services that are gone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kept_on: BTreeMap<ServiceName, BTreeSet<NodeId>>,
+    /// Services whose volume directories shall still be deleted.
     pub condemned_volumes: BTreeSet<ServiceName>,
+    /// Machines that have not deleted them yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub condemned_on: BTreeMap<ServiceName, BTreeSet<NodeId>>,
     pub tokens: BTreeMap<TokenId, TokenRecord>,
     pub invitations: BTreeMap<TokenId, InvitationRecord>,
 }
@@ -63,16 +90,33 @@ pub struct Service {
     /// Newest revision that was seen running well: what a failing newer one is rolled back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Revision>,
-    /// Where it runs, and under which epoch. With one machine there is no choice.
-    pub assignment: Assignment,
+    /// Where its instances run, and under which epochs; by replica, then epoch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub placements: Vec<Placement>,
+    /// Machines that keep its image and a created container, to take over with one start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standby: Vec<NodeId>,
+    /// Machines that may hold directories of its volumes.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: BTreeSet<NodeId>,
+    /// Of snapshots from before there were placements; see [`State::upgrade`].
+    #[serde(default, skip_serializing)]
+    assignment: Option<Assignment>,
     pub changed_at: UnixMillis,
 }
 
+/// Where a service ran when a cluster was one machine.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+struct Assignment {
+    machine: NodeId,
+    epoch: u64,
+}
+
+/// A placement that nothing wants any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Assignment {
+pub struct Leftover {
+    pub service: ServiceName,
     pub machine: NodeId,
-    /// Only grows: an instance of a lower epoch may not write the service's volumes. It is the index of the log entry that
-    /// made the assignment, so that a service that was removed and deployed again takes no container of its former life.
     pub epoch: u64,
 }
 
@@ -111,6 +155,7 @@ pub enum Outcome {
 pub struct Event {
     pub kind: String,
     pub service: Option<ServiceName>,
+    pub machine: Option<MachineName>,
     pub message: String,
 }
 
@@ -127,7 +172,12 @@ impl Rejected {
 
 impl Event {
     fn new(kind: &str, service: Option<&ServiceName>, message: impl Into<String>) -> Self {
-        Self { kind: kind.to_owned(), service: service.cloned(), message: message.into() }
+        Self { kind: kind.to_owned(), service: service.cloned(), machine: None, message: message.into() }
+    }
+
+    fn on(mut self, machine: &MachineName) -> Self {
+        self.machine = Some(machine.clone());
+        self
     }
 }
 
@@ -155,6 +205,39 @@ impl State {
         Ok(applied)
     }
 
+    /// Applies the entry that stands at this index of the log. A rejected entry keeps its index and changes nothing else.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub fn apply_at(&mut self, index: u64, entry: &Entry) -> Result<Applied, Rejected> {
+        self.applied = index.saturating_sub(1);
+        let applied = self.apply(entry);
+        self.applied = index;
+        applied
+    }
+
+    /// Brings a snapshot that an older version wrote to today's form. Call it on each one that was read.
+    #[must_use]
+    pub fn upgrade(mut self) -> Self {
+        for service in self.services.values_mut() {
+            let Some(Assignment { machine, epoch }) = service.assignment.take() else { continue };
+            self.epoch = self.epoch.max(epoch);
+            service.hosts.insert(machine.clone());
+            let wanted = (1..=service.replicas).map(|replica| Placement {
+                replica,
+                machine: machine.clone(),
+                epoch,
+                revision: service.current,
+                restarts: service.restarts,
+                phase: Phase::Active,
+                since: service.changed_at,
+                reason: "it was the only machine".to_owned(),
+            });
+            service.placements.extend(wanted);
+        }
+        self
+    }
+
     /// What `apply` would answer; nothing changes.
     ///
     /// # Errors
@@ -168,26 +251,41 @@ impl State {
         if let CommandV1::Init { cluster, machine } = command {
             return self.init(cluster, machine);
         }
-        let Some(machine) = self.machines.keys().next().cloned() else {
+        if self.cluster.is_none() {
             return Err(Rejected::new(
                 ErrorCode::Conflict,
                 "there is no cluster on this machine yet; make one with `flotilla init`",
             ));
-        };
+        }
         match command {
             CommandV1::Init { .. } => unreachable!("handled above"),
-            CommandV1::Deploy { stack, services } => self.deploy(entry, &machine, stack, services),
+            CommandV1::Deploy { stack, services } => self.deploy(entry, stack, services),
             CommandV1::RollBack { service, to, reason } => self.roll_back(entry, service, *to, reason.as_deref()),
             CommandV1::Scale { service, replicas } => self.scale(entry, service, *replicas),
             CommandV1::Restart { service } => self.restart(entry, service),
             CommandV1::Remove { service, volumes } => self.remove(service, *volumes),
             CommandV1::ConfirmRevision { service, revision } => self.confirm(service, *revision),
-            CommandV1::VolumesPurged { service } => self.volumes_purged(service),
+            CommandV1::VolumesPurged { service, machine } => self.volumes_purged(service, machine.as_ref()),
             CommandV1::IssueToken { token } => self.issue_token(entry.at, token),
             CommandV1::RenewToken { id, expires_at } => self.renew_token(entry.at, id, *expires_at),
             CommandV1::RevokeToken { id } => self.revoke_token(entry.at, id),
             CommandV1::CreateInvitation { invitation } => self.create_invitation(entry.at, invitation),
             CommandV1::RedeemInvitation { id, token } => self.redeem_invitation(entry.at, id, token),
+            CommandV1::AdmitMachine { invitation, machine, facts } => {
+                self.admit_machine(entry.at, invitation, machine, facts)
+            }
+            CommandV1::RemoveMachine { machine } => self.remove_machine(entry.at, machine),
+            CommandV1::RenameMachine { machine, name } => self.rename_machine(machine, name),
+            CommandV1::LabelMachine { machine, labels } => self.label_machine(machine, labels),
+            CommandV1::AnnounceMachine { machine, facts } => self.announce_machine(machine, facts),
+            CommandV1::SetAvailability { machine, availability } => {
+                self.set_availability(entry.at, machine, *availability)
+            }
+            CommandV1::Lead { node, term } => self.lead(entry.at, node, *term),
+            CommandV1::Place { term, changes } => self.place(entry.at, *term, changes),
+            CommandV1::MachineLost { term, machine } => self.machine_lost(entry.at, *term, machine),
+            CommandV1::MachineBack { term, machine } => self.machine_back(entry.at, *term, machine),
+            CommandV1::SetLease { term, lease_ms } => self.set_lease(*term, *lease_ms),
         }
     }
 
@@ -199,7 +297,7 @@ impl State {
             ));
         }
         self.cluster = Some(cluster.clone());
-        self.machines.insert(machine.id.clone(), machine.clone());
+        self.machines.insert(machine.id.clone(), Machine::new(machine.clone()));
         Ok(Applied::done(Event::new(
             "cluster-created",
             None,
@@ -212,4 +310,9 @@ impl Applied {
     fn done(event: Event) -> Self {
         Self { outcome: Outcome::Done, events: vec![event] }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }

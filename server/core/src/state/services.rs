@@ -7,7 +7,7 @@ use flotilla_api::{
 };
 
 use super::{
-    Applied, Assignment, Event, NOTE_MAX, Outcome, REPLICAS_MAX, REVISIONS_KEPT, Rejected, RevisionRecord,
+    Applied, Event, NOTE_MAX, Outcome, REPLICAS_MAX, REVISIONS_KEPT, Rejected, RevisionRecord,
     SERVICES_MAX, Service, State,
 };
 use crate::{command::Entry, dependency};
@@ -16,12 +16,10 @@ impl State {
     pub(super) fn deploy(
         &mut self,
         entry: &Entry,
-        machine: &NodeId,
         stack: &StackName,
         services: &[ServiceSpec],
     ) -> Result<Applied, Rejected> {
         self.check_deploy(stack, services)?;
-        let index = self.applied + 1;
         let mut deployed = Vec::with_capacity(services.len());
         let mut events = Vec::new();
         for spec in services {
@@ -33,8 +31,9 @@ impl State {
                     (Some(revision), Some(format!("`{}` was deployed as revision {revision}.", spec.name)))
                 }
                 None => {
-                    let assignment = Assignment { machine: machine.clone(), epoch: index };
-                    self.services.insert(spec.name.clone(), Service::first(entry, spec, assignment));
+                    let mut service = Service::first(entry, spec);
+                    service.hosts = self.kept_on.remove(&spec.name).unwrap_or_default();
+                    self.services.insert(spec.name.clone(), service);
                     (Some(Revision(1)), Some(format!("`{}` was deployed.", spec.name)))
                 }
             };
@@ -202,7 +201,8 @@ impl State {
             // What is left of a service that was removed before can still be deleted.
             if with_volumes && kept {
                 self.kept_volumes.remove(name);
-                self.condemned_volumes.insert(name.clone());
+                let hosts = self.kept_on.remove(name).unwrap_or_default();
+                self.condemn(name, hosts);
                 return Ok(Applied::done(Event::new(
                     "volumes-condemned",
                     Some(name),
@@ -214,16 +214,22 @@ impl State {
         // Volumes that are still to be deleted are not there to be kept.
         let condemned = self.condemned_volumes.contains(name);
         let volumes = if condemned { BTreeSet::new() } else { service.volumes() };
-        self.services.remove(name);
+        let hosts = self.hosts_of(service);
+        if let Some(service) = self.services.remove(name) {
+            self.leave_over(&service);
+        }
         let message = match (with_volumes, volumes.is_empty() && !kept) {
             (_, true) => format!("`{name}` was removed."),
             (true, false) => {
                 self.kept_volumes.remove(name);
-                self.condemned_volumes.insert(name.clone());
+                self.condemn(name, hosts);
                 format!("`{name}` was removed with its volumes.")
             }
             (false, false) => {
                 self.kept_volumes.entry(name.clone()).or_default().extend(volumes);
+                if !hosts.is_empty() {
+                    self.kept_on.insert(name.clone(), hosts);
+                }
                 format!("`{name}` was removed; its volumes are kept.")
             }
         };
@@ -245,14 +251,45 @@ impl State {
         Ok(Applied::done(Event::new("confirmed", Some(name), format!("Revision {revision} of `{name}` runs well."))))
     }
 
-    pub(super) fn volumes_purged(&mut self, name: &ServiceName) -> Result<Applied, Rejected> {
-        if !self.condemned_volumes.remove(name) {
+    pub(super) fn volumes_purged(
+        &mut self,
+        name: &ServiceName,
+        machine: Option<&NodeId>,
+    ) -> Result<Applied, Rejected> {
+        if !self.condemned_volumes.contains(name) {
             return Err(Rejected::new(
                 ErrorCode::Conflict,
                 format!("nobody asked for the volumes of `{name}` to be deleted"),
             ));
         }
+        match machine {
+            Some(machine) => {
+                if let Some(machines) = self.condemned_on.get_mut(name) {
+                    machines.remove(machine);
+                }
+            }
+            None => drop(self.condemned_on.remove(name)),
+        }
+        self.forget_purged();
         Ok(Applied::done(Event::new("volumes-deleted", Some(name), format!("The volumes of `{name}` were deleted."))))
+    }
+
+    /// Whether this machine has to delete the volumes of a service that is gone.
+    pub fn must_purge(&self, name: &ServiceName, machine: &NodeId) -> bool {
+        self.condemned_on.get(name).is_some_and(|machines| machines.contains(machine))
+    }
+
+    fn condemn(&mut self, name: &ServiceName, hosts: BTreeSet<NodeId>) {
+        self.condemned_volumes.insert(name.clone());
+        self.condemned_on.insert(name.clone(), hosts);
+        self.forget_purged();
+    }
+
+    /// Volumes that no machine has any more are deleted.
+    pub(super) fn forget_purged(&mut self) {
+        self.condemned_on.retain(|_, machines| !machines.is_empty());
+        let left = &self.condemned_on;
+        self.condemned_volumes.retain(|name| left.contains_key(name));
     }
 
     fn service_mut(&mut self, name: &ServiceName) -> Result<&mut Service, Rejected> {
@@ -273,7 +310,7 @@ impl State {
 }
 
 impl Service {
-    fn first(entry: &Entry, spec: &ServiceSpec, assignment: Assignment) -> Self {
+    fn first(entry: &Entry, spec: &ServiceSpec) -> Self {
         let record = RevisionRecord {
             spec: spec.clone(),
             created_at: entry.at,
@@ -289,7 +326,10 @@ impl Service {
             replicas: spec.replicas,
             restarts: 0,
             confirmed: None,
-            assignment,
+            placements: Vec::new(),
+            standby: Vec::new(),
+            hosts: BTreeSet::new(),
+            assignment: None,
             changed_at: entry.at,
         }
     }
@@ -342,7 +382,7 @@ fn unknown(name: &ServiceName) -> Rejected {
     )
 }
 
-fn clip(text: &str) -> String {
+pub(super) fn clip(text: &str) -> String {
     let mut clipped: String = text.chars().take(NOTE_MAX).collect();
     if clipped.len() < text.len() {
         clipped.push('…');

@@ -61,7 +61,7 @@ fn without_a_volume_the_new_instance_is_ready_before_the_old_one_goes() {
     while world.service("web").confirmed != Some(Revision(2)) {
         world.run_for(100);
         let observed = world.observe();
-        let serving = reconcile::serving(world.now, world.service("web"), &observed);
+        let serving = reconcile::serving(world.now, world.service("web"), &world.views(&observed));
         assert!(!serving.is_empty(), "nobody could answer\n{}", world.told());
         served += 1;
         assert!(served < 1_000);
@@ -78,8 +78,8 @@ fn a_health_check_decides_when_the_old_instance_goes() {
     world.run_for(8_000);
     assert_eq!(world.of("web").len(), 2, "the new one is unhealthy, so the old one stays\n{}", world.told());
     let observed = world.observe();
-    let serving = reconcile::serving(world.now, world.service("web"), &observed);
-    assert_eq!(serving[0].revision, Revision(1));
+    let serving = reconcile::serving(world.now, world.service("web"), &world.views(&observed));
+    assert_eq!(serving[0].1.revision, Revision(1));
     let condition = world.condition("web");
     assert_eq!(condition.state, ServiceState::Unhealthy);
     assert_eq!(condition.message.as_deref(), Some("its health check fails; revision 1 still answers"));
@@ -200,7 +200,7 @@ fn while_a_bad_revision_is_tried_the_good_one_answers() {
     for _ in 0..300 {
         world.run_for(100);
         let observed = world.observe();
-        let serving = reconcile::serving(world.now, world.service("web"), &observed);
+        let serving = reconcile::serving(world.now, world.service("web"), &world.views(&observed));
         assert!(serving.iter().any(|container| container.revision != Revision(2)), "{}", world.told());
     }
 }

@@ -11,7 +11,8 @@ use flotilla_core::{
     Actor, Applied, Command, CommandV1, Entry, Rejected, State,
     command::{ClusterRecord, MachineRecord},
     compose,
-    reconcile::{self, Action, Condition, Container, Health, Incarnation, Memory, Observed, Plan, Status},
+    reconcile::{self, Action, Condition, Container, Health, Incarnation, Memory, Observed, Plan, Status, View, Views},
+    schedule::{self, Input},
     state::Service,
 };
 
@@ -90,7 +91,22 @@ impl World {
 
     pub(crate) fn apply(&mut self, command: CommandV1) -> Result<Applied, Rejected> {
         let actor = Actor { name: "tester".to_owned(), token: None, from: None };
-        self.state.apply(&Entry { at: self.now, actor, command: Command::V1(command) })
+        let applied = self.state.apply(&Entry { at: self.now, actor, command: Command::V1(command) });
+        self.place();
+        applied
+    }
+
+    /// What the leader would do, at once.
+    fn place(&mut self) {
+        let actor = Actor { name: "node".to_owned(), token: None, from: None };
+        loop {
+            let changes = schedule::plan(&Input::unreported(self.now, &self.state));
+            if changes.is_empty() {
+                return;
+            }
+            let command = CommandV1::Place { term: self.state.leadership.term, changes };
+            self.state.apply(&Entry { at: self.now, actor: actor.clone(), command: Command::V1(command) }).unwrap();
+        }
     }
 
     /// Deploys `services:` of a compose file, each line indented as it stands there, with a `data` volume declared.
@@ -119,7 +135,7 @@ impl World {
             *serial += 1;
             format!("{serial:08x}")
         };
-        reconcile::reconcile(self.now, &self.node, &self.state, observed, &mut self.memory, &mut fresh)
+        reconcile::reconcile(self.now, &self.node, true, &self.state, observed, &mut self.memory, &mut fresh)
     }
 
     /// One round as the shell does it; each action takes a millisecond.
@@ -327,7 +343,12 @@ impl World {
     }
 
     pub(crate) fn condition(&self, name: &str) -> Condition {
-        reconcile::condition(self.now, self.service(name), Some(&self.observe()), &self.memory)
+        let observed = self.observe();
+        reconcile::condition(self.now, self.service(name), &self.views(&observed))
+    }
+
+    pub(crate) fn views<'a>(&'a self, observed: &'a Observed) -> Views<'a> {
+        BTreeMap::from([(&self.node, View { observed: Some(observed), memory: &self.memory, at: observed.at })])
     }
 
     pub(crate) fn condition_state(&self, name: &str) -> ServiceState {
@@ -354,7 +375,7 @@ impl World {
             self.now.since(self.begin),
             history[from..].join("\n"),
             containers.join("\n"),
-            self.state.services.values().map(|s| (s.name.as_str(), s.incarnation(), s.replicas)).collect::<Vec<_>>()
+            self.state.services.values().map(|s| (s.name.as_str(), &s.placements, s.replicas)).collect::<Vec<_>>()
         )
     }
 }
@@ -406,7 +427,7 @@ pub(crate) trait OfIncarnation {
 
 impl OfIncarnation for Container {
     fn incarnation_matches(&self, service: &Service) -> bool {
-        service.incarnation() == Incarnation { revision: self.revision, restarts: self.restarts, epoch: self.epoch }
+        service.placements.iter().any(|placement| placement.incarnation() == Incarnation { revision: self.revision, restarts: self.restarts, epoch: self.epoch })
     }
 }
 
@@ -442,7 +463,7 @@ fn summary(action: &Action) -> String {
         Action::Propose(CommandV1::ConfirmRevision { service, revision }) => {
             format!("propose confirm {service} r{revision}")
         }
-        Action::Propose(CommandV1::VolumesPurged { service }) => format!("propose purged {service}"),
+        Action::Propose(CommandV1::VolumesPurged { service, .. }) => format!("propose purged {service}"),
         Action::Propose(other) => format!("propose {other:?}"),
     }
 }

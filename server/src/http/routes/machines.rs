@@ -11,11 +11,11 @@ pub(super) async fn list(State(app): State<Arc<App>>, Operator(_): Operator) -> 
     let (observed_at, resources) = app.machine.resources().await;
     let instances = app.engine.observed().map_or(0, |observed| observed.containers.len());
     let state = app.store.state();
-    let own = state.machines.values().filter(|machine| machine.id == app.node).map(|machine| MachineView {
-        id: machine.id.clone(),
-        name: machine.name.clone(),
+    let own = state.machines.values().filter(|machine| machine.record.id == app.node).map(|machine| MachineView {
+        id: machine.record.id.clone(),
+        name: machine.name().clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        labels: machine.labels.clone(),
+        labels: machine.record.labels.clone(),
         started_at: app.started_at,
         observed_at,
         resources: resources.clone(),
