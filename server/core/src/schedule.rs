@@ -30,15 +30,32 @@ pub struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// Of a cluster whose machines are all well and have told nothing yet.
+    /// Of a cluster of one machine, which tells nothing: it is well, and what shall end there is taken to have ended. Its
+    /// reconciler alone keeps two instances from writing one volume.
     pub fn unreported(now: UnixMillis, state: &'a State) -> Self {
-        Self { now, state, machines: state.machines.keys().map(|id| (id.clone(), Standing::default())).collect() }
+        let placed = state.services.values().flat_map(|service| &service.placements).map(|placement| placement.epoch);
+        let left = state.leftovers.iter().map(|leftover| leftover.epoch);
+        let released: BTreeSet<u64> = placed.chain(left).collect();
+        let standing = Standing { released, ..Standing::default() };
+        Self { now, state, machines: state.machines.keys().map(|id| (id.clone(), standing.clone())).collect() }
+    }
+}
+
+impl Input<'_> {
+    /// Is it certain that the machine no longer runs what it was given under this epoch?
+    fn is_over(&self, machine: &NodeId, epoch: u64) -> bool {
+        self.machines.get(machine).is_some_and(|standing| standing.ended || standing.released.contains(&epoch))
     }
 }
 
 /// What a leader should propose now, in this order; empty when all is well.
 pub fn plan(input: &Input<'_>) -> Vec<Change> {
     let mut changes = Vec::new();
+    for leftover in &input.state.leftovers {
+        if input.is_over(&leftover.machine, leftover.epoch) {
+            changes.push(Change::End { epoch: leftover.epoch, reason: "its service is gone".to_owned() });
+        }
+    }
     for service in input.state.services.values() {
         plan_service(input, service, &mut changes);
     }
@@ -46,19 +63,28 @@ pub fn plan(input: &Input<'_>) -> Vec<Change> {
 }
 
 fn plan_service(input: &Input<'_>, service: &Service, changes: &mut Vec<Change>) {
+    let mut updates = Vec::new();
     for placement in &service.placements {
-        let standing = input.machines.get(&placement.machine);
-        let over = standing.is_none_or(|standing| standing.ended || standing.released.contains(&placement.epoch));
-        if placement.replica > service.replicas || (placement.phase == Phase::Vacating && over) {
-            changes.push(Change::End { epoch: placement.epoch, reason: "it is not wanted any more".to_owned() });
+        let over = !placement.exclusive || input.is_over(&placement.machine, placement.epoch);
+        let unwanted = placement.replica > service.replicas
+            || (placement.exclusive && !service.is_exclusive(service.current));
+        let reason = || "it is not wanted any more".to_owned();
+        if placement.phase == Phase::Vacating || (unwanted && over) {
+            if over {
+                changes.push(Change::End { epoch: placement.epoch, reason: reason() });
+            }
+        } else if unwanted {
+            changes.push(Change::Vacate { epoch: placement.epoch, reason: reason() });
         } else if !service.is_current(placement) {
-            changes.push(Change::Update {
+            updates.push(Change::Update {
                 epoch: placement.epoch,
                 revision: service.current,
                 restarts: service.restarts,
             });
         }
     }
+    // What has to be alone comes after the end of the others.
+    changes.extend(updates);
     for replica in 1..=service.replicas {
         if service.placements.iter().any(|placement| placement.replica == replica) {
             continue;

@@ -11,8 +11,9 @@ use flotilla_api::{
     spec::{HealthCheck, Resources, Restart, ServiceSpec, VolumeMount},
 };
 use flotilla_core::{
-    Actor, Command, CommandV1, Entry, State,
-    command::{ClusterRecord, InvitationRecord, MachineRecord, TokenRecord},
+    Actor, Change, Command, CommandV1, Entry, State,
+    command::{Availability, ClusterRecord, InvitationRecord, MachineFacts, MachineRecord, TokenRecord},
+    state::Power,
 };
 
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
@@ -95,15 +96,23 @@ fn invitation() -> InvitationRecord {
     }
 }
 
-/// Every command, in an order in which all are accepted.
-fn commands() -> Vec<(&'static str, CommandV1)> {
+fn node() -> NodeId {
+    NodeId("node".to_owned())
+}
+
+fn second() -> NodeId {
+    NodeId("second".to_owned())
+}
+
+/// What clusters of one machine wrote, before there were leaders; in an order in which all are accepted.
+fn commands_of_one() -> Vec<(&'static str, CommandV1)> {
     let cluster = ClusterRecord {
         id: "0123456789abcdef".repeat(2),
         name: "home".parse().unwrap(),
         token_key: "token-key".to_owned(),
     };
     let machine = MachineRecord {
-        id: NodeId("node".to_owned()),
+        id: node(),
         name: "laptop".parse().unwrap(),
         public_key: "public-key".to_owned(),
         labels: BTreeMap::from([("place".to_owned(), "attic".to_owned())]),
@@ -123,7 +132,7 @@ fn commands() -> Vec<(&'static str, CommandV1)> {
         ("restart", CommandV1::Restart { service: web() }),
         ("remove", CommandV1::Remove { service: web(), volumes: false }),
         ("remove-volumes", CommandV1::Remove { service: web(), volumes: true }),
-        ("volumes-purged", CommandV1::VolumesPurged { service: web() }),
+        ("volumes-purged", CommandV1::VolumesPurged { service: web(), machine: None }),
         ("deploy-after-removal", deploy(vec![full()])),
         ("remove-again", CommandV1::Remove { service: web(), volumes: false }),
         ("issue-token", CommandV1::IssueToken { token: token("token") }),
@@ -135,6 +144,92 @@ fn commands() -> Vec<(&'static str, CommandV1)> {
             CommandV1::RedeemInvitation { id: TokenId("invitation".to_owned()), token: token("redeemed") },
         ),
     ]
+}
+
+/// What came with several machines, after the above.
+fn commands_of_several() -> Vec<(&'static str, CommandV1)> {
+    let machine = MachineRecord {
+        id: second(),
+        name: "atlas".parse().unwrap(),
+        public_key: "second-key".to_owned(),
+        labels: BTreeMap::new(),
+    };
+    let facts = |memory_bytes| MachineFacts {
+        addresses: vec!["192.0.2.7:7443".to_owned()],
+        relay_port: Some(3478),
+        cpu_millis: 4_000,
+        memory_bytes,
+        power: Power::Battery,
+        version: "0.2.0".to_owned(),
+    };
+    let joins = InvitationRecord {
+        id: TokenId("join".to_owned()),
+        grant: Grant { scope: Scope::Machine, services: BTreeSet::new() },
+        ..invitation()
+    };
+    let jobs = || service("jobs");
+    let db = || service("db");
+    let several = ServiceSpec { name: jobs(), replicas: 2, ..bare() };
+    let assign = |service: ServiceName, replica, machine| Change::Assign {
+        service,
+        replica,
+        machine,
+        revision: Revision(1),
+        restarts: 0,
+        reason: "it has the most room".to_owned(),
+    };
+    let reason = || "its machine is drained".to_owned();
+    // `jobs` gets the epochs that follow the index before the entry; `db` kept that of its deployment.
+    let (first, other, kept) = (AFTER_ONE + 5, AFTER_ONE + 6, 2);
+    let changes = vec![
+        assign(jobs(), 1, node()),
+        assign(jobs(), 2, node()),
+        Change::Update { epoch: kept, revision: Revision(1), restarts: 0 },
+        Change::Leave { epoch: first, reason: reason() },
+        Change::Stay { epoch: first },
+        Change::Vacate { epoch: other, reason: reason() },
+        Change::End { epoch: other, reason: reason() },
+        assign(jobs(), 2, second()),
+        Change::StandBy { service: db(), machines: vec![second()] },
+    ];
+    let labels = BTreeMap::from([("zone".to_owned(), text("attic")), ("place".to_owned(), None)]);
+    let deploy = |services| CommandV1::Deploy { stack: "shop".parse().unwrap(), services };
+    let availability = |availability| CommandV1::SetAvailability { machine: second(), availability };
+    let volumes_of_web = || vec![Change::Assign { service: service("web"), replica: 1, machine: second(), revision: Revision(1), restarts: 0, reason: reason() }];
+    vec![
+        ("lead", CommandV1::Lead { node: node(), term: 1 }),
+        ("create-invitation-of-a-machine", CommandV1::CreateInvitation { invitation: joins }),
+        (
+            "admit-machine",
+            CommandV1::AdmitMachine { invitation: TokenId("join".to_owned()), machine, facts: facts(8 << 30) },
+        ),
+        ("deploy-several", deploy(vec![several])),
+        ("place", CommandV1::Place { term: 1, changes }),
+        ("rename-machine", CommandV1::RenameMachine { machine: second(), name: "boreas".parse().unwrap() }),
+        ("label-machine", CommandV1::LabelMachine { machine: node(), labels }),
+        ("announce-machine", CommandV1::AnnounceMachine { machine: second(), facts: facts(16 << 30) }),
+        ("drain-machine", availability(Availability::Drained { since: NOW })),
+        ("undrain-machine", availability(Availability::Active)),
+        ("machine-lost", CommandV1::MachineLost { term: 1, machine: second() }),
+        ("machine-back", CommandV1::MachineBack { term: 1, machine: second() }),
+        ("set-lease", CommandV1::SetLease { term: 1, lease_ms: 3_000 }),
+        ("deploy-with-a-volume", deploy(vec![full()])),
+        ("place-with-a-volume", CommandV1::Place { term: 1, changes: volumes_of_web() }),
+        ("remove-volumes-of-several", CommandV1::Remove { service: service("web"), volumes: true }),
+        ("volumes-purged-on-a-machine", CommandV1::VolumesPurged { service: service("web"), machine: Some(node()) }),
+        ("lead-again", CommandV1::Lead { node: second(), term: 4 }),
+        ("remove-machine", CommandV1::RemoveMachine { machine: node() }),
+    ]
+}
+
+/// Commands of one machine, and the index of the last of them.
+const AFTER_ONE: u64 = 18;
+
+fn commands() -> Vec<(&'static str, CommandV1)> {
+    let mut commands = commands_of_one();
+    assert_eq!(commands.len() as u64, AFTER_ONE);
+    commands.extend(commands_of_several());
+    commands
 }
 
 fn entries() -> Vec<(&'static str, Entry)> {
@@ -150,9 +245,10 @@ fn entries() -> Vec<(&'static str, Entry)> {
         .collect()
 }
 
-fn snapshot() -> State {
+/// The state after so many of the entries.
+fn snapshot(entries_of: usize) -> State {
     let mut state = State::default();
-    for (name, entry) in entries() {
+    for (name, entry) in entries().into_iter().take(entries_of) {
         state.apply(&entry).unwrap_or_else(|rejected| panic!("{name}: {rejected}"));
     }
     state
@@ -198,18 +294,68 @@ fn every_command_has_a_golden_file() {
         CommandV1::RevokeToken { .. } => "revoke-token",
         CommandV1::CreateInvitation { .. } => "create-invitation",
         CommandV1::RedeemInvitation { .. } => "redeem-invitation",
+        CommandV1::AdmitMachine { .. } => "admit-machine",
+        CommandV1::RemoveMachine { .. } => "remove-machine",
+        CommandV1::RenameMachine { .. } => "rename-machine",
+        CommandV1::LabelMachine { .. } => "label-machine",
+        CommandV1::AnnounceMachine { .. } => "announce-machine",
+        CommandV1::SetAvailability { .. } => "set-availability",
+        CommandV1::Lead { .. } => "lead",
+        CommandV1::Place { .. } => "place",
+        CommandV1::MachineLost { .. } => "machine-lost",
+        CommandV1::MachineBack { .. } => "machine-back",
+        CommandV1::SetLease { .. } => "set-lease",
     };
     let covered: BTreeSet<&str> = commands().iter().map(|(_, command)| name(command)).collect();
-    assert_eq!(covered.len(), 13);
+    assert_eq!(covered.len(), 24);
+}
+
+#[test]
+fn every_change_has_a_golden_file() {
+    let name = |change: &Change| match change {
+        Change::Assign { .. } => "assign",
+        Change::Update { .. } => "update",
+        Change::Leave { .. } => "leave",
+        Change::Stay { .. } => "stay",
+        Change::Vacate { .. } => "vacate",
+        Change::End { .. } => "end",
+        Change::StandBy { .. } => "stand-by",
+    };
+    let commands = commands();
+    let changes = commands.iter().flat_map(|(_, command)| match command {
+        CommandV1::Place { changes, .. } => changes.as_slice(),
+        _ => &[],
+    });
+    assert_eq!(changes.map(name).collect::<BTreeSet<&str>>().len(), 7);
 }
 
 #[test]
 fn a_snapshot_keeps_its_bytes() {
-    let state = snapshot();
-    let written = serde_json::to_string_pretty(&state).unwrap() + "\n";
-    let kept = golden("state", &written);
-    assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
-    assert_eq!(written, kept);
+    // Before and after there were several machines, and with all that a state can hold.
+    for (name, entries_of) in [("state", AFTER_ONE as usize), ("state-of-several", 33), ("state-at-last", usize::MAX)] {
+        let state = snapshot(entries_of);
+        let written = serde_json::to_string_pretty(&state).unwrap() + "\n";
+        let kept = golden(name, &written);
+        assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state, "{name}");
+        assert_eq!(written, kept, "{name}");
+    }
+}
+
+/// A node of an older version ran its services without placements.
+#[test]
+fn an_old_snapshot_goes_on_with_placements() {
+    let state = snapshot(AFTER_ONE as usize).upgrade();
+    let db = &state.services[&service("db")];
+    let placed: Vec<(&NodeId, u64)> = db.placements.iter().map(|it| (&it.machine, it.epoch)).collect();
+    assert_eq!(placed, [(&node(), 2)], "its container is of this epoch");
+    assert_eq!(state.kept_on[&service("web")], BTreeSet::from([node()]), "what was left behind is found again");
+    assert_eq!(state.kept_homes[&service("web")], node());
+    assert_eq!(state.clone().upgrade(), state);
+
+    let lead = entries().into_iter().find(|(name, _)| *name == "lead").unwrap().1;
+    let mut upgraded = state;
+    upgraded.apply(&lead).unwrap();
+    assert_eq!(upgraded, snapshot(AFTER_ONE as usize + 1), "the log alone leads to the same");
 }
 
 /// A log is replayed by a newer program: what it amounts to may not change.
@@ -219,7 +365,11 @@ fn the_kept_entries_still_amount_to_the_kept_snapshot() {
     for (name, entry) in entries() {
         let kept = golden(name, &(serde_json::to_string_pretty(&entry).unwrap() + "\n"));
         state.apply(&serde_json::from_str(&kept).unwrap()).unwrap();
+        if state.applied == AFTER_ONE {
+            let kept = golden("state", "");
+            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
+        }
     }
-    let kept = golden("state", &(serde_json::to_string_pretty(&state).unwrap() + "\n"));
+    let kept = golden("state-at-last", &(serde_json::to_string_pretty(&state).unwrap() + "\n"));
     assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
 }

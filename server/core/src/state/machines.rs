@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use flotilla_api::{ErrorCode, MachineName, NodeId, Scope, TokenId, UnixMillis};
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Event, Leftover, MACHINES_MAX, REMOVED_MACHINES_MAX, Rejected, State};
+use super::{Applied, Event, MACHINES_MAX, REMOVED_MACHINES_MAX, Rejected, State};
 use crate::command::MachineRecord;
 
 /// Losses of a machine that are remembered: enough to tell that it flaps.
@@ -190,24 +190,25 @@ impl State {
             ));
         }
         self.machines.remove(id);
-        for service in self.services.values_mut() {
+        for mut service in std::mem::take(&mut self.services).into_values() {
             let (gone, kept): (Vec<_>, Vec<_>) =
                 std::mem::take(&mut service.placements).into_iter().partition(|placement| placement.machine == *id);
+            self.leave_over(&service.name, &gone);
             service.placements = kept;
             service.standby.retain(|machine| machine != id);
             service.hosts.remove(id);
-            self.leftovers.extend(gone.into_iter().map(|placement| Leftover {
-                service: service.name.clone(),
-                machine: id.clone(),
-                epoch: placement.epoch,
-            }));
+            service.home = service.home.filter(|home| home != id);
+            self.services.insert(service.name.clone(), service);
         }
-        // Nobody will ever delete what lies there.
+        // Nobody will ever delete what lies there, or find it again.
         for machines in self.condemned_on.values_mut().chain(self.kept_on.values_mut()) {
             machines.remove(id);
         }
         self.forget_purged();
+        self.kept_homes.retain(|_, home| home != id);
         self.kept_on.retain(|_, machines| !machines.is_empty());
+        let (services, kept_on) = (&self.services, &self.kept_on);
+        self.kept_volumes.retain(|name, _| services.contains_key(name) || kept_on.contains_key(name));
         while self.removed_machines.len() >= REMOVED_MACHINES_MAX {
             let oldest = self.removed_machines.iter().min_by_key(|(_, removed)| removed.at).map(|(id, _)| id.clone());
             let Some(oldest) = oldest else { break };

@@ -67,6 +67,9 @@ pub struct State {
     /// Machines that hold volume directories of services that are gone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kept_on: BTreeMap<ServiceName, BTreeSet<NodeId>>,
+    /// Which of those wrote them last.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kept_homes: BTreeMap<ServiceName, NodeId>,
     /// Services whose volume directories shall still be deleted.
     pub condemned_volumes: BTreeSet<ServiceName>,
     /// Machines that have not deleted them yet.
@@ -99,14 +102,17 @@ pub struct Service {
     /// Machines that may hold directories of its volumes.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub hosts: BTreeSet<NodeId>,
-    /// Of snapshots from before there were placements; see [`State::upgrade`].
-    #[serde(default, skip_serializing)]
+    /// The one of them that wrote the volumes last: what the others hold is older.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<NodeId>,
+    /// Where it runs, as long as no leader has spoken; see [`State::upgrade`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     assignment: Option<Assignment>,
     pub changed_at: UnixMillis,
 }
 
-/// Where a service ran when a cluster was one machine.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+/// Where a service ran when a cluster was one machine and its deployment was also the decision where it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Assignment {
     machine: NodeId,
     epoch: u64,
@@ -219,22 +225,7 @@ impl State {
     /// Brings a snapshot that an older version wrote to today's form. Call it on each one that was read.
     #[must_use]
     pub fn upgrade(mut self) -> Self {
-        for service in self.services.values_mut() {
-            let Some(Assignment { machine, epoch }) = service.assignment.take() else { continue };
-            self.epoch = self.epoch.max(epoch);
-            service.hosts.insert(machine.clone());
-            let wanted = (1..=service.replicas).map(|replica| Placement {
-                replica,
-                machine: machine.clone(),
-                epoch,
-                revision: service.current,
-                restarts: service.restarts,
-                phase: Phase::Active,
-                since: service.changed_at,
-                reason: "it was the only machine".to_owned(),
-            });
-            service.placements.extend(wanted);
-        }
+        self.begin_placements();
         self
     }
 

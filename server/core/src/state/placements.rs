@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use flotilla_api::{ErrorCode, NodeId, Revision, ServiceName, UnixMillis};
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Event, Leftover, Rejected, Service, State};
+use super::{Applied, Assignment, Event, Leftover, Rejected, Service, State};
 use crate::{
     command::Change,
     lease::{LEASE_MAX_MS, LEASE_MIN_MS},
@@ -37,6 +37,9 @@ pub struct Placement {
     /// Unique in the cluster, and larger than that of every earlier placement: an instance of another epoch may not write the
     /// service's volumes.
     pub epoch: u64,
+    /// Its instance may write a volume, so that it has to be alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub exclusive: bool,
     /// The specification that shall run there; a rollout brings one placement after another to the current one.
     pub revision: Revision,
     /// `Service::restarts` that it has followed.
@@ -85,6 +88,16 @@ impl Service {
         self.placements.iter().filter(move |placement| placement.machine == *machine)
     }
 
+    /// An instance of this revision comes to a machine: from then on directories may be there, and written there.
+    fn note_host(&mut self, machine: &NodeId, revision: Revision) {
+        if self.revisions.get(&revision).is_some_and(|record| !record.spec.volumes.is_empty()) {
+            self.hosts.insert(machine.clone());
+        }
+        if self.is_exclusive(revision) {
+            self.home = Some(machine.clone());
+        }
+    }
+
     /// Does this placement run what shall run now?
     pub fn is_current(&self, placement: &Placement) -> bool {
         placement.revision == self.current && placement.restarts == self.restarts
@@ -100,7 +113,7 @@ impl State {
     }
 
     pub(super) fn check_term(&self, term: u64) -> Result<(), Rejected> {
-        if term == self.leadership.term {
+        if term == self.leadership.term && self.leadership.node.is_some() {
             return Ok(());
         }
         Err(Rejected::new(
@@ -117,6 +130,7 @@ impl State {
                 format!("the cluster is led in term {} already", self.leadership.term),
             ));
         }
+        self.begin_placements();
         self.leadership.term = term;
         self.leadership.node = Some(node.clone());
         Ok(Applied::done(Event::new("leader", None, format!("The machine `{name}` leads the cluster.")).on(&name)))
@@ -164,21 +178,11 @@ impl State {
                 self.assign(at, service, *replica, machine, *revision, *restarts, reason).map(Some)
             }
             Change::Update { epoch, revision, restarts } => {
-                let (service, index) = self.find(*epoch)?;
-                if !service.revisions.contains_key(revision) {
-                    return Err(stale(format!("`{}` has no revision {revision}", service.name)));
-                }
-                let placement = &mut service.placements[index];
-                (placement.revision, placement.restarts, placement.since) = (*revision, *restarts, at);
-                Ok(None)
+                self.update(at, *epoch, *revision, *restarts).map(|()| None)
             }
             Change::Leave { epoch, reason } => self.turn(*epoch, Phase::Leaving, reason).map(Some),
             Change::Vacate { epoch, reason } => self.turn(*epoch, Phase::Vacating, reason).map(Some),
-            Change::Stay { epoch } => {
-                let (service, index) = self.find(*epoch)?;
-                service.placements[index].phase = Phase::Active;
-                Ok(None)
-            }
+            Change::Stay { epoch } => self.stay(*epoch).map(|()| None),
             Change::End { epoch, reason } => self.end(*epoch, reason),
             Change::StandBy { service, machines } => {
                 if let Some(unknown) = machines.iter().find(|id| !self.machines.contains_key(*id)) {
@@ -206,31 +210,22 @@ impl State {
         reason: &str,
     ) -> Result<Event, Rejected> {
         let machine_name = self.machine(machine)?.record.name.clone();
-        let leftover = self.leftovers.iter().find(|leftover| leftover.service == *name).cloned();
+        self.check_alone(name, revision, None)?;
+        // Larger than every index before, which were the epochs as long as no leader had spoken.
+        let epoch = self.epoch.max(self.applied) + 1;
         let service = self.services.get_mut(name).ok_or_else(|| stale(format!("there is no service `{name}`")))?;
-        if !service.revisions.contains_key(&revision) {
-            return Err(stale(format!("`{name}` has no revision {revision}")));
-        }
-        // The invariant of all: what may write a volume runs alone, so nothing is assigned beside it.
-        let exclusive = service.is_exclusive(revision)
-            || service.placements.iter().any(|placement| service.is_exclusive(placement.revision));
-        if exclusive && let Some(other) = service.placements.first() {
-            return Err(stale(format!("`{name}` may still write its volumes under epoch {}", other.epoch)));
-        }
-        if service.is_exclusive(revision)
-            && let Some(leftover) = leftover
-        {
-            return Err(stale(format!("a former `{name}` may still write its volumes under epoch {}", leftover.epoch)));
+        if replica == 0 || replica > service.replicas {
+            return Err(stale(format!("`{name}` has no replica {replica}")));
         }
         if service.placements.iter().any(|other| other.replica == replica && other.phase == Phase::Active) {
             return Err(stale(format!("replica {replica} of `{name}` is placed already")));
         }
-        self.epoch += 1;
-        let epoch = self.epoch;
+        self.epoch = epoch;
         service.placements.push(Placement {
             replica,
             machine: machine.clone(),
             epoch,
+            exclusive: service.is_exclusive(revision),
             revision,
             restarts,
             phase: Phase::Active,
@@ -238,12 +233,58 @@ impl State {
             reason: super::services::clip(reason),
         });
         service.placements.sort_by_key(|placement| (placement.replica, placement.epoch));
-        if service.revisions.get(&revision).is_some_and(|record| !record.spec.volumes.is_empty()) {
-            service.hosts.insert(machine.clone());
-        }
+        service.note_host(machine, revision);
         let which = if service.replicas > 1 { format!("`{name}` ({replica})") } else { format!("`{name}`") };
         let message = format!("{which} was placed on `{machine_name}`: {}.", super::services::clip(reason));
         Ok(Event::new("placed", Some(name), message).on(&machine_name))
+    }
+
+    fn update(&mut self, at: UnixMillis, epoch: u64, revision: Revision, restarts: u64) -> Result<(), Rejected> {
+        let name = self.find(epoch)?.0.name.clone();
+        self.check_alone(&name, revision, Some(epoch))?;
+        let (service, index) = self.find(epoch)?;
+        let exclusive = service.is_exclusive(revision);
+        let placement = &mut service.placements[index];
+        if placement.exclusive && !exclusive {
+            // Its machine may not have ended the former instance yet, and others would come beside it.
+            return Err(stale(format!("the instance of epoch {epoch} writes volumes, and has to end before others begin")));
+        }
+        (placement.revision, placement.restarts, placement.since) = (revision, restarts, at);
+        placement.exclusive = exclusive;
+        let machine = placement.machine.clone();
+        service.note_host(&machine, revision);
+        Ok(())
+    }
+
+    /// The invariant of all: what may write a volume runs alone. May an instance of this revision begin beside the placements
+    /// that there are, except the one that it takes the place of?
+    fn check_alone(&self, name: &ServiceName, revision: Revision, except: Option<u64>) -> Result<(), Rejected> {
+        let service = self.services.get(name).ok_or_else(|| stale(format!("there is no service `{name}`")))?;
+        if !service.revisions.contains_key(&revision) {
+            return Err(stale(format!("`{name}` has no revision {revision}")));
+        }
+        let exclusive = service.is_exclusive(revision);
+        let mut others = service.placements.iter().filter(|placement| Some(placement.epoch) != except);
+        if let Some(other) = others.find(|other| exclusive || other.exclusive) {
+            return Err(stale(format!("`{name}` still has an instance of epoch {}, and one may write volumes", other.epoch)));
+        }
+        match self.leftovers.iter().find(|leftover| leftover.service == *name) {
+            Some(leftover) if exclusive => {
+                Err(stale(format!("a former `{name}` may still write its volumes under epoch {}", leftover.epoch)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn stay(&mut self, epoch: u64) -> Result<(), Rejected> {
+        let (service, index) = self.find(epoch)?;
+        let replica = service.placements[index].replica;
+        let others = service.placements.iter().filter(|other| other.epoch != epoch);
+        if others.into_iter().any(|other| other.replica == replica && other.phase == Phase::Active) {
+            return Err(stale(format!("replica {replica} of `{}` has moved already", service.name)));
+        }
+        service.placements[index].phase = Phase::Active;
+        Ok(())
     }
 
     fn turn(&mut self, epoch: u64, phase: Phase, reason: &str) -> Result<Event, Rejected> {
@@ -283,23 +324,69 @@ impl State {
         Err(stale(format!("there is no placement of epoch {epoch}")))
     }
 
-    /// What a service that goes leaves behind: only instances that could write a volume matter to whoever comes after it.
-    pub(super) fn leave_over(&mut self, service: &Service) {
-        let exclusive = service.placements.iter().filter(|placement| service.is_exclusive(placement.revision));
+    /// What placements that go leave behind: only instances that could write a volume matter to whoever comes after them.
+    pub(super) fn leave_over(&mut self, service: &ServiceName, placements: &[Placement]) {
+        let exclusive = placements.iter().filter(|placement| placement.exclusive);
         self.leftovers.extend(exclusive.map(|placement| Leftover {
-            service: service.name.clone(),
+            service: service.clone(),
             machine: placement.machine.clone(),
             epoch: placement.epoch,
         }));
     }
 
-    /// Machines that hold volume directories of a service.
-    pub(super) fn hosts_of(&self, service: &Service) -> BTreeSet<NodeId> {
-        service.hosts.iter().filter(|id| self.machines.contains_key(*id)).cloned().collect()
+    /// Until a first leader speaks, a service runs on the only machine, without placements, and all volumes are there. Here
+    /// that is written down as it is since then.
+    pub(super) fn begin_placements(&mut self) {
+        if !self.leadership.is_unknown() {
+            return;
+        }
+        let Some(only) = self.machines.keys().next().cloned() else { return };
+        let mut newest = self.epoch.max(self.applied);
+        let mut used = BTreeSet::new();
+        for service in self.services.values_mut() {
+            let Some(Assignment { machine, epoch }) = service.assignment.take() else { continue };
+            for replica in 1..=service.replicas {
+                // Services of one deployment shared an epoch. The first keeps it, and with it its container.
+                let epoch = if used.insert(epoch) {
+                    epoch
+                } else {
+                    newest += 1;
+                    newest
+                };
+                service.placements.push(Placement {
+                    replica,
+                    machine: machine.clone(),
+                    epoch,
+                    exclusive: service.is_exclusive(service.current),
+                    revision: service.current,
+                    restarts: service.restarts,
+                    phase: Phase::Active,
+                    since: service.changed_at,
+                    reason: "it was the only machine".to_owned(),
+                });
+            }
+            if !service.volumes().is_empty() {
+                service.hosts.insert(machine.clone());
+                service.home = Some(machine);
+            }
+        }
+        self.epoch = newest;
+        for name in self.kept_volumes.keys().filter(|name| !self.services.contains_key(*name)) {
+            self.kept_on.entry(name.clone()).or_insert_with(|| BTreeSet::from([only.clone()]));
+            self.kept_homes.entry(name.clone()).or_insert_with(|| only.clone());
+        }
+        for name in &self.condemned_volumes {
+            self.condemned_on.entry(name.clone()).or_insert_with(|| BTreeSet::from([only.clone()]));
+        }
     }
 }
 
 /// The leader decided on what is not so any more; it decides anew.
 fn stale(why: String) -> Rejected {
     Rejected::new(ErrorCode::Conflict, why)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_false(value: &bool) -> bool {
+    !*value
 }

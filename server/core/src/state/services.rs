@@ -7,7 +7,7 @@ use flotilla_api::{
 };
 
 use super::{
-    Applied, Event, NOTE_MAX, Outcome, REPLICAS_MAX, REVISIONS_KEPT, Rejected, RevisionRecord,
+    Applied, Assignment, Event, NOTE_MAX, Outcome, REPLICAS_MAX, REVISIONS_KEPT, Rejected, RevisionRecord,
     SERVICES_MAX, Service, State,
 };
 use crate::{command::Entry, dependency};
@@ -33,6 +33,8 @@ impl State {
                 None => {
                     let mut service = Service::first(entry, spec);
                     service.hosts = self.kept_on.remove(&spec.name).unwrap_or_default();
+                    service.home = self.kept_homes.remove(&spec.name);
+                    service.assignment = self.first_assignment();
                     self.services.insert(spec.name.clone(), service);
                     (Some(Revision(1)), Some(format!("`{}` was deployed.", spec.name)))
                 }
@@ -200,8 +202,7 @@ impl State {
         let Some(service) = self.services.get(name) else {
             // What is left of a service that was removed before can still be deleted.
             if with_volumes && kept {
-                self.kept_volumes.remove(name);
-                let hosts = self.kept_on.remove(name).unwrap_or_default();
+                let hosts = self.hosts_of(name);
                 self.condemn(name, hosts);
                 return Ok(Applied::done(Event::new(
                     "volumes-condemned",
@@ -211,24 +212,29 @@ impl State {
             }
             return Err(unknown(name));
         };
-        // Volumes that are still to be deleted are not there to be kept.
-        let condemned = self.condemned_volumes.contains(name);
-        let volumes = if condemned { BTreeSet::new() } else { service.volumes() };
-        let hosts = self.hosts_of(service);
+        // Directories that are still to be deleted are not there to be kept.
+        let condemned = self.condemned_on.get(name);
+        let mut hosts = self.hosts_of(name);
+        hosts.retain(|machine| condemned.is_none_or(|condemned| !condemned.contains(machine)));
+        let volumes = service.volumes();
+        let home = service.home.clone().filter(|machine| hosts.contains(machine));
         if let Some(service) = self.services.remove(name) {
-            self.leave_over(&service);
+            self.leave_over(name, &service.placements);
         }
-        let message = match (with_volumes, volumes.is_empty() && !kept) {
-            (_, true) => format!("`{name}` was removed."),
-            (true, false) => {
+        let message = match (with_volumes, hosts.is_empty() || (volumes.is_empty() && !kept)) {
+            (_, true) => {
                 self.kept_volumes.remove(name);
+                format!("`{name}` was removed.")
+            }
+            (true, false) => {
                 self.condemn(name, hosts);
                 format!("`{name}` was removed with its volumes.")
             }
             (false, false) => {
                 self.kept_volumes.entry(name.clone()).or_default().extend(volumes);
-                if !hosts.is_empty() {
+                if !self.leadership.is_unknown() {
                     self.kept_on.insert(name.clone(), hosts);
+                    self.kept_homes.extend(home.map(|home| (name.clone(), home)));
                 }
                 format!("`{name}` was removed; its volumes are kept.")
             }
@@ -279,9 +285,28 @@ impl State {
         self.condemned_on.get(name).is_some_and(|machines| machines.contains(machine))
     }
 
+    /// Machines that may hold directories of a service's volumes, whether it is there or left them behind.
+    fn hosts_of(&self, name: &ServiceName) -> BTreeSet<NodeId> {
+        if self.leadership.is_unknown() {
+            return self.machines.keys().cloned().collect();
+        }
+        let hosts = self.services.get(name).map(|service| &service.hosts).or_else(|| self.kept_on.get(name));
+        hosts.into_iter().flatten().filter(|id| self.machines.contains_key(*id)).cloned().collect()
+    }
+
+    /// Where a service runs that is deployed before any leader spoke.
+    fn first_assignment(&self) -> Option<Assignment> {
+        let machine = self.machines.keys().next().filter(|_| self.leadership.is_unknown())?;
+        Some(Assignment { machine: machine.clone(), epoch: self.applied + 1 })
+    }
+
     fn condemn(&mut self, name: &ServiceName, hosts: BTreeSet<NodeId>) {
+        self.kept_volumes.remove(name);
+        self.kept_on.remove(name);
+        self.kept_homes.remove(name);
         self.condemned_volumes.insert(name.clone());
-        self.condemned_on.insert(name.clone(), hosts);
+        // A machine that is away may still hold what was condemned in a former life.
+        self.condemned_on.entry(name.clone()).or_default().extend(hosts);
         self.forget_purged();
     }
 
@@ -329,6 +354,7 @@ impl Service {
             placements: Vec::new(),
             standby: Vec::new(),
             hosts: BTreeSet::new(),
+            home: None,
             assignment: None,
             changed_at: entry.at,
         }
@@ -350,7 +376,7 @@ impl Service {
     }
 
     /// Volumes of all revisions that are kept: a directory stays until the whole service goes.
-    fn volumes(&self) -> BTreeSet<VolumeName> {
+    pub(super) fn volumes(&self) -> BTreeSet<VolumeName> {
         self.revisions.values().flat_map(|record| &record.spec.volumes).map(|mount| mount.volume.clone()).collect()
     }
 }

@@ -1,9 +1,9 @@
 use flotilla_api::{Grant, Scope, spec::VolumeMount};
 
 use super::*;
-use crate::command::Actor;
+use crate::{command::Actor, schedule};
 
-/// A cluster of one machine, and a clock.
+/// A cluster of one machine that leads itself, and a clock.
 struct Cluster {
     state: State,
     now: UnixMillis,
@@ -15,7 +15,20 @@ impl Cluster {
     fn new() -> Self {
         let mut cluster = Self { state: State::default(), now: UnixMillis(1_800_000_000_000) };
         cluster.apply(init()).unwrap();
+        cluster.apply(CommandV1::Lead { node: node(), term: 1 }).unwrap();
         cluster
+    }
+
+    /// Does what the machine's own leader would do.
+    fn place(&mut self) {
+        for _ in 0..10 {
+            let changes = schedule::plan(&schedule::Input::unreported(self.now, &self.state));
+            if changes.is_empty() {
+                return;
+            }
+            self.apply(CommandV1::Place { term: self.state.leadership.term, changes }).unwrap();
+        }
+        panic!("the leader never rests");
     }
 
     /// Applies a command, and holds what is true of every one.
@@ -66,12 +79,16 @@ fn init() -> CommandV1 {
     CommandV1::Init {
         cluster: ClusterRecord { id: "00".repeat(16), name: "home".parse().unwrap(), token_key: "key".to_owned() },
         machine: MachineRecord {
-            id: NodeId("node".to_owned()),
+            id: node(),
             name: "laptop".parse().unwrap(),
             public_key: "key".to_owned(),
             labels: BTreeMap::new(),
         },
     }
+}
+
+fn node() -> NodeId {
+    NodeId("node".to_owned())
 }
 
 fn service(name: &str) -> ServiceName {
@@ -111,12 +128,16 @@ fn a_cluster_is_made_once_and_first() {
 }
 
 #[test]
-fn a_first_deployment_is_assigned_to_the_machine() {
+fn a_first_deployment_is_placed_on_the_machine() {
     let mut cluster = Cluster::new();
     let deployed = cluster.deploy(&[spec("web", "a:1")]).unwrap();
     assert_eq!(deployed, [Deployed { service: service("web"), revision: Revision(1), url: None, changed: true }]);
+    assert_eq!(cluster.service("web").placements, [], "that is the leader's to decide");
+    cluster.place();
     let web = cluster.service("web");
-    assert_eq!(web.assignment, Assignment { machine: NodeId("node".to_owned()), epoch: 2 });
+    let placed: Vec<(u32, &NodeId, Revision)> =
+        web.placements.iter().map(|it| (it.replica, &it.machine, it.revision)).collect();
+    assert_eq!(placed, [(1, &node(), Revision(1))]);
     assert_eq!((web.replicas, web.restarts, web.current), (1, 0, Revision(1)));
 }
 
@@ -267,10 +288,13 @@ fn a_restart_is_counted() {
 fn a_service_that_comes_back_finds_the_volumes_it_left() {
     let mut cluster = Cluster::new();
     cluster.deploy(&[with_volume("db", "old")]).unwrap();
+    cluster.place();
     cluster.deploy(&[with_volume("db", "data")]).unwrap();
     cluster.apply(remove("db", false)).unwrap();
     assert_eq!(kept(&cluster, "db"), ["data", "old"]);
+    assert_eq!(cluster.state.kept_on[&service("db")], BTreeSet::from([node()]));
     cluster.deploy(&[with_volume("db", "data")]).unwrap();
+    assert_eq!(cluster.service("db").home, Some(node()));
     assert_eq!(kept(&cluster, "db"), ["old"]);
     assert!(cluster.state.condemned_volumes.is_empty());
     cluster.apply(remove("db", false)).unwrap();
@@ -281,17 +305,20 @@ fn a_service_that_comes_back_finds_the_volumes_it_left() {
 fn a_service_in_its_second_life_has_a_higher_epoch() {
     let mut cluster = Cluster::new();
     cluster.deploy(&[spec("web", "a")]).unwrap();
-    let first = cluster.service("web").assignment.epoch;
+    cluster.place();
+    let first = cluster.service("web").placements[0].epoch;
     cluster.apply(remove("web", false)).unwrap();
     cluster.deploy(&[spec("web", "a")]).unwrap();
-    assert!(cluster.service("web").assignment.epoch > first);
+    cluster.place();
+    assert!(cluster.service("web").placements[0].epoch > first);
 }
 
 #[test]
 fn volumes_are_deleted_when_asked_for() {
     let mut cluster = Cluster::new();
-    let purged = CommandV1::VolumesPurged { service: service("db") };
+    let purged = CommandV1::VolumesPurged { service: service("db"), machine: Some(node()) };
     cluster.deploy(&[with_volume("db", "data"), spec("web", "a")]).unwrap();
+    cluster.place();
     assert_eq!(cluster.refused(purged.clone()), ErrorCode::Conflict);
     cluster.apply(remove("web", true)).unwrap();
     assert!(cluster.state.condemned_volumes.is_empty(), "it had none");
@@ -301,6 +328,7 @@ fn volumes_are_deleted_when_asked_for() {
     assert_eq!(cluster.refused(remove("db", true)), ErrorCode::ServiceNotFound);
 
     cluster.deploy(&[with_volume("db", "data")]).unwrap();
+    cluster.place();
     cluster.apply(remove("db", false)).unwrap();
     cluster.apply(remove("db", true)).unwrap();
     assert!(cluster.state.condemned_volumes.contains(&service("db")), "what was left behind can go later");

@@ -79,13 +79,14 @@ impl World {
         let init = CommandV1::Init {
             cluster: ClusterRecord { id: "00".repeat(16), name: "home".parse().unwrap(), token_key: String::new() },
             machine: MachineRecord {
-                id: node,
+                id: node.clone(),
                 name: "laptop".parse().unwrap(),
                 public_key: String::new(),
                 labels: BTreeMap::new(),
             },
         };
         world.apply(init).unwrap();
+        world.apply(CommandV1::Lead { node, term: 1 }).unwrap();
         world
     }
 
