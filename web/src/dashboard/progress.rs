@@ -71,6 +71,7 @@ mod tests {
             url: None,
             image: "notes".into(),
             replicas: 1,
+            epoch: None,
             since: UnixMillis(0),
             observed_at: UnixMillis(0),
             instances: instances
@@ -78,6 +79,7 @@ mod tests {
                 .map(|(revision, state)| InstanceView {
                     id: InstanceId(format!("notes-{revision}")),
                     machine: "one".parse().unwrap(),
+                    epoch: 1,
                     revision: Revision(*revision),
                     state: *state,
                     message: None,

@@ -152,6 +152,7 @@ mod tests {
             actor: "ada".into(),
             from: None,
             service: None,
+            machine: None,
             message: String::new(),
         };
         let trail = vec![event(Some(1), 10), event(Some(2), 20)];
