@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_api::{NodeId, UnixMillis};
 
 use crate::{
-    command::Change,
+    command::{Change, CommandV1},
     report::Report,
     state::{Availability, Phase, Service, State},
 };
@@ -15,7 +15,8 @@ use crate::{
 pub struct Standing<'a> {
     /// Its lease has ended for certain: whatever it held may be given away.
     pub ended: bool,
-    /// Epochs that it no longer holds, by its own word, though they are placed on it.
+    /// Epochs of placements and leftovers that shall end there, and have ended by its own word: it acts upon a state no older
+    /// than their [`index`](crate::state::Placement::index), and does not hold them.
     pub released: BTreeSet<u64>,
     /// The newest that it told of itself.
     pub report: Option<&'a Report>,
@@ -26,6 +27,7 @@ pub struct Standing<'a> {
 pub struct Input<'a> {
     pub now: UnixMillis,
     pub state: &'a State,
+    /// Of every member, and of each machine that only a leftover names.
     pub machines: BTreeMap<NodeId, Standing<'a>>,
 }
 
@@ -48,8 +50,16 @@ impl Input<'_> {
     }
 }
 
-/// What a leader should propose now, in this order; empty when all is well.
-pub fn plan(input: &Input<'_>) -> Vec<Change> {
+/// What a leader should propose now: the changes as one decision, then the commands. Empty when all is well.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    pub changes: Vec<Change>,
+    pub commands: Vec<CommandV1>,
+    /// When to look again even if nothing happens.
+    pub wake_at: Option<UnixMillis>,
+}
+
+pub fn plan(input: &Input<'_>) -> Plan {
     let mut changes = Vec::new();
     for leftover in &input.state.leftovers {
         if input.is_over(&leftover.machine, leftover.epoch) {
@@ -59,15 +69,15 @@ pub fn plan(input: &Input<'_>) -> Vec<Change> {
     for service in input.state.services.values() {
         plan_service(input, service, &mut changes);
     }
-    changes
+    Plan { changes, ..Plan::default() }
 }
 
 fn plan_service(input: &Input<'_>, service: &Service, changes: &mut Vec<Change>) {
     let mut updates = Vec::new();
     for placement in &service.placements {
         let over = !placement.exclusive || input.is_over(&placement.machine, placement.epoch);
-        let unwanted = placement.replica > service.replicas
-            || (placement.exclusive && !service.is_exclusive(service.current));
+        let unwanted =
+            placement.replica > service.replicas || (placement.exclusive && !service.is_exclusive(service.current));
         let reason = || "it is not wanted any more".to_owned();
         if placement.phase == Phase::Vacating || (unwanted && over) {
             if over {
@@ -89,12 +99,11 @@ fn plan_service(input: &Input<'_>, service: &Service, changes: &mut Vec<Change>)
         if service.placements.iter().any(|placement| placement.replica == replica) {
             continue;
         }
-        let usable = input.state.machines.iter().filter(|(_, machine)| {
-            machine.lost_at.is_none() && matches!(machine.availability, Availability::Active)
-        });
-        let load = |id: &NodeId| {
-            input.state.services.values().flat_map(|service| service.placed_on(id)).count()
-        };
+        let usable =
+            input.state.machines.iter().filter(|(_, machine)| {
+                machine.lost_at.is_none() && matches!(machine.availability, Availability::Active)
+            });
+        let load = |id: &NodeId| input.state.services.values().flat_map(|service| service.placed_on(id)).count();
         let Some((machine, _)) = usable.min_by_key(|(id, _)| load(id)) else { continue };
         changes.push(Change::Assign {
             service: service.name.clone(),

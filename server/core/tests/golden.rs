@@ -195,7 +195,16 @@ fn commands_of_several() -> Vec<(&'static str, CommandV1)> {
     let labels = BTreeMap::from([("zone".to_owned(), text("attic")), ("place".to_owned(), None)]);
     let deploy = |services| CommandV1::Deploy { stack: "shop".parse().unwrap(), services };
     let availability = |availability| CommandV1::SetAvailability { machine: second(), availability };
-    let volumes_of_web = || vec![Change::Assign { service: service("web"), replica: 1, machine: second(), revision: Revision(1), restarts: 0, reason: reason() }];
+    let volumes_of_web = || {
+        vec![Change::Assign {
+            service: service("web"),
+            replica: 1,
+            machine: second(),
+            revision: Revision(1),
+            restarts: 0,
+            reason: reason(),
+        }]
+    };
     vec![
         ("lead", CommandV1::Lead { node: node(), term: 1 }),
         ("create-invitation-of-a-machine", CommandV1::CreateInvitation { invitation: joins }),

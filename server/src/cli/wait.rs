@@ -250,6 +250,7 @@ mod tests {
         let instance = |&(state, revision, restarts): &(ServiceState, u64, u32)| InstanceView {
             id: InstanceId("notes-1-0-x".into()),
             machine: "here".parse().unwrap(),
+            epoch: 1,
             revision: Revision(revision),
             state,
             message: None,
@@ -270,6 +271,7 @@ mod tests {
             url: None,
             image: "notes".into(),
             replicas: 1,
+            epoch: Some(1),
             since: UnixMillis(0),
             observed_at: UnixMillis(0),
             instances: instances.iter().map(instance).collect(),

@@ -1,11 +1,13 @@
 //! This node as a member of the cluster: its lease, its reports, and what it does while it leads.
 
+use std::time::Duration;
+
 use flotilla_api::NodeId;
 use flotilla_core::{
     Actor, Command, CommandV1, Entry,
     schedule::{self, Input},
 };
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -13,6 +15,9 @@ use crate::{
     engine::Lease,
     store::{ProposeError, Store},
 };
+
+/// Nothing is planned for later than this without looking again: the clock may be set meanwhile.
+const REPLAN_AFTER: Duration = Duration::from_secs(60);
 
 /// A machine that is alone needs nobody's leave.
 #[derive(Debug)]
@@ -42,14 +47,18 @@ async fn run(store: Store, node: NodeId) {
     let mut states = store.watch();
     loop {
         let state = states.borrow_and_update().clone();
-        let changes = schedule::plan(&Input::unreported(clock::now(), &state));
-        if !changes.is_empty()
-            && let Err(error) = propose(&store, CommandV1::Place { term, changes }).await
-        {
-            tracing::warn!(%error, "a decision on placements was not taken");
+        let plan = schedule::plan(&Input::unreported(clock::now(), &state));
+        let place = (!plan.changes.is_empty()).then_some(CommandV1::Place { term, changes: plan.changes });
+        for command in place.into_iter().chain(plan.commands) {
+            if let Err(error) = propose(&store, command).await {
+                tracing::warn!(%error, "a decision was not taken");
+            }
         }
-        if states.changed().await.is_err() {
-            return;
+        let wake =
+            plan.wake_at.map_or(REPLAN_AFTER, |at| Duration::from_millis(at.since(clock::now()))).min(REPLAN_AFTER);
+        match timeout(wake, states.changed()).await {
+            Ok(Err(_)) => return,
+            Ok(Ok(())) | Err(_) => {}
         }
     }
 }

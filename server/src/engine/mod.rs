@@ -385,7 +385,10 @@ impl Shared {
         let view = View { observed: Some(&observed), memory: &memory, at: observed.at };
         let views = BTreeMap::from([(&self.config.node_id, view)]);
         let serving = reconcile::serving(clock::now(), record, &views);
-        serving.first().map(|(_, container)| container.id.clone()).ok_or_else(|| unavailable("none of its instances runs"))
+        serving
+            .first()
+            .map(|(_, container)| container.id.clone())
+            .ok_or_else(|| unavailable("none of its instances runs"))
     }
 
     fn unavailable(&self) -> Error {

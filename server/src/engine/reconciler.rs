@@ -208,7 +208,15 @@ impl Reconciler {
         let plan = {
             let state = Arc::clone(&self.state.borrow_and_update());
             let mut fresh = || format!("{:08x}", rand::random::<u32>());
-            reconcile(clock::now(), &self.shared.config.node_id, self.lease.may_start(), &state, &observed, &mut self.memory, &mut fresh)
+            reconcile(
+                clock::now(),
+                &self.shared.config.node_id,
+                self.lease.may_start(),
+                &state,
+                &observed,
+                &mut self.memory,
+                &mut fresh,
+            )
         };
         for (lane, actions) in lanes(plan.actions) {
             self.dispatch(client, &observed, lane, actions);

@@ -127,7 +127,8 @@ fn assemble(
         cluster_id: cluster.id.clone(),
         node_id: node.clone(),
     };
-    let engine = Engine::start(engine, store.watch(), Arc::new(wiring::Proposals(store.clone())), Arc::new(cluster::Alone))?;
+    let engine =
+        Engine::start(engine, store.watch(), Arc::new(wiring::Proposals(store.clone())), Arc::new(cluster::Alone))?;
     let tunnel = Tunnel::new(
         tunnel::Config::new(
             tunnel::Site { scheme: domain.scheme(), domain: domain.to_string() },
@@ -182,7 +183,9 @@ impl Node {
         self.app.stop.cancel();
         // Browsers are told over their signalling sockets, which the listener drains after that.
         self.app.mesh.stop().await;
-        for (what, task) in [("the listener", self.serving), ("the watch over services", self.telling), ("the leader", self.leading)] {
+        for (what, task) in
+            [("the listener", self.serving), ("the watch over services", self.telling), ("the leader", self.leading)]
+        {
             if task.await.is_err() {
                 tracing::error!("{what} ended in a panic");
             }

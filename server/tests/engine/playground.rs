@@ -57,12 +57,14 @@ impl Log {
         let lead = CommandV1::Lead { node: node(), term: state.leadership.term + 1 };
         state.apply(&Entry { command: Command::V1(lead), ..entry.clone() }).unwrap();
         loop {
-            let changes = schedule::plan(&Input::unreported(clock::now(), &state));
-            if changes.is_empty() {
+            let plan = schedule::plan(&Input::unreported(clock::now(), &state));
+            if plan.changes.is_empty() {
                 break;
             }
-            let place = CommandV1::Place { term: state.leadership.term, changes };
-            state.apply(&Entry { command: Command::V1(place), ..entry.clone() }).unwrap();
+            let place = CommandV1::Place { term: state.leadership.term, changes: plan.changes };
+            for command in [place].into_iter().chain(plan.commands) {
+                state.apply(&Entry { command: Command::V1(command), ..entry.clone() }).unwrap();
+            }
         }
         self.state.send_replace(Arc::new(state));
         Ok(())

@@ -168,9 +168,9 @@ fn slot(
         return Finding { state: ServiceState::Unknown, message: message.map(str::to_owned), since };
     };
     let of_replica = |sighting: &Sighting<'_>| sighting.container.replica == replica;
-    let former = sightings.iter().find(|sighting| {
-        of_replica(sighting) && is_former(service, sighting) && sighting.container.is_running()
-    });
+    let former = sightings
+        .iter()
+        .find(|sighting| of_replica(sighting) && is_former(service, sighting) && sighting.container.is_running());
     let current = sightings.iter().zip(instances).find(|(sighting, _)| {
         of_replica(sighting)
             && *sighting.machine == placement.machine
@@ -202,8 +202,7 @@ fn slot(
 
 fn instance(now: UnixMillis, service: &Service, sighting: &Sighting<'_>) -> InstanceCondition {
     let container = sighting.container;
-    let placement =
-        wanted(service, sighting).filter(|placement| placement.incarnation() == container.incarnation());
+    let placement = wanted(service, sighting).filter(|placement| placement.incarnation() == container.incarnation());
     let attempts = placement.and_then(|placement| attempts_of(service, placement, sighting.view.memory));
     let not_before = attempts.map_or(now, |attempts| attempts.not_before);
     let restart = service.revisions.get(&container.revision).map_or(Restart::Always, |record| record.spec.restart);

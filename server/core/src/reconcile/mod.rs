@@ -190,7 +190,10 @@ impl Placement {
 impl Service {
     /// What shall run for a replica on this machine.
     pub fn wanted_on(&self, node: &NodeId, replica: u32) -> Option<&Placement> {
-        self.placements.iter().filter(|placement| placement.machine == *node).find(|placement| placement.replica == replica && placement.is_wanted())
+        self.placements
+            .iter()
+            .filter(|placement| placement.machine == *node)
+            .find(|placement| placement.replica == replica && placement.is_wanted())
     }
 
     /// The specification of a revision; of one that was forgotten, today's.

@@ -88,17 +88,17 @@ impl Round<'_> {
             // How those on other machines do is not known here.
             let met = dependency.placements.len() >= dependency.replicas as usize
                 && dependency.placed_on(self.node).filter(|it| it.is_wanted()).all(|placement| {
-                self.observed.containers.iter().any(|container| {
-                    container.service == *name
-                        && container.replica == placement.replica
-                        && container.incarnation() == placement.incarnation()
-                        && match container.status {
-                            Status::Running { health, .. } => matches!(health, Health::None | Health::Healthy),
-                            Status::Exited { code, .. } => stays_ended(dependency, code),
-                            _ => false,
-                        }
-                })
-            });
+                    self.observed.containers.iter().any(|container| {
+                        container.service == *name
+                            && container.replica == placement.replica
+                            && container.incarnation() == placement.incarnation()
+                            && match container.status {
+                                Status::Running { health, .. } => matches!(health, Health::None | Health::Healthy),
+                                Status::Exited { code, .. } => stays_ended(dependency, code),
+                                _ => false,
+                            }
+                    })
+                });
             if !met {
                 return Some(format!("waits for `{name}`, which it depends on"));
             }
@@ -168,7 +168,9 @@ impl Round<'_> {
         {
             if self.now.since(unhealthy) >= patience {
                 let now = self.now;
-                self.memory.attempts(&service.name, placement.replica, placement.incarnation()).gave_up_on_unhealthy(now);
+                self.memory
+                    .attempts(&service.name, placement.replica, placement.incarnation())
+                    .gave_up_on_unhealthy(now);
                 self.remove(container);
             } else {
                 self.wake_at(unhealthy.plus(patience));
@@ -211,14 +213,7 @@ impl Round<'_> {
     }
 
     /// Starts a container that does not run; one that could not be started before is made anew.
-    fn start(
-        &mut self,
-        service: &Service,
-        placement: &Placement,
-        slot: &Slot<'_>,
-        container: &Container,
-        held: bool,
-    ) {
+    fn start(&mut self, service: &Service, placement: &Placement, slot: &Slot<'_>, container: &Container, held: bool) {
         // A dependency that went away meanwhile does not keep an instance from coming back; a lease that did does.
         let held = held && slot.exclusive && !self.leased;
         if !self.clear_the_way(slot) || held || !self.may_start(service, placement) {

@@ -136,7 +136,8 @@ impl State {
         else {
             return refuse(
                 ErrorCode::InvitationInvalid,
-                "the join token is not known to this cluster; make one with `flotilla token create --scope machine`".into(),
+                "the join token is not known to this cluster; make one with `flotilla token create --scope machine`"
+                    .into(),
             );
         };
         if self.machines.contains_key(&record.id) {
@@ -371,8 +372,7 @@ fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Rejected> {
         text.len() <= LABEL_LEN_MAX
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/'))
     };
-    if labels.len() > LABELS_MAX
-        || !labels.iter().all(|(key, value)| !key.is_empty() && allowed(key) && allowed(value))
+    if labels.len() > LABELS_MAX || !labels.iter().all(|(key, value)| !key.is_empty() && allowed(key) && allowed(value))
     {
         return Err(Rejected::new(
             ErrorCode::InvalidRequest,

@@ -11,8 +11,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_api::{
-    ApiError, ErrorCode, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, VolumeName, rest::Deployed,
-    spec::ServiceSpec,
+    ApiError, ErrorCode, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, VolumeName,
+    rest::Deployed, spec::ServiceSpec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -124,6 +124,8 @@ pub struct Leftover {
     pub service: ServiceName,
     pub machine: NodeId,
     pub epoch: u64,
+    /// Of the entry that left it over.
+    pub index: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

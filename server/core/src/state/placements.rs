@@ -46,6 +46,9 @@ pub struct Placement {
     pub restarts: u64,
     pub phase: Phase,
     pub since: UnixMillis,
+    /// Of the entry that changed it last: a machine that has applied less acts on something older.
+    #[serde(default, skip_serializing_if = "super::is_zero")]
+    pub index: u64,
     /// Why there: one clause, for people.
     pub reason: String,
 }
@@ -146,7 +149,8 @@ impl State {
         }
         let before = self.leadership.lease_ms();
         // Said twice, the second time when every longer lease has ended, it holds for the next leader too.
-        self.leadership.longest_ms = if before == lease_ms { lease_ms } else { self.leadership.longest_ms().max(lease_ms) };
+        self.leadership.longest_ms =
+            if before == lease_ms { lease_ms } else { self.leadership.longest_ms().max(lease_ms) };
         self.leadership.lease_ms = lease_ms;
         Ok(Applied::done(Event::new("lease", None, format!("Leases have {lease_ms} ms from now on."))))
     }
@@ -213,6 +217,7 @@ impl State {
         self.check_alone(name, revision, None)?;
         // Larger than every index before, which were the epochs as long as no leader had spoken.
         let epoch = self.epoch.max(self.applied) + 1;
+        let index = self.applied + 1;
         let service = self.services.get_mut(name).ok_or_else(|| stale(format!("there is no service `{name}`")))?;
         if replica == 0 || replica > service.replicas {
             return Err(stale(format!("`{name}` has no replica {replica}")));
@@ -230,6 +235,7 @@ impl State {
             restarts,
             phase: Phase::Active,
             since: at,
+            index,
             reason: super::services::clip(reason),
         });
         service.placements.sort_by_key(|placement| (placement.replica, placement.epoch));
@@ -242,14 +248,18 @@ impl State {
     fn update(&mut self, at: UnixMillis, epoch: u64, revision: Revision, restarts: u64) -> Result<(), Rejected> {
         let name = self.find(epoch)?.0.name.clone();
         self.check_alone(&name, revision, Some(epoch))?;
+        let index_of_entry = self.applied + 1;
         let (service, index) = self.find(epoch)?;
         let exclusive = service.is_exclusive(revision);
         let placement = &mut service.placements[index];
         if placement.exclusive && !exclusive {
             // Its machine may not have ended the former instance yet, and others would come beside it.
-            return Err(stale(format!("the instance of epoch {epoch} writes volumes, and has to end before others begin")));
+            return Err(stale(format!(
+                "the instance of epoch {epoch} writes volumes, and has to end before others begin"
+            )));
         }
         (placement.revision, placement.restarts, placement.since) = (revision, restarts, at);
+        placement.index = index_of_entry;
         placement.exclusive = exclusive;
         let machine = placement.machine.clone();
         service.note_host(&machine, revision);
@@ -266,7 +276,10 @@ impl State {
         let exclusive = service.is_exclusive(revision);
         let mut others = service.placements.iter().filter(|placement| Some(placement.epoch) != except);
         if let Some(other) = others.find(|other| exclusive || other.exclusive) {
-            return Err(stale(format!("`{name}` still has an instance of epoch {}, and one may write volumes", other.epoch)));
+            return Err(stale(format!(
+                "`{name}` still has an instance of epoch {}, and one may write volumes",
+                other.epoch
+            )));
         }
         match self.leftovers.iter().find(|leftover| leftover.service == *name) {
             Some(leftover) if exclusive => {
@@ -277,6 +290,7 @@ impl State {
     }
 
     fn stay(&mut self, epoch: u64) -> Result<(), Rejected> {
+        let index_of_entry = self.applied + 1;
         let (service, index) = self.find(epoch)?;
         let replica = service.placements[index].replica;
         let others = service.placements.iter().filter(|other| other.epoch != epoch);
@@ -284,13 +298,16 @@ impl State {
             return Err(stale(format!("replica {replica} of `{}` has moved already", service.name)));
         }
         service.placements[index].phase = Phase::Active;
+        service.placements[index].index = index_of_entry;
         Ok(())
     }
 
     fn turn(&mut self, epoch: u64, phase: Phase, reason: &str) -> Result<Event, Rejected> {
+        let index_of_entry = self.applied + 1;
         let (service, index) = self.find(epoch)?;
         let placement = &mut service.placements[index];
         placement.phase = phase;
+        placement.index = index_of_entry;
         let (name, machine) = (service.name.clone(), placement.machine.clone());
         let machine = self.machine(&machine)?.record.name.clone();
         let message = format!("`{name}` moves away from `{machine}`: {}.", super::services::clip(reason));
@@ -327,10 +344,12 @@ impl State {
     /// What placements that go leave behind: only instances that could write a volume matter to whoever comes after them.
     pub(super) fn leave_over(&mut self, service: &ServiceName, placements: &[Placement]) {
         let exclusive = placements.iter().filter(|placement| placement.exclusive);
+        let index = self.applied + 1;
         self.leftovers.extend(exclusive.map(|placement| Leftover {
             service: service.clone(),
             machine: placement.machine.clone(),
             epoch: placement.epoch,
+            index,
         }));
     }
 
@@ -362,6 +381,7 @@ impl State {
                     restarts: service.restarts,
                     phase: Phase::Active,
                     since: service.changed_at,
+                    index: 0,
                     reason: "it was the only machine".to_owned(),
                 });
             }

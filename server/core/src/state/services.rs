@@ -257,11 +257,7 @@ impl State {
         Ok(Applied::done(Event::new("confirmed", Some(name), format!("Revision {revision} of `{name}` runs well."))))
     }
 
-    pub(super) fn volumes_purged(
-        &mut self,
-        name: &ServiceName,
-        machine: Option<&NodeId>,
-    ) -> Result<Applied, Rejected> {
+    pub(super) fn volumes_purged(&mut self, name: &ServiceName, machine: Option<&NodeId>) -> Result<Applied, Rejected> {
         if !self.condemned_volumes.contains(name) {
             return Err(Rejected::new(
                 ErrorCode::Conflict,

@@ -22,7 +22,7 @@ impl Cluster {
     /// Does what the machine's own leader would do.
     fn place(&mut self) {
         for _ in 0..10 {
-            let changes = schedule::plan(&schedule::Input::unreported(self.now, &self.state));
+            let changes = schedule::plan(&schedule::Input::unreported(self.now, &self.state)).changes;
             if changes.is_empty() {
                 return;
             }

@@ -101,12 +101,14 @@ impl World {
     fn place(&mut self) {
         let actor = Actor { name: "node".to_owned(), token: None, from: None };
         loop {
-            let changes = schedule::plan(&Input::unreported(self.now, &self.state));
-            if changes.is_empty() {
+            let plan = schedule::plan(&Input::unreported(self.now, &self.state));
+            if plan.changes.is_empty() {
                 return;
             }
-            let command = CommandV1::Place { term: self.state.leadership.term, changes };
-            self.state.apply(&Entry { at: self.now, actor: actor.clone(), command: Command::V1(command) }).unwrap();
+            let place = CommandV1::Place { term: self.state.leadership.term, changes: plan.changes };
+            for command in [place].into_iter().chain(plan.commands) {
+                self.state.apply(&Entry { at: self.now, actor: actor.clone(), command: Command::V1(command) }).unwrap();
+            }
         }
     }
 
@@ -428,7 +430,10 @@ pub(crate) trait OfIncarnation {
 
 impl OfIncarnation for Container {
     fn incarnation_matches(&self, service: &Service) -> bool {
-        service.placements.iter().any(|placement| placement.incarnation() == Incarnation { revision: self.revision, restarts: self.restarts, epoch: self.epoch })
+        service.placements.iter().any(|placement| {
+            placement.incarnation()
+                == Incarnation { revision: self.revision, restarts: self.restarts, epoch: self.epoch }
+        })
     }
 }
 
