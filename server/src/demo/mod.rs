@@ -352,7 +352,7 @@ impl Stage {
         if let Some(record) = &self.record {
             let images = record.images.as_slice();
             let removed =
-                engine::take_down(self.docker_host.as_deref(), &record.cluster, &self.state.node(), images).await;
+                engine::take_down(self.docker_host.as_deref(), &record.cluster, None, &self.state.node(), images).await;
             // The directory stays: with it the next demo finds what could not be removed.
             removed.map_err(|error| Failure::Other(format!("not everything could be removed: {error}")))?;
         }

@@ -18,7 +18,7 @@ use futures::{StreamExt, TryFutureExt, TryStreamExt};
 use super::{
     Error,
     connection::{CALL_LIMIT, Client},
-    labels::{self, Identity},
+    labels::{self, Identity, Owner},
     volume,
 };
 
@@ -35,18 +35,18 @@ const LOG_FILES: &str = "3";
 /// Creates and starts. A container that can't be started is removed again, so that nothing of a failed try is left.
 pub(super) async fn run(
     client: &Client,
-    cluster: &str,
+    owner: &Owner,
     data_dir: &Path,
     identity: &Identity,
     spec: &ServiceSpec,
     image: &str,
 ) -> Result<(), Error> {
-    let options = CreateContainerOptions {
-        name: Some(labels::container_name(cluster, &identity.instance)),
-        ..Default::default()
-    };
-    one_network_each(client, cluster).await?;
-    let body = body(cluster, data_dir, identity, spec, image);
+    let options =
+        CreateContainerOptions { name: Some(owner.container_name(&identity.instance)), ..Default::default() };
+    // By the name that it has: one that an older version made is used while its containers are there.
+    let mut networks = one_network_each(client, owner).await?;
+    let network = networks.remove(spec.stack.as_str()).unwrap_or_else(|| owner.network_name(&spec.stack));
+    let body = body(owner, network, data_dir, identity, spec, image);
     let created = client.docker().create_container(Some(options), body);
     let id = client.call("create the container", START_LIMIT, created).await?.id;
     if let Err(error) = start(client, &id).await {
@@ -95,14 +95,13 @@ async fn gone(client: &Client, id: &str) -> Result<(), Error> {
     }
 }
 
-pub(super) async fn create_network(client: &Client, cluster: &str, stack: &StackName) -> Result<(), Error> {
+pub(super) async fn create_network(client: &Client, owner: &Owner, stack: &StackName) -> Result<(), Error> {
+    let mut labels = owner.labels();
+    labels.insert(labels::STACK.to_owned(), stack.to_string());
     let request = NetworkCreateRequest {
-        name: labels::network_name(cluster, stack),
+        name: owner.network_name(stack),
         driver: Some("bridge".to_owned()),
-        labels: Some(HashMap::from([
-            (labels::CLUSTER.to_owned(), cluster.to_owned()),
-            (labels::STACK.to_owned(), stack.to_string()),
-        ])),
+        labels: Some(labels),
         ..Default::default()
     };
     match client.call("create the stack's network", CALL_LIMIT, client.docker().create_network(request)).await {
@@ -112,8 +111,8 @@ pub(super) async fn create_network(client: &Client, cluster: &str, stack: &Stack
     }
 }
 
-pub(super) async fn remove_network(client: &Client, cluster: &str, stack: &StackName) -> Result<(), Error> {
-    for id in networks(client, cluster).await?.remove(stack.as_str()).unwrap_or_default() {
+pub(super) async fn remove_network(client: &Client, owner: &Owner, stack: &StackName) -> Result<(), Error> {
+    for (id, _) in networks(client, owner).await?.remove(stack.as_str()).unwrap_or_default() {
         remove_network_by_id(client, &id).await?;
     }
     Ok(())
@@ -121,27 +120,32 @@ pub(super) async fn remove_network(client: &Client, cluster: &str, stack: &Stack
 
 /// The engine lets two networks have one name: a daemon that was killed while it asked for one, and its successor, can get one
 /// each, and from then on the name is ambiguous. Those that no container uses go; the engine keeps the one that is in use.
-pub(super) async fn one_network_each(client: &Client, cluster: &str) -> Result<(), Error> {
-    for ids in networks(client, cluster).await?.into_values() {
-        let mut left = ids.len();
-        for id in ids {
-            if left > 1 && remove_network_by_id(client, &id).await.is_ok() {
-                left -= 1;
+/// What is left, by stack: its name.
+pub(super) async fn one_network_each(client: &Client, owner: &Owner) -> Result<HashMap<String, String>, Error> {
+    let mut left = HashMap::new();
+    for (stack, mut found) in networks(client, owner).await? {
+        let mut index = 0;
+        while found.len() > 1 && index < found.len() {
+            match remove_network_by_id(client, &found[index].0).await {
+                Ok(()) => drop(found.remove(index)),
+                Err(_) => index += 1,
             }
         }
+        left.extend(found.pop().map(|(_, name)| (stack, name)));
     }
-    Ok(())
+    Ok(left)
 }
 
-/// The ids of each stack's networks; there should be one each.
-async fn networks(client: &Client, cluster: &str) -> Result<HashMap<String, Vec<String>>, Error> {
-    let options = ListNetworksOptions { filters: Some(labels::filter(labels::CLUSTER, cluster)) };
+/// Id and name of each stack's networks; there should be one each.
+async fn networks(client: &Client, owner: &Owner) -> Result<HashMap<String, Vec<(String, String)>>, Error> {
+    let options = ListNetworksOptions { filters: Some(owner.filter()) };
     let found = client.call("list its networks", CALL_LIMIT, client.docker().list_networks(Some(options))).await?;
     let mut by_stack = HashMap::<_, Vec<_>>::new();
     for network in found {
-        let stack = network.labels.and_then(|mut labels| labels.remove(labels::STACK));
-        if let (Some(stack), Some(id)) = (stack, network.id) {
-            by_stack.entry(stack).or_default().push(id);
+        let labels = network.labels.filter(|labels| owner.owns(labels));
+        let stack = labels.and_then(|mut labels| labels.remove(labels::STACK));
+        if let (Some(stack), Some(id), Some(name)) = (stack, network.id, network.name) {
+            by_stack.entry(stack).or_default().push((id, name));
         }
     }
     Ok(by_stack)
@@ -154,11 +158,18 @@ async fn remove_network_by_id(client: &Client, id: &str) -> Result<(), Error> {
     }
 }
 
-fn body(cluster: &str, data_dir: &Path, identity: &Identity, spec: &ServiceSpec, image: &str) -> ContainerCreateBody {
+fn body(
+    owner: &Owner,
+    network: String,
+    data_dir: &Path,
+    identity: &Identity,
+    spec: &ServiceSpec,
+    image: &str,
+) -> ContainerCreateBody {
     let mut labels: HashMap<_, _> = spec.labels.clone().into_iter().collect();
     // Ours last: a compose file can't take a container from its service.
-    labels.extend(identity.to_labels(cluster));
-    let network = labels::network_name(cluster, &spec.stack);
+    labels.extend(identity.to_labels());
+    labels.extend(owner.labels());
     let endpoint = EndpointSettings { aliases: Some(vec![spec.name.to_string()]), ..Default::default() };
     ContainerCreateBody {
         hostname: spec.hostname.clone(),

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 
-use flotilla_api::{InstanceId, Revision, ServiceName, StackName};
+use flotilla_api::{InstanceId, NodeId, Revision, ServiceName, StackName};
 
 pub(super) const CLUSTER: &str = "flotilla.cluster";
+/// Several nodes of one cluster may share an engine (a demo on one computer); each sees and touches only what carries its id.
+pub(super) const NODE: &str = "flotilla.node";
 pub(super) const SERVICE: &str = "flotilla.service";
 pub(super) const STACK: &str = "flotilla.stack";
 pub(super) const REVISION: &str = "flotilla.revision";
@@ -15,8 +17,75 @@ pub(super) const INSTANCE: &str = "flotilla.instance";
 /// On short-lived containers of our own that are no instance of anything; its value is the cluster's id.
 pub(super) const SCRATCH: &str = "flotilla.scratch";
 
-/// Characters of the cluster's id that names carry. Only a hint for people: labels hold the whole id.
+/// Characters of the cluster's and the node's id that names carry. Only a hint for people: labels hold the whole ids.
 const CLUSTER_IN_NAMES: usize = 12;
+const NODE_IN_NAMES: usize = 8;
+
+/// Whose containers and networks are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) cluster: String,
+    /// Absent: those of all nodes of the cluster.
+    pub(super) node: Option<NodeId>,
+    /// Also what names no node. An older version made it, when the cluster was one machine: it belongs to that machine.
+    pub(super) unlabelled: bool,
+}
+
+impl Owner {
+    pub(super) fn owns(&self, labels: &HashMap<String, String>) -> bool {
+        let cluster = labels.get(CLUSTER).or_else(|| labels.get(SCRATCH));
+        cluster == Some(&self.cluster)
+            && match (&self.node, labels.get(NODE)) {
+                (None, _) => true,
+                (Some(node), Some(label)) => node.0 == *label,
+                (Some(_), None) => self.unlabelled,
+            }
+    }
+
+    /// For what the engine is asked to list; what it answers still has to pass [`Owner::owns`].
+    pub(super) fn filter(&self) -> HashMap<String, Vec<String>> {
+        filter(CLUSTER, &self.cluster)
+    }
+
+    pub(super) fn scratch_filter(&self) -> HashMap<String, Vec<String>> {
+        filter(SCRATCH, &self.cluster)
+    }
+
+    /// On instances and networks.
+    pub(super) fn labels(&self) -> HashMap<String, String> {
+        self.labelled(CLUSTER)
+    }
+
+    pub(super) fn scratch_labels(&self) -> HashMap<String, String> {
+        self.labelled(SCRATCH)
+    }
+
+    fn labelled(&self, cluster: &str) -> HashMap<String, String> {
+        let node = self.node.iter().map(|node| (NODE.to_owned(), node.to_string()));
+        node.chain([(cluster.to_owned(), self.cluster.clone())]).collect()
+    }
+
+    pub(super) fn container_name(&self, instance: &InstanceId) -> String {
+        format!("{}-{instance}", self.prefix())
+    }
+
+    pub(super) fn network_name(&self, stack: &StackName) -> String {
+        format!("{}-{stack}", self.prefix())
+    }
+
+    /// The name that older versions gave to a stack's network.
+    pub(super) fn former_network_name(&self, stack: &StackName) -> String {
+        format!("flotilla-{}-{stack}", short(&self.cluster, CLUSTER_IN_NAMES))
+    }
+
+    fn prefix(&self) -> String {
+        let cluster = short(&self.cluster, CLUSTER_IN_NAMES);
+        match &self.node {
+            Some(node) => format!("flotilla-{cluster}-{}", short(&node.0, NODE_IN_NAMES)),
+            None => format!("flotilla-{cluster}"),
+        }
+    }
+}
 
 /// What identifies an instance, as its labels say it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,9 +100,8 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    pub(super) fn to_labels(&self, cluster: &str) -> HashMap<String, String> {
+    pub(super) fn to_labels(&self) -> HashMap<String, String> {
         HashMap::from([
-            (CLUSTER.to_owned(), cluster.to_owned()),
             (SERVICE.to_owned(), self.service.to_string()),
             (STACK.to_owned(), self.stack.to_string()),
             (REVISION.to_owned(), self.revision.to_string()),
@@ -60,20 +128,12 @@ impl Identity {
 }
 
 /// As in `filters` of the engine's API: things that carry the label with this value.
-pub(super) fn filter(label: &str, value: &str) -> HashMap<String, Vec<String>> {
+fn filter(label: &str, value: &str) -> HashMap<String, Vec<String>> {
     HashMap::from([("label".to_owned(), vec![format!("{label}={value}")])])
 }
 
-pub(super) fn container_name(cluster: &str, instance: &InstanceId) -> String {
-    format!("flotilla-{}-{instance}", short(cluster))
-}
-
-pub(super) fn network_name(cluster: &str, stack: &StackName) -> String {
-    format!("flotilla-{}-{stack}", short(cluster))
-}
-
-fn short(cluster: &str) -> &str {
-    cluster.get(..CLUSTER_IN_NAMES).unwrap_or(cluster)
+fn short(id: &str, length: usize) -> &str {
+    id.get(..length).unwrap_or(id)
 }
 
 #[cfg(test)]
@@ -91,10 +151,31 @@ mod tests {
             restarts: 2,
             epoch: 7,
         };
-        assert_eq!(Identity::from_labels(&identity.to_labels("c")), Some(identity.clone()));
+        assert_eq!(Identity::from_labels(&identity.to_labels()), Some(identity.clone()));
 
-        let mut damaged = identity.to_labels("c");
+        let mut damaged = identity.to_labels();
         damaged.insert(REVISION.to_owned(), "three".to_owned());
         assert_eq!(Identity::from_labels(&damaged), None);
+    }
+
+    #[test]
+    fn each_node_owns_what_carries_its_id_and_the_first_what_carries_none() {
+        let owner = |node: &str, unlabelled| Owner {
+            cluster: "c".to_owned(),
+            node: Some(NodeId(node.to_owned())),
+            unlabelled,
+        };
+        let (first, second) = (owner("n1", true), owner("n2", false));
+        let all = Owner { node: None, ..first.clone() };
+        let former = HashMap::from([(CLUSTER.to_owned(), "c".to_owned())]);
+        for (labels, owners) in [
+            (first.labels(), [true, false, true]),
+            (second.scratch_labels(), [false, true, true]),
+            (former, [true, false, true]),
+            (Owner { cluster: "d".to_owned(), ..first.clone() }.labels(), [false; 3]),
+            (HashMap::new(), [false; 3]),
+        ] {
+            assert_eq!([&first, &second, &all].map(|owner| owner.owns(&labels)), owners, "{labels:?}");
+        }
     }
 }

@@ -17,7 +17,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::{
     Error,
     connection::{CALL_LIMIT, Client},
-    labels::{self, Identity},
+    labels::{self, Identity, Owner},
 };
 use crate::clock;
 
@@ -42,21 +42,17 @@ impl Observer {
         self.dirty.insert(container.to_owned());
     }
 
-    pub(super) async fn observe(&mut self, client: &Client, cluster: &str) -> Result<Observed, Error> {
+    pub(super) async fn observe(&mut self, client: &Client, owner: &Owner) -> Result<Observed, Error> {
         let at = clock::now();
         let docker = client.docker();
-        let listed = ListContainersOptions {
-            all: true,
-            filters: Some(labels::filter(labels::CLUSTER, cluster)),
-            ..Default::default()
-        };
+        let listed = ListContainersOptions { all: true, filters: Some(owner.filter()), ..Default::default() };
         let summaries = client.call("list its containers", CALL_LIMIT, docker.list_containers(Some(listed))).await?;
-        let networks = self.networks(client, cluster).await?;
+        let networks = self.networks(client, owner).await?;
 
         let mut found = HashMap::with_capacity(summaries.len());
         let mut unsure = Vec::new();
         for summary in summaries {
-            let Some((id, state, identity)) = read_summary(summary) else { continue };
+            let Some((id, state, identity)) = read_summary(summary, owner) else { continue };
             match self.known.remove(&id) {
                 Some((before, container)) if before == state && !self.all_dirty && !self.dirty.contains(&id) => {
                     found.insert(id, (state, container));
@@ -69,7 +65,7 @@ impl Observer {
                 let answer = client.call("inspect a container", CALL_LIMIT, docker.inspect_container(&id, None)).await;
                 match answer {
                     Ok(inspected) => {
-                        let container = read_container(&id, identity, &inspected, cluster);
+                        let container = read_container(&id, identity, &inspected, owner);
                         Ok(Some((id, (state, container))))
                     }
                     // It went between the list and the question; its event is on the way.
@@ -90,27 +86,31 @@ impl Observer {
         Ok(Observed { at, containers, networks })
     }
 
-    async fn networks(&self, client: &Client, cluster: &str) -> Result<Vec<StackName>, Error> {
-        let options = ListNetworksOptions { filters: Some(labels::filter(labels::CLUSTER, cluster)) };
+    async fn networks(&self, client: &Client, owner: &Owner) -> Result<Vec<StackName>, Error> {
+        let options = ListNetworksOptions { filters: Some(owner.filter()) };
         let networks =
             client.call("list its networks", CALL_LIMIT, client.docker().list_networks(Some(options))).await?;
+        let ours = networks.into_iter().filter_map(|network| network.labels.filter(|labels| owner.owns(labels)));
         let mut stacks: Vec<StackName> =
-            networks.into_iter().filter_map(|network| network.labels?.get(labels::STACK)?.parse().ok()).collect();
+            ours.filter_map(|labels| labels.get(labels::STACK)?.parse().ok()).collect();
         stacks.sort();
         stacks.dedup();
         Ok(stacks)
     }
 }
 
-fn read_summary(summary: ContainerSummary) -> Option<(String, String, Identity)> {
-    let identity = Identity::from_labels(&summary.labels.unwrap_or_default())?;
+fn read_summary(summary: ContainerSummary, owner: &Owner) -> Option<(String, String, Identity)> {
+    let labels = summary.labels.filter(|labels| owner.owns(labels))?;
+    let identity = Identity::from_labels(&labels)?;
     Some((summary.id?, summary.state.map(|state| state.to_string()).unwrap_or_default(), identity))
 }
 
-fn read_container(id: &str, identity: Identity, inspected: &ContainerInspectResponse, cluster: &str) -> Container {
+fn read_container(id: &str, identity: Identity, inspected: &ContainerInspectResponse, owner: &Owner) -> Container {
     let status = read_status(inspected);
     let address = match status {
-        Status::Running { .. } => read_address(inspected, &labels::network_name(cluster, &identity.stack)),
+        Status::Running { .. } => [owner.network_name(&identity.stack), owner.former_network_name(&identity.stack)]
+            .iter()
+            .find_map(|network| read_address(inspected, network)),
         _ => None,
     };
     Container {
@@ -164,17 +164,25 @@ fn read_time(text: Option<&str>) -> UnixMillis {
 
 /// Events of this cluster's containers that change what [`Observer`] would see. Health checks alone (`exec_*`) would wake
 /// an idle node all the time, so the engine is asked to leave them out.
-pub(super) fn events(client: &Client, cluster: &str) -> impl Stream<Item = Result<EventMessage, Error>> + use<> {
+/// Those of other nodes are passed over, too.
+pub(super) fn events(client: &Client, owner: &Owner) -> impl Stream<Item = Result<EventMessage, Error>> + use<> {
     const KINDS: [&str; 11] =
         ["create", "start", "die", "destroy", "pause", "unpause", "oom", "health_status", "rename", "update", "kill"];
-    let mut filters = labels::filter(labels::CLUSTER, cluster);
+    let mut filters = owner.filter();
+    let owner = owner.clone();
     filters.insert("type".to_owned(), vec!["container".to_owned()]);
     filters.insert("event".to_owned(), KINDS.map(str::to_owned).to_vec());
     let client = client.clone();
     client
         .docker()
         .events(Some(EventsOptions { filters: Some(filters), ..Default::default() }))
+        .filter(move |event| std::future::ready(event.as_ref().map_or(true, |event| is_ours(event, &owner))))
         .map(move |event| event.map_err(|error| client.error("report its events", error)))
+}
+
+/// The engine tells a container's labels with each event.
+fn is_ours(event: &EventMessage, owner: &Owner) -> bool {
+    event.actor.as_ref().and_then(|actor| actor.attributes.as_ref()).is_none_or(|labels| owner.owns(labels))
 }
 
 /// Which container an event is about.

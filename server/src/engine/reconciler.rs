@@ -19,7 +19,7 @@ use super::{
     Error, Lease, Proposer, Shared,
     connection::Client,
     container, image,
-    labels::Identity,
+    labels::{Identity, Owner},
     observe::{self, Observer},
     scratch, volume,
 };
@@ -146,13 +146,13 @@ impl Reconciler {
     }
 
     async fn serve(&mut self, client: &Client) -> End {
-        let cluster = self.shared.config.cluster_id.clone();
         let stop = self.shared.stop.clone();
-        let mut events = pin!(observe::events(client, &cluster));
+        let owner = self.shared.owner();
+        let mut events = pin!(observe::events(client, &owner));
         let mut refresh = tokio::time::interval(REFRESH);
         let mut refreshes = 0;
         self.observer.doubt_all();
-        if let Err(error) = scratch::sweep(client, &cluster).await {
+        if let Err(error) = scratch::sweep(client, &owner).await {
             tracing::debug!(%error, "could not remove what an earlier run left");
         }
         loop {
@@ -203,7 +203,7 @@ impl Reconciler {
 
     /// Observes, plans and sets the plan going. When to look again, even if nothing happens.
     async fn round(&mut self, client: &Client) -> Result<Option<UnixMillis>, Error> {
-        let observed = Arc::new(self.observer.observe(client, &self.shared.config.cluster_id).await?);
+        let observed = Arc::new(self.observer.observe(client, &self.shared.owner()).await?);
         self.shared.observed.send_replace(Some(Arc::clone(&observed)));
         let plan = {
             let state = Arc::clone(&self.state.borrow_and_update());
@@ -388,11 +388,12 @@ impl Worker {
     }
 
     async fn action(&self, action: &Action) -> Result<(), Error> {
-        let config = &self.shared.config;
+        let data_dir = &self.shared.config.data_dir;
+        let owner = &self.shared.owner();
         let client = &self.client;
         match action {
-            Action::CreateNetwork { stack } => container::create_network(client, &config.cluster_id, stack).await,
-            Action::RemoveNetwork { stack } => container::remove_network(client, &config.cluster_id, stack).await,
+            Action::CreateNetwork { stack } => container::create_network(client, owner, stack).await,
+            Action::RemoveNetwork { stack } => container::remove_network(client, owner, stack).await,
             Action::Run { instance, spec, revision, replica, restarts, epoch } => {
                 let identity = Identity {
                     instance: instance.clone(),
@@ -404,11 +405,11 @@ impl Worker {
                     epoch: *epoch,
                 };
                 let image = self.image(spec).await?;
-                volume::prepare(client, &config.cluster_id, &config.data_dir, spec, &image).await?;
-                container::run(client, &config.cluster_id, &config.data_dir, &identity, spec, &image).await
+                volume::prepare(client, owner, data_dir, spec, &image).await?;
+                container::run(client, owner, data_dir, &identity, spec, &image).await
             }
             Action::Start { container, .. } => {
-                container::one_network_each(client, &config.cluster_id).await?;
+                container::one_network_each(client, owner).await?;
                 container::start(client, container).await
             }
             Action::Remove { container, grace_ms, .. } => {
@@ -419,7 +420,7 @@ impl Worker {
                 if self.observed.containers.iter().any(|container| container.service == *service) {
                     return Err(Error::Invalid(format!("volumes of `{service}` are still in use")));
                 }
-                volume::delete(client, &config.cluster_id, &config.data_dir, service).await
+                volume::delete(client, owner, data_dir, service).await
             }
             Action::Propose(command) => self.propose(command).await,
         }
@@ -462,6 +463,16 @@ impl Worker {
 }
 
 impl Shared {
+    /// What of the engine is this node's. A machine that never joined is the one that made the cluster.
+    fn owner(&self) -> Owner {
+        let node = &self.config.node_id;
+        Owner {
+            cluster: self.config.cluster_id.clone(),
+            node: Some(node.clone()),
+            unlabelled: self.state.borrow().machines.get(node).is_some_and(|machine| machine.joined_at.is_none()),
+        }
+    }
+
     fn connected(&self, client: Client, view: EngineView) {
         self.client.send_replace(Some(client));
         self.status.send_replace(view);

@@ -1,7 +1,7 @@
 //! Short-lived containers of our own that are no instance of anything: to copy from images, and to do as root what the
 //! node may not do itself.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use bollard::{
     body_full,
@@ -16,7 +16,8 @@ use futures::TryStreamExt;
 use super::{
     Error,
     connection::{CALL_LIMIT, Client, one_line},
-    container, labels,
+    container,
+    labels::Owner,
 };
 
 /// Deleting millions of small files takes minutes.
@@ -30,22 +31,22 @@ const EMPTY_IMAGE: &str = "flotilla-empty";
 pub(super) struct Scratch(String);
 
 impl Scratch {
-    pub(super) async fn create(client: &Client, cluster: &str, image: &str, mounts: Vec<Mount>) -> Result<Self, Error> {
+    pub(super) async fn create(client: &Client, owner: &Owner, image: &str, mounts: Vec<Mount>) -> Result<Self, Error> {
         // The engine wants a command even for what never runs.
         let body = ContainerCreateBody { entrypoint: Some(vec!["/flotilla".to_owned()]), ..Default::default() };
-        Self::from_body(client, cluster, image, mounts, body).await
+        Self::from_body(client, owner, image, mounts, body).await
     }
 
     async fn from_body(
         client: &Client,
-        cluster: &str,
+        owner: &Owner,
         image: &str,
         mounts: Vec<Mount>,
         body: ContainerCreateBody,
     ) -> Result<Self, Error> {
         let body = ContainerCreateBody {
             image: Some(image.to_owned()),
-            labels: Some(HashMap::from([(labels::SCRATCH.to_owned(), cluster.to_owned())])),
+            labels: Some(owner.scratch_labels()),
             host_config: Some(HostConfig {
                 network_mode: Some("none".to_owned()),
                 mounts: Some(mounts),
@@ -69,14 +70,12 @@ impl Scratch {
 }
 
 /// Removes what an earlier run of the daemon left.
-pub(super) async fn sweep(client: &Client, cluster: &str) -> Result<(), Error> {
-    let options = ListContainersOptions {
-        all: true,
-        filters: Some(labels::filter(labels::SCRATCH, cluster)),
-        ..Default::default()
-    };
+pub(super) async fn sweep(client: &Client, owner: &Owner) -> Result<(), Error> {
+    let options =
+        ListContainersOptions { all: true, filters: Some(owner.scratch_filter()), ..Default::default() };
     let left = client.call("list its containers", CALL_LIMIT, client.docker().list_containers(Some(options))).await?;
-    for id in left.into_iter().filter_map(|container| container.id) {
+    let left = left.into_iter().filter(|container| container.labels.as_ref().is_some_and(|labels| owner.owns(labels)));
+    for id in left.filter_map(|container| container.id) {
         container::remove(client, &id).await?;
     }
     Ok(())
@@ -84,7 +83,7 @@ pub(super) async fn sweep(client: &Client, cluster: &str) -> Result<(), Error> {
 
 /// Empties a directory with the machine's own `rm`, in a container without network that sees the machine's programs
 /// read-only and this directory.
-pub(super) async fn delete_as_root(client: &Client, cluster: &str, directory: &Path) -> Result<(), Error> {
+pub(super) async fn delete_as_root(client: &Client, owner: &Owner, directory: &Path) -> Result<(), Error> {
     const TARGET: &str = "/condemned";
     const OPERATION: &str = "delete the files of a volume";
     let tag = format!("{:016x}", rand::random::<u64>());
@@ -111,7 +110,7 @@ pub(super) async fn delete_as_root(client: &Client, cluster: &str, directory: &P
         env: Some(vec!["PATH=/usr/bin:/bin".to_owned()]),
         ..Default::default()
     };
-    let outcome = match Scratch::from_body(client, cluster, &image, mounts, body).await {
+    let outcome = match Scratch::from_body(client, owner, &image, mounts, body).await {
         Ok(scratch) => {
             let outcome = run(client, &scratch).await;
             scratch.remove(client).await;
@@ -156,14 +155,12 @@ mod tests {
         std::os::unix::fs::symlink(outside.path(), condemned.path().join("link")).unwrap();
 
         let cluster = format!("{:032x}", rand::random::<u128>());
-        delete_as_root(&client, &cluster, condemned.path()).await.unwrap();
+        let owner = Owner { cluster, node: None, unlabelled: false };
+        delete_as_root(&client, &owner, condemned.path()).await.unwrap();
         assert_eq!(fs::read_dir(condemned.path()).unwrap().count(), 0);
         assert_eq!(fs::read_to_string(outside.path().join("precious")).unwrap(), "data");
-        let options = ListContainersOptions {
-            all: true,
-            filters: Some(labels::filter(labels::SCRATCH, &cluster)),
-            ..Default::default()
-        };
+        let options =
+            ListContainersOptions { all: true, filters: Some(owner.scratch_filter()), ..Default::default() };
         assert!(client.docker().list_containers(Some(options)).await.unwrap().is_empty());
     }
 }

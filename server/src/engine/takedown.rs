@@ -3,12 +3,15 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bollard::query_parameters::{ListContainersOptions, ListNetworksOptions};
+use flotilla_api::NodeId;
 use futures::{StreamExt, stream};
 
 use super::{
     Error,
     connection::{CALL_LIMIT, Client, DockerHost},
-    container, image, labels, scratch, volume,
+    container, image,
+    labels::Owner,
+    scratch, volume,
 };
 
 /// Containers that are stopped at once.
@@ -25,20 +28,22 @@ pub async fn answers(docker_host: Option<&str>) -> Result<(), Error> {
     Client::connect(&Arc::new(DockerHost::find(docker_host)?)).await.map(drop)
 }
 
-/// Removes all of a cluster's containers and networks, the data of its volumes below `data_dir`, and these images, of which
-/// those that others use stay. The cluster's node must not run: it would start what is removed here.
+/// Removes all containers and networks of a cluster, or of one of its nodes, the data of the volumes below `data_dir`, and these
+/// images, of which those that others use stay. The nodes must not run: they would start what is removed here.
 ///
 /// # Errors
 /// The engine does not answer, or something can't be removed; the rest is gone then.
 pub async fn take_down(
     docker_host: Option<&str>,
     cluster: &str,
+    node: Option<&NodeId>,
     data_dir: &Path,
     images: &[String],
 ) -> Result<(), Error> {
     let (client, _) = Client::connect(&Arc::new(DockerHost::find(docker_host)?)).await?;
-    let mut outcome = remove_all(&client, cluster).await;
-    let volumes = volume::delete_all(&client, cluster, data_dir).await;
+    let owner = Owner { cluster: cluster.to_owned(), node: node.cloned(), unlabelled: false };
+    let mut outcome = remove_all(&client, &owner).await;
+    let volumes = volume::delete_all(&client, &owner, data_dir).await;
     outcome = outcome.and(volumes);
     for reference in images {
         match image::remove(&client, reference).await {
@@ -51,29 +56,31 @@ pub async fn take_down(
 }
 
 /// Goes on after a failure, and reports the first.
-async fn remove_all(client: &Client, cluster: &str) -> Result<(), Error> {
+async fn remove_all(client: &Client, owner: &Owner) -> Result<(), Error> {
     let docker = client.docker();
-    let options = ListContainersOptions {
-        all: true,
-        filters: Some(labels::filter(labels::CLUSTER, cluster)),
-        ..Default::default()
-    };
-    let containers = client.call("list its containers", CALL_LIMIT, docker.list_containers(Some(options))).await?;
-    let removed: Vec<Result<(), Error>> = stream::iter(containers.into_iter().filter_map(|container| container.id))
+    let removed: Vec<Result<(), Error>> = stream::iter(containers(client, owner).await?)
         .map(|id| async move { container::stop_and_remove(client, &id, GRACE).await })
         .buffer_unordered(STOP_AT_ONCE)
         .collect()
         .await;
-    let swept = scratch::sweep(client, cluster).await;
+    let swept = scratch::sweep(client, owner).await;
 
-    let options = ListNetworksOptions { filters: Some(labels::filter(labels::CLUSTER, cluster)) };
+    let options = ListNetworksOptions { filters: Some(owner.filter()) };
     let networks = client.call("list its networks", CALL_LIMIT, docker.list_networks(Some(options))).await?;
+    let networks = networks.into_iter().filter(|network| network.labels.as_ref().is_some_and(|labels| owner.owns(labels)));
     let mut outcome = removed.into_iter().collect::<Result<(), Error>>().and(swept);
-    for id in networks.into_iter().filter_map(|network| network.id) {
+    for id in networks.filter_map(|network| network.id) {
         match client.call("remove the stack's network", CALL_LIMIT, docker.remove_network(&id)).await {
             Err(error) if !error.is_absent() => outcome = outcome.and(Err(error)),
             _ => {}
         }
     }
     outcome
+}
+
+async fn containers(client: &Client, owner: &Owner) -> Result<Vec<String>, Error> {
+    let options = ListContainersOptions { all: true, filters: Some(owner.filter()), ..Default::default() };
+    let listed = client.call("list its containers", CALL_LIMIT, client.docker().list_containers(Some(options))).await?;
+    let ours = listed.into_iter().filter(|container| container.labels.as_ref().is_some_and(|labels| owner.owns(labels)));
+    Ok(ours.filter_map(|container| container.id).collect())
 }

@@ -24,6 +24,7 @@ use super::{
     Error,
     connection::{CALL_LIMIT, Client},
     container,
+    labels::Owner,
     scratch::{self, Scratch},
 };
 
@@ -48,7 +49,7 @@ fn root(data_dir: &Path) -> PathBuf {
 /// Makes the directories that do not exist yet, each complete or not at all.
 pub(super) async fn prepare(
     client: &Client,
-    cluster: &str,
+    owner: &Owner,
     data_dir: &Path,
     spec: &ServiceSpec,
     image: &str,
@@ -63,8 +64,8 @@ pub(super) async fn prepare(
         private_directory(&parent)?;
         let staging = parent.join(staging_name(mount));
         // Left from a try that was cut short.
-        delete_tree(client, cluster, &staging).await?;
-        copy_from_image(client, cluster, &parent, mount, image).await?;
+        delete_tree(client, owner, &staging).await?;
+        copy_from_image(client, owner, &parent, mount, image).await?;
         // Within one directory: a node that is not root may not move a directory of root's to another.
         fs::rename(&staging, &volume).map_err(|source| failed("create the directory", &volume, source))?;
         sync_directory(&parent)?;
@@ -80,13 +81,13 @@ fn staging_name(mount: &VolumeMount) -> String {
 /// `parent` in it.
 async fn copy_from_image(
     client: &Client,
-    cluster: &str,
+    owner: &Owner,
     parent: &Path,
     mount: &VolumeMount,
     image: &str,
 ) -> Result<(), Error> {
-    let from = Scratch::create(client, cluster, image, Vec::new()).await?;
-    let copied = match Scratch::create(client, cluster, image, vec![container::bind(parent, INSIDE, false)]).await {
+    let from = Scratch::create(client, owner, image, Vec::new()).await?;
+    let copied = match Scratch::create(client, owner, image, vec![container::bind(parent, INSIDE, false)]).await {
         Ok(to) => {
             let copied = copy(client, &from, &to, parent, mount).await;
             to.remove(client).await;
@@ -146,7 +147,7 @@ fn says_nothing_there(error: &Error) -> bool {
 /// Deletes the directories of all volumes of a service. That there are none is fine.
 pub(super) async fn delete(
     client: &Client,
-    cluster: &str,
+    owner: &Owner,
     data_dir: &Path,
     service: &ServiceName,
 ) -> Result<(), Error> {
@@ -162,20 +163,20 @@ pub(super) async fn delete(
         let name = aside.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let of_service = name.strip_prefix(&prefix).is_some_and(|rest| rest.len() == 16 && !rest.contains('-'));
         if of_service {
-            delete_tree(client, cluster, &aside).await?;
+            delete_tree(client, owner, &aside).await?;
         }
     }
     Ok(())
 }
 
 /// Deletes all volumes of all services.
-pub(super) async fn delete_all(client: &Client, cluster: &str, data_dir: &Path) -> Result<(), Error> {
-    delete_tree(client, cluster, &root(data_dir)).await
+pub(super) async fn delete_all(client: &Client, owner: &Owner, data_dir: &Path) -> Result<(), Error> {
+    delete_tree(client, owner, &root(data_dir)).await
 }
 
 /// Files of a container mostly belong to root. A node that is not root may not delete them, but the engine, which it may
 /// command, is.
-async fn delete_tree(client: &Client, cluster: &str, path: &Path) -> Result<(), Error> {
+async fn delete_tree(client: &Client, owner: &Owner, path: &Path) -> Result<(), Error> {
     if !is_directory(path)? {
         return Ok(());
     }
@@ -185,7 +186,7 @@ async fn delete_tree(client: &Client, cluster: &str, path: &Path) -> Result<(), 
         .unwrap_or_else(|panic| Err(io::Error::other(panic)));
     match deleted {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            scratch::delete_as_root(client, cluster, path).await?;
+            scratch::delete_as_root(client, owner, path).await?;
             match remove_dir_all(path) {
                 Err(error) => Err(failed("delete", path, error)),
                 Ok(()) => Ok(()),

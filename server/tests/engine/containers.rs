@@ -38,7 +38,7 @@ async fn a_container_is_what_its_specification_says() {
     let container = playground.until_running(&engine, "notes").await;
 
     let inspected = playground.inspect(&container.id).await;
-    assert_eq!(inspected.name.unwrap(), format!("/flotilla-{}-{}", &playground.cluster[..12], container.instance));
+    assert_eq!(inspected.name.unwrap(), format!("/flotilla-{}-node-{}", &playground.cluster[..12], container.instance));
     let config = inspected.config.unwrap();
     assert!(config.env.unwrap().contains(&"COLOUR=blue".to_owned()));
     assert_eq!(config.user.as_deref(), Some("1000"));
@@ -318,7 +318,7 @@ async fn everything_can_be_taken_away() {
     assert!(playground.data.path().join("volumes/one/data/hello").exists());
     engine.stop().await;
     let images = [playground.image.clone(), "flotilla-test/absent:1".to_owned()];
-    take_down(None, &playground.cluster, playground.data.path(), &images).await.unwrap();
+    take_down(None, &playground.cluster, None, playground.data.path(), &images).await.unwrap();
     assert_eq!(playground.containers().await, Vec::<String>::new());
     assert_eq!(playground.networks().await, Vec::<String>::new());
     assert!(!playground.data.path().join("volumes").exists());

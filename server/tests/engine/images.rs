@@ -85,7 +85,7 @@ async fn an_image_comes_from_a_registry_on_loopback() {
     assert_eq!(error.code(), ErrorCode::ImageNotFound, "{error}");
 
     engine.stop().await;
-    take_down(None, &playground.cluster, playground.data.path(), &[]).await.unwrap();
+    take_down(None, &playground.cluster, None, playground.data.path(), &[]).await.unwrap();
     let options = bollard::query_parameters::RemoveImageOptions { force: true, ..Default::default() };
     playground.docker.remove_image(&image, Some(options), None).await.unwrap();
 }

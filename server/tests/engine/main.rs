@@ -4,6 +4,7 @@
 mod commands;
 mod containers;
 mod images;
+mod nodes;
 mod outage;
 mod playground;
 mod uploads;

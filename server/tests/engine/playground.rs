@@ -1,7 +1,7 @@
 //! A cluster for one test: its state, its data directory, its image, and their removal.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io::Write,
     path::Path,
     sync::{Arc, Mutex},
@@ -19,10 +19,10 @@ use flotilla::{
     cluster::Alone,
     engine::{Engine, EngineConfig, Proposer},
 };
-use flotilla_api::{ApiError, NodeId, ServiceName, UnixMillis, rest::ServiceState};
+use flotilla_api::{ApiError, Grant, NodeId, Scope, ServiceName, TokenId, UnixMillis, rest::ServiceState};
 use flotilla_core::{
     Actor, Command, CommandV1, Entry, State,
-    command::{ClusterRecord, MachineRecord},
+    command::{ClusterRecord, InvitationRecord, MachineFacts, MachineRecord},
     reconcile::{self, Condition, Container, View},
     schedule::{self, Input},
 };
@@ -114,11 +114,16 @@ impl Playground {
     }
 
     pub(crate) fn start_at(&self, docker_host: Option<String>) -> Engine {
+        self.start_node(node(), self.data.path(), docker_host)
+    }
+
+    /// A further node, with a data directory of its own, that shares this one's engine.
+    pub(crate) fn start_node(&self, node_id: NodeId, data_dir: &Path, docker_host: Option<String>) -> Engine {
         let config = EngineConfig {
             docker_host,
-            data_dir: self.data.path().to_owned(),
+            data_dir: data_dir.to_owned(),
             cluster_id: self.cluster.clone(),
-            node_id: node(),
+            node_id,
         };
         let proposer: Arc<dyn Proposer> = self.log.clone();
         Engine::start(config, self.log.state.subscribe(), proposer, Arc::new(Alone)).unwrap()
@@ -126,6 +131,31 @@ impl Playground {
 
     pub(crate) fn apply(&self, command: CommandV1) {
         self.log.apply(command).unwrap();
+    }
+
+    /// A second machine joins.
+    pub(crate) fn admit(&self, machine: &str) -> NodeId {
+        let (at, id) = (clock::now(), TokenId(format!("join-{machine}")));
+        self.apply(CommandV1::CreateInvitation {
+            invitation: InvitationRecord {
+                id: id.clone(),
+                name: machine.to_owned(),
+                grant: Grant { scope: Scope::Machine, services: BTreeSet::new() },
+                secret_hash: "00".repeat(32),
+                created_at: at,
+                expires_at: at.plus(3_600_000),
+                used_at: None,
+            },
+        });
+        let node = NodeId(machine.to_owned());
+        let machine = MachineRecord {
+            id: node.clone(),
+            name: machine.parse().unwrap(),
+            public_key: machine.into(),
+            labels: BTreeMap::new(),
+        };
+        self.apply(CommandV1::AdmitMachine { invitation: id, machine, facts: MachineFacts::default() });
+        node
     }
 
     /// Deploys a stack `test`; `$IMAGE` is the playground's.

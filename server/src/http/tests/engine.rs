@@ -117,7 +117,7 @@ async fn an_image_is_built_deployed_watched_used_and_removed() {
     tokio::time::timeout(PATIENCE, gone).await.expect("the container stays");
     let cluster = running.node.app().store.state().cluster.as_ref().unwrap().id.clone();
     running.node.stop().await;
-    take_down(None, &cluster, &running.config.data_dir, &[image]).await.unwrap();
+    take_down(None, &cluster, None, &running.config.data_dir, &[image]).await.unwrap();
 }
 
 #[tokio::test]
