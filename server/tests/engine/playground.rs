@@ -22,9 +22,8 @@ use flotilla::{
 use flotilla_api::{ApiError, Grant, NodeId, Scope, ServiceName, TokenId, UnixMillis, rest::ServiceState};
 use flotilla_core::{
     Actor, Command, CommandV1, Entry, State,
-    command::{ClusterRecord, InvitationRecord, MachineFacts, MachineRecord},
+    command::{Change, ClusterRecord, InvitationRecord, MachineFacts, MachineRecord},
     reconcile::{self, Condition, Container, View},
-    schedule::{self, Input},
 };
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
 use sha2::{Digest, Sha256};
@@ -57,18 +56,45 @@ impl Log {
         let lead = CommandV1::Lead { node: node(), term: state.leadership.term + 1 };
         state.apply(&Entry { command: Command::V1(lead), ..entry.clone() }).unwrap();
         loop {
-            let plan = schedule::plan(&Input::unreported(clock::now(), &state));
-            if plan.changes.is_empty() {
+            let changes = plan(&state);
+            if changes.is_empty() {
                 break;
             }
-            let place = CommandV1::Place { term: state.leadership.term, changes: plan.changes };
-            for command in [place].into_iter().chain(plan.commands) {
-                state.apply(&Entry { command: Command::V1(command), ..entry.clone() }).unwrap();
-            }
+            let place = CommandV1::Place { term: state.leadership.term, changes };
+            state.apply(&Entry { command: Command::V1(place), ..entry.clone() }).unwrap();
         }
         self.state.send_replace(Arc::new(state));
         Ok(())
     }
+}
+
+/// Replicas go to the machines in turn, and follow each change at once: what the scheduler does better is of no matter here.
+fn plan(state: &State) -> Vec<Change> {
+    let machines: Vec<&NodeId> = state.machines.keys().collect();
+    let mut changes = Vec::new();
+    for service in state.services.values() {
+        for placement in &service.placements {
+            if placement.replica > service.replicas {
+                changes.push(Change::End { epoch: placement.epoch, reason: "it is not wanted".into() });
+            } else if !service.is_current(placement) {
+                let (revision, restarts) = (service.current, service.restarts);
+                changes.push(Change::Update { epoch: placement.epoch, revision, restarts });
+            }
+        }
+        for replica in 1..=service.replicas {
+            if service.placements.iter().all(|placement| placement.replica != replica) {
+                changes.push(Change::Assign {
+                    service: service.name.clone(),
+                    replica,
+                    machine: machines[(replica as usize - 1) % machines.len()].clone(),
+                    revision: service.current,
+                    restarts: service.restarts,
+                    reason: "it is its turn".into(),
+                });
+            }
+        }
+    }
+    changes
 }
 
 impl Proposer for Log {
