@@ -9,7 +9,7 @@ READY_FILE ?=
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench web images
+.PHONY: help setup demo test lint bench sim web images
 
 help: ## Says what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ lint: ## Formatting and clippy, where every warning is an error
 bench: setup ## The figures of docs/BENCHMARKS.md, side by side, in a release build
 	$(CARGO) build --release --locked --bins -p flotilla -p flotilla-tests
 	tests/setup/docker-group target/release/flotilla-bench $(BENCH)
+
+sim: ## Ten thousand simulated clusters that suffer; SEED=17 runs one again, with its history
+	tests/setup/install build
+	$(if $(SEED),FLOTILLA_SIM_SEED=$(SEED),FLOTILLA_SIM_SEEDS=$(or $(SEEDS),10000)) $(CARGO) test --release --locked -p flotilla-core --test cluster -- --nocapture
 
 web: ## The web app alone, as it is embedded in the node
 	tests/setup/install build

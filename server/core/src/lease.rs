@@ -167,6 +167,12 @@ impl Grantor {
         Grant { lease_ms, ..refused }
     }
 
+    /// The machine is there, and asks for its first lease soon: until then it is not taken for lost.
+    pub fn expect(&mut self, node: &NodeId, until: Mono) {
+        let known = self.granted.entry(node.clone()).or_insert(until);
+        *known = until.max(*known);
+    }
+
     /// Whether the machine may still act under a lease.
     pub fn standing(&self, now: Mono, node: &NodeId) -> Standing {
         let until = match self.granted.get(node) {
@@ -234,8 +240,14 @@ impl Holder {
         longer
     }
 
-    pub fn next_renewal(&self) -> Option<Mono> {
-        self.last_sent.map(|at| at.plus(RENEW_EVERY_MS))
+    /// When a renewal was sent last; absent when the next one is due now.
+    pub fn last_renewal(&self) -> Option<Mono> {
+        self.last_sent
+    }
+
+    /// The next renewal is due now.
+    pub fn hurry(&mut self) {
+        self.last_sent = None;
     }
 
     /// The end of the lease, if there was one.

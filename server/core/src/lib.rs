@@ -7,6 +7,7 @@ pub mod command;
 pub mod compose;
 mod dependency;
 pub mod lease;
+pub mod node;
 pub mod reconcile;
 pub mod report;
 pub mod schedule;

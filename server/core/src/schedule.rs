@@ -76,8 +76,17 @@ fn plan_service(input: &Input<'_>, service: &Service, changes: &mut Vec<Change>)
     let mut updates = Vec::new();
     for placement in &service.placements {
         let over = !placement.exclusive || input.is_over(&placement.machine, placement.epoch);
+        let drained = input
+            .state
+            .machines
+            .get(&placement.machine)
+            .is_some_and(|machine| machine.availability != Availability::Active);
+        if input.machines.get(&placement.machine).is_some_and(|standing| standing.ended) {
+            changes.push(Change::End { epoch: placement.epoch, reason: "its machine is lost".to_owned() });
+            continue;
+        }
         let unwanted =
-            placement.replica > service.replicas || (placement.exclusive && !service.is_exclusive(service.current));
+            placement.replica > service.replicas || drained || (placement.exclusive && !service.is_exclusive(service.current));
         let reason = || "it is not wanted any more".to_owned();
         if placement.phase == Phase::Vacating || (unwanted && over) {
             if over {

@@ -320,6 +320,16 @@ impl State {
             return Ok(None);
         }
         let index_of_entry = self.applied + 1;
+        let machines = &self.machines;
+        let is_lost = |id: &NodeId| machines.get(id).is_none_or(|machine| machine.lost_at.is_some());
+        let (lost, exclusive, phase) = match self.placement(epoch) {
+            Some((_, placement)) => (is_lost(&placement.machine), placement.exclusive, placement.phase),
+            None => return Err(stale(format!("there is no placement of epoch {epoch}"))),
+        };
+        // It may be writing at this moment: it has to be told to end first, and be seen to have ended.
+        if exclusive && !lost && phase != Phase::Vacating {
+            return Err(stale(format!("epoch {epoch} was not told to end, and its machine is not lost")));
+        }
         let (service, index) = self.find(epoch)?;
         let placement = service.placements.remove(index);
         let name = service.name.clone();
