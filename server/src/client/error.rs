@@ -34,6 +34,12 @@ pub enum Error {
     #[error("the connection to the node broke while {doing}: {why}")]
     Broken { doing: &'static str, why: String },
 
+    /// The way to services, which is WebRTC.
+    #[error(
+        "no connection for services could be made to the node at {api}: {source}; see docs/OPERATIONS.md for the ports that it needs"
+    )]
+    NoTunnel { api: String, source: crate::mesh::Error },
+
     #[error("could not read `{}`: {source}", .path.display())]
     File { path: PathBuf, source: io::Error },
 
@@ -53,7 +59,7 @@ impl Error {
     /// May the same call succeed a moment later, with nothing else changed?
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => true,
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } | Self::NoTunnel { .. } => true,
             Self::Api(error) => {
                 matches!(error.code, ErrorCode::RateLimited | ErrorCode::Timeout | ErrorCode::UploadOffset)
             }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use base64::Engine as _;
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_api::{
     ServiceName,
@@ -12,17 +11,13 @@ use futures::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
-use reqwest::{Method, StatusCode, Upgraded, header};
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{
-        self, Message,
-        handshake::derive_accept_key,
-        protocol::{Role, WebSocketConfig},
-    },
-};
+use reqwest::Method;
+use tokio_tungstenite::tungstenite::Message;
 
-use super::{Client, Error, error::root_cause};
+use super::{
+    Client, Error,
+    socket::{Socket, why_broken},
+};
 
 /// How long the node may take to read what was typed. Longer, and the connection is taken for dead.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -34,8 +29,6 @@ const MESSAGE_MAX: usize = 1024 * 1024;
 const INPUT: u8 = 0;
 const OUTPUT: u8 = 1;
 const ERROR_OUTPUT: u8 = 2;
-
-type Socket = WebSocketStream<Upgraded>;
 
 /// A command that runs. Split it to read and write at the same time.
 #[derive(Debug)]
@@ -62,24 +55,8 @@ pub enum ExecEvent {
 impl Client {
     /// Starts `request.command` in the service's (first) instance.
     pub async fn exec(&self, service: &ServiceName, request: &ExecRequest) -> Result<Exec, Error> {
-        // The upgrade is an ordinary request of the same HTTP client, so that TLS, proxies, names and errors are the same.
-        let key = base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 16]>());
-        let upgrade = self
-            .request(Method::GET, &format!("services/{service}/exec"))
-            .header(header::CONNECTION, "Upgrade")
-            .header(header::UPGRADE, "websocket")
-            .header(header::SEC_WEBSOCKET_VERSION, "13")
-            .header(header::SEC_WEBSOCKET_KEY, &key);
-        let response = self.endless(upgrade).await?;
-        let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS
-            || accept.is_none_or(|accept| accept.as_bytes() != derive_accept_key(key.as_bytes()).as_bytes())
-        {
-            return Err(Error::NotANode { api: self.api().to_owned(), status: response.status().as_u16() });
-        }
-        let upgraded = response.upgrade().await.map_err(|error| broken(&error))?;
-        let limits = WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
-        let (sink, stream) = WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(limits)).await.split();
+        let asked = self.request(Method::GET, &format!("services/{service}/exec"));
+        let (sink, stream) = self.upgrade(asked, MESSAGE_MAX).await?.split();
         let mut input = ExecInput(sink);
         input.send(Message::text(json(request)?)).await?;
         Ok(Exec { input, output: ExecOutput(stream) })
@@ -149,9 +126,5 @@ fn json(value: &impl serde::Serialize) -> Result<String, Error> {
 }
 
 fn broken(error: &(dyn std::error::Error + 'static)) -> Error {
-    let why = match error.downcast_ref::<tungstenite::Error>() {
-        Some(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed) => "it was closed".into(),
-        _ => root_cause(error),
-    };
-    Error::Broken { doing: "running the command", why }
+    Error::Broken { doing: "running the command", why: why_broken(error) }
 }

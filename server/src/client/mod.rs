@@ -5,6 +5,8 @@ mod dockerignore;
 mod error;
 mod exec;
 mod lines;
+mod socket;
+pub mod tunnel;
 mod upload;
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};

@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use flotilla_api::signal::Candidate;
+use rtc::data_channel::RTCDataChannelInit;
 use rtc::ice::mdns::MulticastDnsMode;
 use rtc::peer_connection::configuration::{RTCOfferOptions, setting_engine::SctpMaxMessageSize};
 use tokio::{
@@ -52,6 +53,9 @@ const NODE_RECEIVE_WINDOW: u32 = 8 * 1024 * 1024;
 const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// Rounds before a pair of candidates is given up: 5 s, so that a slow path is not given up before its first answer.
 const CHECKS_MAX: u16 = 500;
+
+/// Far above the ids that the library gives to channels, which count up from 0.
+const UNANNOUNCED_ID: u16 = 65_000;
 
 /// How often a channel is asked whether it still holds something unsent.
 const FLUSH_CHECK: Duration = Duration::from_millis(5);
@@ -236,6 +240,13 @@ impl Link {
     pub async fn open(&self, label: &str) -> Result<MeshChannel, Error> {
         let channel = self.connection.create_data_channel(label, None).await.map_err(Error::Channel)?;
         Ok(MeshChannel { inner: channel, pace: self.pace.clone() })
+    }
+
+    /// Makes an offer one for data channels before the first of them is opened. The other side never hears of this one, because
+    /// both would have to open a channel of its id (RFC 8831, 6.5).
+    pub(super) async fn open_unannounced(&self) -> Result<(), Error> {
+        let options = RTCDataChannelInit { negotiated: Some(UNANNOUNCED_ID), ..Default::default() };
+        self.connection.create_data_channel("", Some(options)).await.map(drop).map_err(Error::Channel)
     }
 
     /// The next data channel that the other side opened; `None` once the link is closed.

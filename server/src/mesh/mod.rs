@@ -6,6 +6,7 @@
 
 mod certificate;
 mod connect;
+mod dial;
 mod interfaces;
 mod link;
 mod pace;
@@ -23,6 +24,7 @@ use futures::future::BoxFuture;
 
 pub use certificate::Certificate;
 pub use connect::{Offered, answer, answer_browser, offer};
+pub use dial::{Dialled, dial};
 pub use interfaces::Addresses;
 pub use link::{Link, LinkState, MeshChannel};
 pub use registry::{Mesh, SessionView};
