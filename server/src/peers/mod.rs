@@ -2,15 +2,20 @@
 //!
 //! [`crate::mesh`] carries it over WebRTC; tests have a network in memory. Who listens is a [`Handler`].
 
+pub mod memory;
+mod nobody;
+
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use flotilla_api::{ApiError, NodeId, rest::LinkView};
+use flotilla_api::{ApiError, ErrorCode, NodeId, rest::LinkView};
 use futures::future::BoxFuture;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
 };
+
+pub use nobody::Nobody;
 
 /// Bytes of one call's body or answer, which travels in pieces: a snapshot of the state, or the largest entry.
 pub const BODY_MAX: usize = 64 * 1024 * 1024;
@@ -98,6 +103,13 @@ pub trait Peers: Send + Sync + fmt::Debug + 'static {
 /// Answers other nodes. Who asks is proven: it is the node whose key the state (or the invitation) names.
 pub trait Handler: Send + Sync + 'static {
     fn call(&self, from: NodeId, method: Method, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>>;
+
+    /// Answers [`Method::Join`] of a machine that is no member. All that is proven of it is that it holds this key (Ed25519,
+    /// base64url without padding).
+    fn stranger(&self, public_key: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {
+        let _ = (public_key, body);
+        Box::pin(async { Err(ApiError::new(ErrorCode::NotFound, "this node takes no machines into the cluster")) })
+    }
 
     /// Serves a stream that another node opened; dropping it closes it.
     fn stream(&self, from: NodeId, label: String, stream: Stream) -> BoxFuture<'static, ()>;

@@ -1,16 +1,35 @@
 use std::path::PathBuf;
 
-use flotilla_api::{ApiError, ErrorCode};
+use flotilla_api::{ApiError, ErrorCode, NodeId};
 
 /// Why the state could not be opened, read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the state in `{path}` is damaged ({what}); restore the file from a backup, nothing was changed")]
+    #[error(
+        "the state in `{path}` is damaged ({what}); put the newest copy that `flotilla state backup` made back with \
+         `flotilla state restore`, nothing was changed"
+    )]
     Damaged { path: PathBuf, what: String },
+    #[error(
+        "the state in `{path}` is that of the machine `{owner}`, and the keys beside it are those of `{node}`; put both from one \
+         machine together, or use `flotilla state restore --recover-alone`"
+    )]
+    Foreign { path: PathBuf, owner: NodeId, node: NodeId },
     #[error(
         "the state in `{path}` was written by a newer version of Flotilla ({found}); install that version again or a later one"
     )]
     Newer { path: PathBuf, found: String },
+    #[error("there is a state in `{path}` already; stop the node and use --force, which puts it aside")]
+    Present { path: PathBuf },
+    #[error("there is no state in `{path}`")]
+    Empty { path: PathBuf },
+    #[error("`{node}` is no machine of the cluster in `{path}`; use the keys of one that is")]
+    NoMember { path: PathBuf, node: NodeId },
+    #[error(
+        "in `{path}` other machines vote, too, and this one would forget what it has promised them; let it join anew, or, if most \
+         of them are lost for good, use --recover-alone"
+    )]
+    OthersVote { path: PathBuf },
     #[error("the disk that holds `{path}` is full; free some space, nothing was changed")]
     DiskFull { path: PathBuf },
     #[error("the disk did not take or give the state in `{path}` ({source}); check the disk, nothing was changed")]
@@ -36,6 +55,9 @@ pub enum Error {
     Busy,
     #[error("the node is stopping; try again when it runs")]
     Closed,
+    /// The disk failed before.
+    #[error("{0}")]
+    Failed(ApiError),
 }
 
 /// SQLite's primary result codes (https://www.sqlite.org/rescode.html); the extended ones carry them in the low byte.
@@ -60,13 +82,35 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The same of the file that a person named, where a copy of it was looked at.
+    pub(super) fn at(mut self, named: &std::path::Path) -> Self {
+        match &mut self {
+            Self::Damaged { path, .. }
+            | Self::Foreign { path, .. }
+            | Self::Newer { path, .. }
+            | Self::Present { path }
+            | Self::Empty { path }
+            | Self::NoMember { path, .. }
+            | Self::OthersVote { path } => *path = named.to_owned(),
+            _ => {}
+        }
+        self
+    }
+}
+
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         let code = match &error {
+            Error::Failed(failure) => return failure.clone(),
             Error::DiskFull { .. } | Error::Io { .. } => ErrorCode::DiskFull,
             Error::EntryTooLarge { .. } => ErrorCode::RequestTooLarge,
             Error::Busy => ErrorCode::RateLimited,
+            Error::Present { .. } | Error::Empty { .. } | Error::NoMember { .. } | Error::OthersVote { .. } => {
+                ErrorCode::Conflict
+            }
             Error::Damaged { .. }
+            | Error::Foreign { .. }
             | Error::Newer { .. }
             | Error::Database { .. }
             | Error::OutcomeUnknown { .. }

@@ -1,35 +1,37 @@
-//! The state log on disk, and the one task that writes it.
+//! The state log on disk, and the state that it amounts to.
 //!
-//! A change is an [`Entry`]. The writer applies it to a copy of the state, writes it with `synchronous=FULL`, and only then
-//! publishes the new state and answers. So whoever saw a state or an answer will see it again after `kill -9`.
+//! A change is an [`Entry`]. The machines that vote agree on its place in the log ([`crate::consensus`]); each writes it with
+//! `synchronous=FULL` before it says so, and applies it once a majority has. Only then is the new state published and the proposer
+//! answered. So whoever saw a state or an answer will see it again after `kill -9`.
 
+mod backup;
 mod disk;
 mod error;
+mod log;
+mod machine;
 #[cfg(test)]
 mod tests;
-mod writer;
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
-use flotilla_api::{ServiceName, UnixMillis, rest::EventView};
+use flotilla_api::{NodeId, ServiceName, rest::EventView};
 use flotilla_core::{Entry, Outcome, State};
-use sqlx::{
-    Row, SqlitePool,
-    sqlite::{SqlitePoolOptions, SqliteRow},
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, watch};
+
+use crate::{
+    consensus::{self, Consensus},
+    peers::{Network, Nobody},
 };
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+pub use backup::{Recovered, Restore, Restored, back_up, recover, restore};
+pub(crate) use disk::{Disk, Opened};
 pub use error::{Error, ProposeError};
-
-/// Proposals that may wait for the writer. It takes all that wait in one transaction, so that a full queue means a slow disk.
-const QUEUE_MAX: usize = 256;
-
-/// How long a proposal waits for a place in the queue.
-const QUEUE_WAIT: Duration = Duration::from_secs(5);
+pub(crate) use log::Log;
+pub(crate) use machine::{Image, Machine};
 
 /// Bytes of one entry as JSON: a compose file of the largest size, many times over.
 const ENTRY_MAX: usize = 4 * 1024 * 1024;
@@ -43,14 +45,13 @@ pub const AUDIT_PAGE_MAX: u32 = 1000;
 /// What was agreed on, and how to change it. Clones are handles to the same store.
 #[derive(Clone, Debug)]
 pub struct Store {
-    proposals: mpsc::Sender<writer::Request>,
+    consensus: Consensus,
+    disk: Disk,
     state: watch::Receiver<Arc<State>>,
     events: broadcast::WeakSender<Recorded>,
-    readers: SqlitePool,
-    path: Arc<PathBuf>,
 }
 
-/// A proposal that is on disk and part of the state.
+/// A proposal that was agreed on and is part of the state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Committed {
     pub index: u64,
@@ -58,12 +59,13 @@ pub struct Committed {
 }
 
 /// A row of the audit trail.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recorded {
     pub event: EventView,
     /// Events of one entry, in order, from 0.
     pub ordinal: u32,
     /// Id of the token that asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
 }
 
@@ -85,27 +87,61 @@ impl Default for Limits {
 }
 
 impl Store {
-    /// Opens the state at `path`, or makes an empty one.
+    /// Opens the state of one machine alone: for what runs before there is a daemon, and for tests.
     ///
     /// # Errors
-    /// A damaged file, one of a newer version, and a disk that fails are refused and left as they are.
-    pub async fn open(path: &Path) -> Result<Self, Error> {
-        Self::open_with(path, Limits::default()).await
+    /// As [`open_with`](Self::open_with).
+    pub async fn open(path: &Path, node: &NodeId) -> Result<Self, Error> {
+        Self::open_with(path, node, Limits::default(), Arc::new(Nobody::default())).await
     }
 
-    pub async fn open_with(path: &Path, limits: Limits) -> Result<Self, Error> {
-        let (disk, replayed) = disk::Disk::open(path, limits).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(2)
-            .acquire_timeout(Duration::from_secs(5))
-            .idle_timeout(Duration::from_secs(60))
-            .connect_lazy_with(disk::options(path, limits).read_only(true).create_if_missing(false));
-        let (proposals, requests) = mpsc::channel(QUEUE_MAX);
-        let (publish, state) = watch::channel(Arc::new(replayed.state));
+    /// Opens the state at `path`. An empty one begins with this node as the only voter.
+    ///
+    /// # Errors
+    /// A damaged file, one of a newer version or of another node, and a disk that fails are refused and left as they are.
+    pub async fn open_with(path: &Path, node: &NodeId, limits: Limits, network: Network) -> Result<Self, Error> {
+        let (disk, opened) = Disk::open(path, node, limits).await?;
+        Self::start(disk, opened, network, true).await
+    }
+
+    /// Opens a state that begins with what a cluster tells this node, which it joins. Until then the state has no cluster; see
+    /// [`known`](Self::known).
+    ///
+    /// # Errors
+    /// As [`open_with`](Self::open_with).
+    pub async fn open_joining(path: &Path, node: &NodeId, limits: Limits, network: Network) -> Result<Self, Error> {
+        let (disk, opened) = Disk::open(path, node, limits).await?;
+        if opened.is_new() && !opened.joining {
+            disk.perform(|done| disk::Work::Join { done }).await.map_err(|_| match disk.failure() {
+                Some(failure) => Error::Failed(failure),
+                None => Error::Closed,
+            })?;
+        }
+        Self::start(disk, opened, network, false).await
+    }
+
+    async fn start(disk: Disk, opened: Opened, network: Network, found: bool) -> Result<Self, Error> {
+        let (publish, state) = watch::channel(Arc::new(opened.state.clone()));
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let weak = events.downgrade();
-        tokio::spawn(writer::Writer::new(disk, replayed.chain, publish, events).run(requests));
-        Ok(Self { proposals, state, events: weak, readers, path: Arc::new(path.to_owned()) })
+        let parts = consensus::Parts { disk: disk.clone(), network, publish, events, found };
+        match consensus::start(parts, opened).await {
+            Ok(consensus) => Ok(Self { consensus, disk, state, events: weak }),
+            Err(error) => {
+                disk.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// This node's part in the agreement. It also answers the other nodes.
+    pub fn consensus(&self) -> &Consensus {
+        &self.consensus
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        self.disk.path()
     }
 
     /// The newest state. Cheap.
@@ -118,25 +154,33 @@ impl Store {
         self.state.clone()
     }
 
-    /// Changes the state: when this returns, the change is on disk and [`state`](Self::state) shows it.
+    /// Waits until the state has a cluster: on a node that joins, until it was told.
+    ///
+    /// # Errors
+    /// The store was closed.
+    pub async fn known(&self) -> Result<Arc<State>, Error> {
+        let mut state = self.watch();
+        state.wait_for(|state| state.cluster.is_some()).await.map(|state| state.clone()).map_err(|_| Error::Closed)
+    }
+
+    /// Changes the state, wherever the leader is: when this returns, the change is agreed on and [`state`](Self::state) shows it.
     ///
     /// A caller that goes away while it waits does not take its proposal back.
     ///
     /// # Errors
-    /// A proposal that was rejected, or that could not be written, changed nothing.
+    /// A proposal that was rejected, or that could not be written, changed nothing. Where the answer was lost on the way, the sentence
+    /// says that it may have been done.
     pub async fn propose(&self, entry: Entry) -> Result<Committed, ProposeError> {
-        let (answer, answered) = oneshot::channel();
-        let request = writer::Request::Propose { entry: Box::new(entry), answer };
-        self.proposals.send_timeout(request, QUEUE_WAIT).await.map_err(|error| match error {
-            mpsc::error::SendTimeoutError::Timeout(_) => Error::Busy,
-            mpsc::error::SendTimeoutError::Closed(_) => Error::Closed,
-        })?;
-        answered.await.map_err(|_| Error::Closed)?
+        let size = size_of(&entry)?;
+        if size > ENTRY_MAX {
+            return Err(Error::EntryTooLarge { size, max: ENTRY_MAX }.into());
+        }
+        self.consensus.propose(entry).await
     }
 
     /// Events from now on, in order. Who lags gets `Lagged` and reads [`audit`](Self::audit).
     pub fn events(&self) -> broadcast::Receiver<Recorded> {
-        // After the writer has ended nothing more happens: a channel whose sender is gone says just that.
+        // After the store was closed nothing more happens: a channel whose sender is gone says just that.
         self.events.upgrade().map_or_else(|| broadcast::channel(1).1, |events| events.subscribe())
     }
 
@@ -147,47 +191,47 @@ impl Store {
         service: Option<&ServiceName>,
         limit: u32,
     ) -> Result<Vec<Recorded>, Error> {
-        let before = before.map_or(i64::MAX, |index| i64::try_from(index).unwrap_or(i64::MAX));
-        let mut rows = sqlx::query(
-            "SELECT position, ordinal, at, actor, token, origin, kind, service, machine, message FROM audit
-             WHERE position < ?1 AND (?2 IS NULL OR service = ?2) ORDER BY position DESC, ordinal DESC LIMIT ?3",
-        )
-        .bind(before)
-        .bind(service.map(ServiceName::as_str))
-        .bind(limit.min(AUDIT_PAGE_MAX))
-        .try_map(|row| recorded(&row))
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|error| Error::of_database(&self.path, error))?;
-        rows.reverse();
-        Ok(rows)
+        self.disk.audit(before.unwrap_or(u64::MAX), service, limit.min(AUDIT_PAGE_MAX)).await
     }
 
-    /// Writes what waits, closes the database and lets no further proposal in.
+    /// Writes a consistent copy of the file to `to`, which must not exist. The node goes on meanwhile.
+    ///
+    /// # Errors
+    /// There is no room, or the file exists.
+    pub async fn copy(&self, to: &Path) -> Result<(), Error> {
+        self.disk.copy(to).await
+    }
+
+    /// Ends the agreement on this node, writes what waits, and closes the file.
     pub async fn close(&self) {
-        let (answer, answered) = oneshot::channel();
-        if self.proposals.send(writer::Request::Close { answer }).await.is_ok() {
-            // The writer dropping its end says that it has closed, too.
-            let _ = answered.await;
-        }
-        self.readers.close().await;
+        self.consensus.close().await;
+        self.disk.close().await;
     }
 }
 
-fn recorded(row: &SqliteRow) -> Result<Recorded, sqlx::Error> {
-    let service: Option<String> = row.try_get("service")?;
-    Ok(Recorded {
-        event: EventView {
-            index: Some(row.try_get::<i64, _>("position")?.cast_unsigned()),
-            at: UnixMillis(row.try_get::<i64, _>("at")?.cast_unsigned()),
-            kind: row.try_get("kind")?,
-            actor: row.try_get("actor")?,
-            from: row.try_get("origin")?,
-            service: service.and_then(|name| name.parse().ok()),
-            machine: row.try_get::<Option<String>, _>("machine")?.and_then(|name| name.parse().ok()),
-            message: row.try_get("message")?,
-        },
-        ordinal: row.try_get("ordinal")?,
-        token: row.try_get("token")?,
-    })
+fn size_of(entry: &Entry) -> Result<usize, ProposeError> {
+    /// Counts what is written.
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, entry).map_err(|error| {
+        let message = format!("the change has no JSON form: {error}");
+        ProposeError::Rejected(flotilla_api::ApiError::new(flotilla_api::ErrorCode::Internal, message))
+    })?;
+    Ok(count.0)
+}
+
+/// The file of a copy that is not complete, or that is to be checked: beside the one that it stands for.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(suffix);
+    path.with_file_name(name)
 }
