@@ -25,7 +25,12 @@ pub enum Addresses {
 impl Addresses {
     /// The addresses to bind now, each with a port of the kernel's choice.
     fn resolve(&self) -> Vec<SocketAddr> {
-        let addresses = match self {
+        self.now().into_iter().map(|address| SocketAddr::new(address, 0)).collect()
+    }
+
+    /// The addresses of this moment.
+    pub(super) fn now(&self) -> Vec<IpAddr> {
+        let mut addresses = match self {
             Self::Only(addresses) => addresses.clone(),
             Self::Interfaces { loopback } => match ifaces() {
                 Ok(interfaces) => select(&interfaces, *loopback),
@@ -35,7 +40,8 @@ impl Addresses {
                 }
             },
         };
-        addresses.into_iter().take(ADDRESSES_MAX).map(|address| SocketAddr::new(address, 0)).collect()
+        addresses.truncate(ADDRESSES_MAX);
+        addresses
     }
 }
 

@@ -1,13 +1,20 @@
 //! One WebRTC connection: its set-up by offer and answer, its state, its data channels.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use flotilla_api::signal::Candidate;
-use rtc::data_channel::RTCDataChannelInit;
-use rtc::ice::mdns::MulticastDnsMode;
-use rtc::peer_connection::configuration::{RTCOfferOptions, setting_engine::SctpMaxMessageSize};
+use flotilla_api::{rest::LinkPath, signal::Candidate};
+use rtc::{
+    data_channel::RTCDataChannelInit,
+    ice::mdns::MulticastDnsMode,
+    peer_connection::configuration::{RTCOfferOptions, setting_engine::SctpMaxMessageSize},
+};
 use tokio::{
     sync::{Mutex, mpsc, watch},
     time::{sleep, timeout},
@@ -17,13 +24,15 @@ use webrtc::{
     data_channel::{DataChannel, DataChannelEvent},
     peer_connection::{
         PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler, RTCConfigurationBuilder,
-        RTCIceCandidateInit, RTCIceGatheringState, RTCPeerConnectionState, RTCSessionDescription, SettingEngineBuilder,
+        RTCIceCandidateInit, RTCIceCandidateType, RTCIceGatheringState, RTCIceServer, RTCIceTransportPolicy,
+        RTCPeerConnectionState, RTCSessionDescription, SettingEngineBuilder,
     },
 };
 
 use super::{
     Addresses, Certificate, Error,
     pace::{self, Pace},
+    port::{Claim, Port},
     runtime::{MeshRuntime, Pulse},
 };
 use crate::tunnel::{Channel, ChannelClosed};
@@ -33,6 +42,9 @@ const UNTAKEN_CHANNELS_MAX: usize = 64;
 
 /// Host candidates are there at once; a second means that the driver is dead.
 const GATHERING: Duration = Duration::from_secs(5);
+
+/// Where there are servers to ask, those that did not answer in this time are done without.
+const GATHERING_FROM_SERVERS: Duration = Duration::from_millis(1500);
 
 /// The driver is told to stop and frees its sockets.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -44,10 +56,20 @@ const MESSAGE_MAX: u32 = 256 * 1024;
 /// waits much sooner (see `pace`).
 const NODE_SEND_LIMIT: usize = 8 * 1024 * 1024;
 
+/// The same for a channel of calls: what is under way can't be overtaken, so that it has to be little. 128 KiB in 40 ms are 3 MB/s.
+const CONTROL_SEND_LIMIT: usize = 128 * 1024;
+/// The same for one of several streams: 2 MiB in 40 ms are 50 MB/s.
+const BULK_SEND_LIMIT: usize = 2 * 1024 * 1024;
+
 /// What a browser may have under way to us. It sends little more than 1 MiB itself. Bytes.
 const BROWSER_RECEIVE_WINDOW: u32 = 2 * 1024 * 1024;
 /// Two of these windows fill 52 MB/s over 40 ms. Bytes.
 const NODE_RECEIVE_WINDOW: u32 = 8 * 1024 * 1024;
+/// Calls of a few hundred senders at once. Bytes.
+const CONTROL_RECEIVE_WINDOW: u32 = 1024 * 1024;
+
+/// How long a direct path is waited for once a relayed one works.
+const RELAY_WAITS: Duration = Duration::from_millis(300);
 
 /// Time between two rounds of connectivity checks (200 ms by default, which was most of the set-up time).
 const CHECK_INTERVAL: Duration = Duration::from_millis(10);
@@ -69,7 +91,42 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
     Browser,
+    /// A node, for one channel that is to be as fast as it can.
     Node,
+    /// A node, for calls.
+    Control,
+    /// A node, for streams side by side.
+    Bulk,
+}
+
+/// By which ways a link may come up.
+#[derive(Clone, Default)]
+pub(super) struct Ways {
+    /// The port that is shared with other links; absent: ports of its own.
+    pub(super) port: Option<Port>,
+    /// Addresses at which a router passes on what comes for that port.
+    pub(super) announced: Vec<SocketAddr>,
+    /// Servers that help where two ends can't reach each other. An address at a relay belongs to one port, so that these are for
+    /// links with ports of their own.
+    pub(super) servers: Vec<RTCIceServer>,
+    /// Takes nothing but a relay, for tests.
+    pub(super) relayed_only: bool,
+}
+
+impl From<Option<Port>> for Ways {
+    fn from(port: Option<Port>) -> Self {
+        Self { port, ..Self::default() }
+    }
+}
+
+/// Which way a link's packets go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Path {
+    pub(super) kind: LinkPath,
+    /// Of this machine; absent where it is the relay's.
+    pub(super) local: Option<IpAddr>,
+    /// `address:port` of the other end.
+    pub(super) remote: String,
 }
 
 /// What a link is doing.
@@ -91,13 +148,26 @@ pub struct Link {
     pulse: Arc<Pulse>,
     state: watch::Receiver<LinkState>,
     gathering: watch::Sender<RTCIceGatheringState>,
+    /// For candidates.
+    asks_servers: bool,
+    claim: Arc<Claim>,
     channels: Mutex<mpsc::Receiver<Arc<dyn DataChannel>>>,
     closed: CancellationToken,
 }
 
 impl Link {
     pub(super) async fn new(peer: Peer, addresses: &Addresses, certificate: &Certificate) -> Result<Self, Error> {
-        let runtime = MeshRuntime::new();
+        Self::by(peer, addresses, certificate, Ways::default()).await
+    }
+
+    pub(super) async fn by(
+        peer: Peer,
+        addresses: &Addresses,
+        certificate: &Certificate,
+        ways: Ways,
+    ) -> Result<Self, Error> {
+        let claim = Arc::new(Claim::new(ways.port.filter(|_| ways.servers.is_empty()), ways.announced));
+        let runtime = MeshRuntime::new(Arc::clone(&claim));
         let pulse = runtime.pulse();
         pulse.begin_set_up();
         let (state_sender, state) = watch::channel(LinkState::Connecting);
@@ -112,7 +182,13 @@ impl Link {
         let (send_limit, receive_window) = match peer {
             Peer::Browser => (pace::FAR, BROWSER_RECEIVE_WINDOW),
             Peer::Node => (NODE_SEND_LIMIT, NODE_RECEIVE_WINDOW),
+            Peer::Control => (CONTROL_SEND_LIMIT, CONTROL_RECEIVE_WINDOW),
+            Peer::Bulk => (BULK_SEND_LIMIT, NODE_RECEIVE_WINDOW),
         };
+        let configuration = RTCConfigurationBuilder::new().with_certificates(vec![certificate.inner.clone()]);
+        let asks_servers = !ways.servers.is_empty();
+        let policy = if ways.relayed_only { RTCIceTransportPolicy::Relay } else { RTCIceTransportPolicy::All };
+        let configuration = configuration.with_ice_servers(ways.servers).with_ice_transport_policy(policy);
         let settings = SettingEngineBuilder::new()
             .with_crypto_provider(Arc::clone(&certificate.provider))
             // Joining a multicast group fails on machines without a multicast route, and takes the connection with it.
@@ -123,15 +199,14 @@ impl Link {
             // A browser that hides its addresses is only known by where its checks come from.
             .with_prflx_acceptance_min_wait(Some(Duration::ZERO))
             .with_srflx_acceptance_min_wait(Some(Duration::ZERO))
+            .with_relay_acceptance_min_wait(Some(RELAY_WAITS))
             // An ICE restart binds anew, so that it follows this machine to another network.
             .with_discard_local_candidates_during_ice_restart(true)
             .with_sctp_max_message_size(SctpMaxMessageSize::Bounded(MESSAGE_MAX))
             .with_sctp_max_receive_buffer_size(receive_window)
             .build();
         let building = PeerConnectionBuilder::new()
-            .with_configuration(
-                RTCConfigurationBuilder::new().with_certificates(vec![certificate.inner.clone()]).build(),
-            )
+            .with_configuration(configuration.build())
             .with_setting_engine(settings)
             .with_runtime(Arc::new(runtime))
             .with_handler(Arc::new(events))
@@ -149,6 +224,8 @@ impl Link {
             pulse,
             state,
             gathering,
+            asks_servers,
+            claim,
             channels: Mutex::new(channels),
             closed: CancellationToken::new(),
         })
@@ -190,11 +267,12 @@ impl Link {
     async fn gathered_description(&self) -> Result<String, Error> {
         let mut gathering = self.gathering.subscribe();
         let complete = gathering.wait_for(|state| *state == RTCIceGatheringState::Complete);
-        if !matches!(timeout(GATHERING, complete).await, Ok(Ok(_))) {
+        let patience = if self.asks_servers { GATHERING_FROM_SERVERS } else { GATHERING };
+        if !matches!(timeout(patience, complete).await, Ok(Ok(_))) && !self.asks_servers {
             return Err(Error::NoCandidates);
         }
         let description = self.connection.local_description().await.ok_or(Error::NoCandidates)?;
-        Ok(description.sdp)
+        Ok(self.claim.publish(description.sdp))
     }
 
     /// Adds a candidate of the other side. One that can't be used (a `.local` name, TCP) is skipped: others may work, and the
@@ -247,6 +325,38 @@ impl Link {
     pub(super) async fn open_unannounced(&self) -> Result<(), Error> {
         let options = RTCDataChannelInit { negotiated: Some(UNANNOUNCED_ID), ..Default::default() };
         self.connection.create_data_channel("", Some(options)).await.map(drop).map_err(Error::Channel)
+    }
+
+    /// Opens a data channel that both sides open under the same id, without a word about it. To be opened before the link is up. An
+    /// unreliable one loses messages, and lets later ones overtake earlier ones.
+    pub(super) async fn open_agreed(&self, id: u16, reliable: bool) -> Result<MeshChannel, Error> {
+        let options = RTCDataChannelInit {
+            ordered: reliable,
+            max_retransmits: (!reliable).then_some(0),
+            negotiated: Some(id),
+            ..Default::default()
+        };
+        let channel = self.connection.create_data_channel("", Some(options)).await.map_err(Error::Channel)?;
+        Ok(MeshChannel { inner: channel, pace: self.pace.clone() })
+    }
+
+    /// Which way packets go; `None` before the link is up.
+    pub(super) async fn path(&self) -> Option<Path> {
+        let ice = self.connection.sctp().await?.transport().ice_transport();
+        let pair = ice.get_selected_candidate_pair().await.ok()??;
+        let relayed = |kind: RTCIceCandidateType| kind == RTCIceCandidateType::Relay;
+        let (local, remote) = (pair.local(), pair.remote());
+        let kind = if relayed(local.typ) || relayed(remote.typ) { LinkPath::Relayed } else { LinkPath::Direct };
+        let at = remote.address.parse().map_or_else(
+            |_| format!("{}:{}", remote.address, remote.port),
+            |address: IpAddr| SocketAddr::new(address, remote.port).to_string(),
+        );
+        Some(Path { kind, local: local.address.parse().ok().filter(|_| !relayed(local.typ)), remote: at })
+    }
+
+    /// Bytes of all packets so far: sent, and received.
+    pub(super) fn traffic(&self) -> (u64, u64) {
+        self.pulse.traffic()
     }
 
     /// The next data channel that the other side opened; `None` once the link is closed.

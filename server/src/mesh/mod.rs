@@ -9,7 +9,9 @@ mod connect;
 mod dial;
 mod interfaces;
 mod link;
+pub mod nodes;
 mod pace;
+mod port;
 mod registry;
 mod runtime;
 mod session;
@@ -27,6 +29,7 @@ pub use connect::{Offered, answer, answer_browser, offer};
 pub use dial::{Dialled, dial};
 pub use interfaces::Addresses;
 pub use link::{Link, LinkState, MeshChannel};
+pub use port::Port;
 pub use registry::{Mesh, SessionView};
 pub use signal::Signals;
 
@@ -35,6 +38,8 @@ pub use signal::Signals;
 pub struct Config {
     pub addresses: Addresses,
     pub certificate: Certificate,
+    /// Shared with the links to other nodes; absent: each connection has ports of its own.
+    pub port: Option<Port>,
     /// Browser sessions of this node. Each one has sockets, buffers and a driver task (about 1 MiB idle).
     pub sessions_max: usize,
     /// Sessions of one token: tabs of one person, on one device.
@@ -48,6 +53,7 @@ impl Config {
         Self {
             addresses,
             certificate,
+            port: None,
             sessions_max: 256,
             sessions_per_principal_max: 32,
             grace: Duration::from_secs(30),

@@ -172,7 +172,8 @@ impl Mesh {
         let id = session_id();
         let (inputs, input_receiver) = mpsc::channel(INPUT_QUEUE);
         let seat = self.take_seat(&id, &principal, inputs.clone())?;
-        let link = Link::new(Peer::Browser, &self.inner.config.addresses, &self.inner.config.certificate).await?;
+        let Config { addresses, certificate, port, .. } = &self.inner.config;
+        let link = Link::by(Peer::Browser, addresses, certificate, port.clone().into()).await?;
         let answer = link.answer(offer).await?;
         let tunnel = self.inner.tunnel.session(principal.clone(), client.clone());
         let span = tracing::info_span!("session", principal = %principal.name, client = %client.address);

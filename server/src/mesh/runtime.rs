@@ -24,6 +24,8 @@ use webrtc::runtime::{
     Transmit,
 };
 
+use super::port::Claim;
+
 /// The default of 208 KiB overflows at once, and each loss there costs a retransmission timeout of a second. Bytes.
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
@@ -40,11 +42,12 @@ const SET_UP: Duration = Duration::from_secs(15);
 pub(crate) struct MeshRuntime {
     inner: TokioRuntime,
     pulse: Arc<Pulse>,
+    claim: Arc<Claim>,
 }
 
 impl MeshRuntime {
-    pub(crate) fn new() -> Self {
-        Self { inner: TokioRuntime, pulse: Arc::new(Pulse::default()) }
+    pub(super) fn new(claim: Arc<Claim>) -> Self {
+        Self { inner: TokioRuntime, pulse: Arc::new(Pulse::default()), claim }
     }
 
     pub(crate) fn pulse(&self) -> Arc<Pulse> {
@@ -65,11 +68,19 @@ pub(crate) struct Pulse {
     /// Milliseconds from `began` until which a set-up may take; 0 while there is none.
     set_up_until: AtomicU64,
     short_passes: AtomicU32,
+    sent: AtomicU64,
+    received: AtomicU64,
 }
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self { began: Instant::now(), set_up_until: AtomicU64::new(0), short_passes: AtomicU32::new(0) }
+        Self {
+            began: Instant::now(),
+            set_up_until: AtomicU64::new(0),
+            short_passes: AtomicU32::new(0),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+        }
     }
 }
 
@@ -82,6 +93,11 @@ impl Pulse {
     /// The connection is up, or given up.
     pub(crate) fn end_set_up(&self) {
         self.set_up_until.store(0, Ordering::Relaxed);
+    }
+
+    /// Bytes of all packets so far: sent, and received.
+    pub(crate) fn traffic(&self) -> (u64, u64) {
+        (self.sent.load(Ordering::Relaxed), self.received.load(Ordering::Relaxed))
     }
 
     fn millis(&self) -> u64 {
@@ -114,8 +130,13 @@ impl Runtime for MeshRuntime {
     }
 
     fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        enlarge_buffers(&socket);
-        let inner = self.inner.wrap_udp_socket(socket)?;
+        let inner = match self.claim.wrap(&socket) {
+            Some(view) => view,
+            None => {
+                enlarge_buffers(&socket);
+                self.inner.wrap_udp_socket(socket)?
+            }
+        };
         Ok(Arc::new(MeshSocket { inner, pulse: Arc::clone(&self.pulse) }))
     }
 
@@ -163,7 +184,7 @@ impl Runtime for MeshRuntime {
 }
 
 /// Asks for larger buffers; the kernel gives what its limits allow, and less only costs speed.
-fn enlarge_buffers(socket: &std::net::UdpSocket) {
+pub(super) fn enlarge_buffers(socket: &std::net::UdpSocket) {
     let options = socket2::SockRef::from(socket);
     let asked = options.set_recv_buffer_size(SOCKET_BUFFER).and_then(|()| options.set_send_buffer_size(SOCKET_BUFFER));
     if let Err(error) = asked {
@@ -202,6 +223,7 @@ impl AsyncUdpSocket for MeshSocket {
         match self.inner.poll_send(cx, transmit) {
             Poll::Ready(Ok(sent)) => {
                 self.pulse.packet();
+                self.pulse.sent.fetch_add(sent as u64, Ordering::Relaxed);
                 Poll::Ready(Ok(sent))
             }
             // A candidate of the other side that can't be reached from this address is a lost packet, no error: the
@@ -221,8 +243,10 @@ impl AsyncUdpSocket for MeshSocket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let received = self.inner.poll_recv(cx, bufs, meta);
-        if matches!(received, Poll::Ready(Ok(_))) {
+        if let Poll::Ready(Ok(messages)) = &received {
             self.pulse.packet();
+            let bytes: usize = meta.iter().take(*messages).map(|message| message.len).sum();
+            self.pulse.received.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         received
     }

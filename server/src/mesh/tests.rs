@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Addresses, Admission, Certificate, Config, Link, LinkState, Mesh, MeshChannel, Signals, link::Peer};
+use super::{Addresses, Admission, Certificate, Config, Link, LinkState, Mesh, MeshChannel, Port, Signals, link::Peer};
 use crate::tunnel::{
     Channel,
     tests::{PATIENCE, Page, World, client, get, principal, wait_for},
@@ -77,7 +77,7 @@ impl Node {
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let (world, gate) = (World::new().await, Arc::new(Gate::default()));
         let certificate = Certificate::generate().unwrap();
-        let mut config = Config::new(loopback(), certificate.clone());
+        let mut config = Config { port: Some(Port::new(0)), ..Config::new(loopback(), certificate.clone()) };
         change(&mut config);
         let mesh = Mesh::new(config, Arc::clone(&gate) as Arc<dyn Admission>, world.tunnel.clone());
         Self { _world: world, gate, mesh, certificate }

@@ -1,0 +1,35 @@
+//! `/mesh/v1/signal`: hands another node's envelope to the mesh. It carries no token: its signature says who wrote it.
+
+use std::sync::Arc;
+
+use axum::{
+    body::to_bytes,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use flotilla_api::ErrorCode;
+use http::header;
+
+use super::{App, answer::Failure, gate::Asker};
+use crate::mesh::nodes::ENVELOPE_MAX;
+
+pub(super) async fn signal(State(app): State<Arc<App>>, asker: Asker, request: Request) -> Response {
+    if let Err(error) = app.attempts.signalling(asker.peer.ip()) {
+        return Failure(error).into_response();
+    }
+    let Some(nodes) = app.nodes.get() else {
+        return Failure::new(ErrorCode::ServiceUnavailable, "this node is not ready for others; try again")
+            .into_response();
+    };
+    let Ok(envelope) = to_bytes(request.into_body(), ENVELOPE_MAX).await else {
+        return Failure::new(
+            ErrorCode::RequestTooLarge,
+            format!("a signalling message has at most {ENVELOPE_MAX} bytes"),
+        )
+        .into_response();
+    };
+    match nodes.signal(&envelope).await {
+        Ok(answer) => ([(header::CONTENT_TYPE, "application/json")], answer).into_response(),
+        Err(error) => Failure(error).into_response(),
+    }
+}

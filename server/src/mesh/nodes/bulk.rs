@@ -1,0 +1,218 @@
+//! The bulk links to another node: made when a stream is wanted, closed when there has been none for a while.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use flotilla_api::{ApiError, ErrorCode, NodeId};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::stream::NodeStream;
+use crate::{
+    mesh::{
+        Error,
+        link::{Link, LinkState, MeshChannel},
+    },
+    peers::{CallError, Handler, Stream},
+    tunnel::Channel,
+};
+
+/// Streams that one node has open to another on one link.
+const STREAMS_MAX: usize = 128;
+
+/// Streams that the other node has open on one link: more, as its places are free again a moment before ours.
+const ACCEPTED_MAX: usize = 2 * STREAMS_MAX;
+
+/// Links that are there at one time: one each way, when both began at once, and those that end.
+const LINKS_MAX: usize = 4;
+
+/// Characters of a label: what for, and of what.
+pub(super) const LABEL_MAX: usize = 256;
+
+/// From a stream that is wanted to one that is open. A link has to be made first, over a slow line.
+pub(super) const OPENING: Duration = Duration::from_secs(10);
+
+/// A link without streams is closed after this time by who made it: an open one costs keep-alives and a megabyte.
+const IDLE: Duration = Duration::from_secs(60);
+const IDLE_LOOK: Duration = Duration::from_secs(5);
+
+/// Id of a channel that nothing is said on: an offer needs one before the first stream is wanted.
+const ANCHOR: u16 = 0;
+
+pub(super) async fn open_anchor(link: &Link) -> Result<MeshChannel, Error> {
+    link.open_agreed(ANCHOR, true).await
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Bulk {
+    links: Mutex<Vec<Arc<BulkLink>>>,
+    /// Bytes of links that are gone: sent, and received.
+    past: Mutex<(u64, u64)>,
+    /// One link is made at a time, and who waits for it takes it.
+    pub(super) making: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+pub(super) struct BulkLink {
+    link: Link,
+    /// Held for as long as the link.
+    _anchor: MeshChannel,
+    /// The run of the other node that it leads to.
+    boot: String,
+    opened: Arc<Semaphore>,
+    accepted: Arc<Semaphore>,
+    closed: CancellationToken,
+}
+
+impl Bulk {
+    /// A link that works.
+    pub(super) fn find(&self) -> Option<Arc<BulkLink>> {
+        self.links().iter().rev().find(|link| link.works()).cloned()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.links().iter().filter(|link| link.works()).count() >= LINKS_MAX
+    }
+
+    /// Bytes of all packets of all links so far: sent, and received.
+    pub(super) fn traffic(&self) -> (u64, u64) {
+        let links = self.links();
+        let past = *self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        links.iter().map(|link| link.link.traffic()).fold(past, |sum, link| (sum.0 + link.0, sum.1 + link.1))
+    }
+
+    fn remove(&self, gone: &Arc<BulkLink>) {
+        let mut links = self.links();
+        links.retain(|link| !Arc::ptr_eq(link, gone));
+        let (sent, received) = gone.link.traffic();
+        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        *past = (past.0 + sent, past.1 + received);
+    }
+
+    /// Closes the links to other runs of the node than this one; all of them, if it is gone.
+    pub(super) fn keep_only(&self, boot: Option<&str>) {
+        for link in self.links().iter().filter(|link| Some(link.boot.as_str()) != boot) {
+            link.closed.cancel();
+        }
+    }
+
+    fn links(&self) -> MutexGuard<'_, Vec<Arc<BulkLink>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who takes what the other node opens.
+pub(super) struct Taker {
+    pub(super) from: NodeId,
+    pub(super) handler: Option<Arc<dyn Handler>>,
+    pub(super) tasks: TaskTracker,
+}
+
+impl Bulk {
+    /// Adds a link that is up. `made_here`: this node closes it when it is idle.
+    pub(super) fn add(
+        self: &Arc<Self>,
+        link: Link,
+        anchor: MeshChannel,
+        boot: String,
+        made_here: bool,
+        taker: Taker,
+    ) -> Arc<BulkLink> {
+        let link = Arc::new(BulkLink {
+            link,
+            _anchor: anchor,
+            boot,
+            opened: Arc::new(Semaphore::new(STREAMS_MAX)),
+            accepted: Arc::new(Semaphore::new(ACCEPTED_MAX)),
+            closed: CancellationToken::new(),
+        });
+        self.links().push(Arc::clone(&link));
+        let (bulk, carried) = (Arc::clone(self), Arc::clone(&link));
+        taker.tasks.clone().spawn(async move {
+            carried.carry(made_here, &taker).await;
+            carried.closed.cancel();
+            bulk.remove(&carried);
+            carried.link.close().await;
+        });
+        link
+    }
+}
+
+impl BulkLink {
+    fn works(&self) -> bool {
+        !self.closed.is_cancelled() && *self.link.state().borrow() == LinkState::Connected
+    }
+
+    /// Not to be used for another stream.
+    pub(super) fn give_up(&self) {
+        self.closed.cancel();
+    }
+
+    /// Opens a stream.
+    pub(super) async fn open(&self, label: &str) -> Result<Stream, CallError> {
+        let place = Arc::clone(&self.opened).try_acquire_owned().map_err(|_| {
+            CallError::Refused(ApiError::new(
+                ErrorCode::RateLimited,
+                format!("{STREAMS_MAX} streams to this machine are open; try again when some have ended"),
+            ))
+        })?;
+        let opening = async {
+            let channel = self.link.open(label).await.map_err(|_| CallError::Unreachable)?;
+            channel.opened().await.map_err(|_| CallError::Unreachable)?;
+            Ok(channel)
+        };
+        let opened = timeout(OPENING, opening).await.unwrap_or(Err(CallError::Timeout { within: OPENING }));
+        Ok(stream(
+            self.closed.run_until_cancelled(async { opened }).await.unwrap_or(Err(CallError::Unreachable))?,
+            place,
+        ))
+    }
+
+    async fn carry(&self, made_here: bool, taker: &Taker) {
+        let mut state = self.link.state();
+        let over = |state: &LinkState| !matches!(state, LinkState::Connected | LinkState::Connecting);
+        let lost = async { state.wait_for(over).await.map(drop) };
+        tokio::select! {
+            () = self.closed.cancelled() => {}
+            _ = lost => {}
+            () = self.until_idle(), if made_here => {}
+            () = self.accept(taker) => {}
+        }
+    }
+
+    async fn accept(&self, taker: &Taker) {
+        while let Some(channel) = self.link.accept().await {
+            let label = channel.label().await.ok().filter(|label| label.len() <= LABEL_MAX);
+            match (label, Arc::clone(&self.accepted).try_acquire_owned(), &taker.handler) {
+                (Some(label), Ok(place), Some(handler)) => {
+                    let serving = handler.stream(taker.from.clone(), label, stream(channel, place));
+                    taker.tasks.spawn(serving);
+                }
+                _ => channel.close().await,
+            }
+        }
+    }
+
+    async fn until_idle(&self) {
+        let mut looks = interval(IDLE_LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut used_at = Instant::now();
+        loop {
+            looks.tick().await;
+            if self.opened.available_permits() < STREAMS_MAX || self.accepted.available_permits() < ACCEPTED_MAX {
+                used_at = Instant::now();
+            } else if used_at.elapsed() >= IDLE {
+                return;
+            }
+        }
+    }
+}
+
+fn stream(channel: MeshChannel, place: OwnedSemaphorePermit) -> Stream {
+    Box::new(NodeStream::start(Arc::new(channel) as Arc<dyn Channel>, place))
+}
