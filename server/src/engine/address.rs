@@ -18,6 +18,7 @@ use super::Error;
 #[derive(Debug, Default)]
 pub(super) struct Turn(AtomicUsize);
 
+#[expect(clippy::too_many_arguments, reason = "all that is known, read at one moment")]
 pub(super) fn of(
     service: &ServiceName,
     now: UnixMillis,

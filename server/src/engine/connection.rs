@@ -25,7 +25,7 @@ const API_MIN: (usize, usize) = (1, 41);
 
 /// Where the engine listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum DockerHost {
+pub(crate) enum DockerHost {
     Unix(PathBuf),
     /// `host:port`, plain HTTP.
     Tcp(String),
@@ -36,7 +36,7 @@ impl DockerHost {
     ///
     /// # Errors
     /// See [`DockerHost::parse`].
-    pub(super) fn find(set: Option<&str>) -> Result<Self, Error> {
+    pub(crate) fn find(set: Option<&str>) -> Result<Self, Error> {
         let environment = || std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
         let host = set.map(ToOwned::to_owned).or_else(environment);
         Self::parse(host.as_deref().unwrap_or(DEFAULT_HOST))
@@ -44,7 +44,7 @@ impl DockerHost {
 
     /// # Errors
     /// For a scheme that Flotilla does not speak.
-    pub(super) fn parse(text: &str) -> Result<Self, Error> {
+    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
         if let Some(path) = text.strip_prefix("unix://").or_else(|| text.starts_with('/').then_some(text)) {
             return Ok(Self::Unix(PathBuf::from(path)));
         }

@@ -9,7 +9,8 @@ use bollard::{
         RestartPolicyNameEnum,
     },
     query_parameters::{
-        CreateContainerOptions, ListNetworksOptions, RemoveContainerOptions, StopContainerOptions, WaitContainerOptions,
+        CreateContainerOptions, KillContainerOptions, ListNetworksOptions, RemoveContainerOptions,
+        StopContainerOptions, WaitContainerOptions,
     },
 };
 use flotilla_api::{StackName, spec::ServiceSpec};
@@ -21,6 +22,7 @@ use super::{
     labels::{self, Identity, Owner},
     volume,
 };
+use crate::fence::Fence;
 
 /// Creating and starting unpack layers, mount and set networks up; on a slow disk that takes a while.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -32,30 +34,22 @@ const STOP_MARGIN: Duration = Duration::from_secs(30);
 const LOG_FILE_MAX: &str = "10m";
 const LOG_FILES: &str = "3";
 
-/// Creates and starts. A container that can't be started is removed again, so that nothing of a failed try is left.
-pub(super) async fn run(
+/// Makes a container; its id. Nothing runs yet.
+pub(super) async fn create(
     client: &Client,
     owner: &Owner,
     data_dir: &Path,
     identity: &Identity,
     spec: &ServiceSpec,
     image: &str,
-) -> Result<(), Error> {
-    let options =
-        CreateContainerOptions { name: Some(owner.container_name(&identity.instance)), ..Default::default() };
+) -> Result<String, Error> {
+    let options = CreateContainerOptions { name: Some(owner.container_name(&identity.instance)), ..Default::default() };
     // By the name that it has: one that an older version made is used while its containers are there.
     let mut networks = one_network_each(client, owner).await?;
     let network = networks.remove(spec.stack.as_str()).unwrap_or_else(|| owner.network_name(&spec.stack));
     let body = body(owner, network, data_dir, identity, spec, image);
     let created = client.docker().create_container(Some(options), body);
-    let id = client.call("create the container", START_LIMIT, created).await?.id;
-    if let Err(error) = start(client, &id).await {
-        if let Err(second) = remove(client, &id).await {
-            tracing::warn!(container = %id, error = %second, "a container that did not start could not be removed");
-        }
-        return Err(error);
-    }
-    Ok(())
+    Ok(client.call("create the container", START_LIMIT, created).await?.id)
 }
 
 pub(super) async fn start(client: &Client, id: &str) -> Result<(), Error> {
@@ -72,6 +66,38 @@ pub(super) async fn stop_and_remove(client: &Client, id: &str, grace: Duration) 
         Ok(()) | Err(Error::Refused { .. } | Error::Timeout { .. }) => remove(client, id).await,
         Err(error) => Err(error),
     }
+}
+
+/// Stops within `grace`, as the engine's stop does, what a deadline counts for, and kills it. The engine's own stop ends in a kill
+/// of the first process alone; in a container that was frozen meanwhile the others would run on for a moment.
+pub(super) async fn stop_guarded(client: &Client, fence: &Fence, id: &str, grace: Duration) -> Result<(), Error> {
+    const OPERATION: &str = "stop the container";
+    let inspected = match client.call(OPERATION, CALL_LIMIT, client.docker().inspect_container(id, None)).await {
+        Ok(inspected) => inspected,
+        Err(error) if error.is_absent() => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let signal = inspected.config.and_then(|config| config.stop_signal).filter(|signal| !signal.is_empty());
+    let options = KillContainerOptions { signal: signal.unwrap_or_else(|| "SIGTERM".to_owned()) };
+    match client.call(OPERATION, CALL_LIMIT, client.docker().kill_container(id, Some(options))).await {
+        Ok(()) => {
+            let options = WaitContainerOptions { condition: "not-running".to_owned() };
+            let mut ended = client.docker().wait_container(id, Some(options));
+            let mut frozen = fence.watch_frozen();
+            tokio::select! {
+                _ = ended.next() => {}
+                _ = frozen.wait_for(|frozen| frozen.contains(id)) => {}
+                () = tokio::time::sleep(grace) => {}
+            }
+        }
+        // It does not run, or is paused, or the engine is slow: it is killed then.
+        Err(Error::Refused { .. } | Error::Timeout { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    if let Err(error) = fence.kill(id).await {
+        tracing::error!(container = id, %error, "it is killed by the engine");
+    }
+    Ok(())
 }
 
 /// Kills if need be. That it is gone already is as good.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use flotilla_api::{ApiError, ErrorCode, InstanceId, ServiceName};
 
 use super::uploads;
+use crate::fence;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -26,6 +27,8 @@ pub enum Error {
     ImageNotLocal { image: String },
     #[error("image `{image}` could not be pulled from registry {registry}: {why}")]
     Pull { image: String, registry: String, why: String },
+    #[error("image `{image}` could not be fetched from `{machine}`, which has it: {why}")]
+    Transfer { image: String, machine: String, why: String },
     #[error("the upload is no image archive that Docker Engine can load: {0}; make one with `docker save`")]
     Archive(String),
     #[error("image `{image}` could not be built: {why}")]
@@ -44,6 +47,9 @@ pub enum Error {
     InstanceNotFound(InstanceId),
     #[error("{0}")]
     Invalid(String),
+    /// It could not be frozen, or not be guarded, and so was not started.
+    #[error(transparent)]
+    Fence(#[from] fence::Error),
     #[error("could not {operation} `{}`: {source}", path.display())]
     Directory { operation: &'static str, path: PathBuf, source: std::io::Error },
     /// What was under way is no longer wanted, or the node stops.
@@ -59,6 +65,8 @@ impl Error {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Unavailable(_) => ErrorCode::EngineUnavailable,
+            // None of them speaks against what was to be started; the reconciler knows the code.
+            Self::Fence(_) | Self::Transfer { .. } => ErrorCode::ServiceUnavailable,
             Self::Timeout { .. } => ErrorCode::Timeout,
             Self::Refused { .. } => ErrorCode::EngineFailed,
             Self::Reference { .. } | Self::Archive(_) => ErrorCode::ImageInvalid,

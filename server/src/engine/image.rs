@@ -1,12 +1,18 @@
 //! Images: what a reference means, pulling it where it is missing, loading archives, and what there is.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
 use bollard::{
     body_try_stream,
     errors::Error as DockerError,
     models::{CreateImageInfo, ImageSummary},
-    query_parameters::{CreateImageOptions, ImportImageOptions, ListImagesOptions, RemoveImageOptions},
+    query_parameters::{
+        CreateImageOptions, ImportImageOptions, ListImagesOptions, RemoveImageOptions, TagImageOptions,
+    },
 };
 use bytes::Bytes;
 use flotilla_api::{ServiceName, UnixMillis, rest::ImageView};
@@ -131,6 +137,11 @@ impl fmt::Display for Reference {
     }
 }
 
+/// Is it the engine's id of an image?
+pub(super) fn is_id(text: &str) -> bool {
+    is_digest(text)
+}
+
 fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
 }
@@ -192,6 +203,30 @@ pub(super) async fn local(client: &Client, image: &str) -> Result<Option<String>
         Err(error) if error.is_absent() => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Which of these images, named by id or reference, are on this machine.
+pub(super) async fn held(client: &Client, wanted: &BTreeSet<String>) -> Result<BTreeSet<String>, Error> {
+    if wanted.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let listed = client.docker().list_images(Some(ListImagesOptions { digests: true, ..Default::default() }));
+    let summaries = client.call("list its images", CALL_LIMIT, listed).await?;
+    let there = |name: &str| {
+        let familiar = Reference::parse(name).map(|reference| reference.familiar()).unwrap_or_default();
+        summaries.iter().any(|summary| {
+            summary.id == name || summary.repo_tags.contains(&familiar) || summary.repo_digests.contains(&familiar)
+        })
+    };
+    Ok(wanted.iter().filter(|name| there(name)).cloned().collect())
+}
+
+/// Gives an image a name.
+pub(super) async fn tag(client: &Client, id: &str, name: &str) -> Result<(), Error> {
+    let reference = Reference::parse(name)?;
+    let CreateImageOptions { from_image, tag, .. } = reference.pull_options();
+    let options = TagImageOptions { repo: from_image, tag };
+    client.call("name an image", CALL_LIMIT, client.docker().tag_image(id, Some(options))).await
 }
 
 async fn pull(client: &Client, reference: &Reference, progress: &mut impl FnMut(PullProgress)) -> Result<(), Error> {

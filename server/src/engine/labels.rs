@@ -160,11 +160,8 @@ mod tests {
 
     #[test]
     fn each_node_owns_what_carries_its_id_and_the_first_what_carries_none() {
-        let owner = |node: &str, unlabelled| Owner {
-            cluster: "c".to_owned(),
-            node: Some(NodeId(node.to_owned())),
-            unlabelled,
-        };
+        let owner =
+            |node: &str, unlabelled| Owner { cluster: "c".to_owned(), node: Some(NodeId(node.to_owned())), unlabelled };
         let (first, second) = (owner("n1", true), owner("n2", false));
         let all = Owner { node: None, ..first.clone() };
         let former = HashMap::from([(CLUSTER.to_owned(), "c".to_owned())]);

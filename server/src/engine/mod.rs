@@ -12,15 +12,21 @@ mod image;
 mod labels;
 mod logs;
 mod observe;
+mod others;
+mod provision;
 mod reconciler;
 mod scratch;
 mod stats;
 mod takedown;
+mod traffic;
+mod transfer;
+mod unplug;
 pub mod uploads;
 mod volume;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -29,7 +35,7 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_api::{
-    ApiError, InstanceId, NodeId, ServiceName,
+    ApiError, InstanceId, NodeId, ServiceName, UnixMillis,
     rest::{BuildLine, BuildQuery, EngineView, ExecRequest, ImageView, LoadedImages, LogLine, LogQuery},
 };
 use flotilla_core::{
@@ -44,15 +50,20 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use connection::Client;
 pub use connection::DEFAULT_HOST;
-use connection::{Client, DockerHost};
+pub(crate) use connection::DockerHost;
 pub use error::Error;
 pub use exec::{Exec, ExecEvent, ExecInput, ExecOutput};
 pub use image::PullProgress;
+pub use others::{NoOthers, Others, Told};
 use reconciler::Reconciler;
-pub use takedown::{answers, take_down};
+pub use takedown::{answers, pull_the_plug, take_down};
+pub use traffic::{Traffic, Visit};
+pub use transfer::LABEL as IMAGE_LABEL;
+pub use unplug::kill_all;
 
-use crate::clock;
+use crate::{clock, fence::Fence, peers};
 
 /// Pulls at once. More would only share the same line.
 const PULLS_AT_ONCE: usize = 3;
@@ -83,6 +94,31 @@ pub trait Lease: Send + Sync + 'static {
     fn may_start(&self) -> bool;
 }
 
+/// What the engine needs of the rest of its node.
+#[derive(Clone)]
+pub struct Surroundings {
+    pub proposer: Arc<dyn Proposer>,
+    pub lease: Arc<dyn Lease>,
+    pub fence: Fence,
+    pub others: Arc<dyn Others>,
+}
+
+impl fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Surroundings").finish_non_exhaustive()
+    }
+}
+
+/// What the engine shows, and what is being started: by which a node says what it holds.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    pub observed: Option<Arc<Observed>>,
+    /// Index of the state that was planned from last: every start that is not known here comes from a later one.
+    pub planned: u64,
+    /// Epochs of instances that are being started, or were since the observation began.
+    pub starting: BTreeSet<u64>,
+}
+
 /// A handle to the one task that talks with Docker Engine. When the last one is dropped, the task ends; containers run on.
 #[derive(Clone, Debug)]
 pub struct Engine {
@@ -94,14 +130,27 @@ pub struct Engine {
 struct Shared {
     config: EngineConfig,
     host: Arc<DockerHost>,
+    fence: Fence,
+    others: Arc<dyn Others>,
     client: watch::Sender<Option<Client>>,
     status: watch::Sender<EngineView>,
     observed: watch::Sender<Option<Arc<Observed>>>,
+    standing: watch::Sender<Standing>,
     memory: watch::Sender<Arc<Memory>>,
     state: watch::Receiver<Arc<State>>,
     activities: Mutex<BTreeMap<ServiceName, String>>,
+    /// Index of the state that was planned from last.
+    planned: watch::Sender<u64>,
+    /// Epochs of what could write a volume and is being started, or was; and when that ended.
+    starting: Mutex<BTreeMap<u64, Option<UnixMillis>>>,
     turn: address::Turn,
+    traffic: Traffic,
     pulls: Semaphore,
+    /// Images on their way to other machines.
+    sent: Semaphore,
+    /// Images of services that are on this machine.
+    held: watch::Sender<BTreeSet<String>>,
+    images_changed: Notify,
     builds: Arc<Semaphore>,
     commands: Arc<Semaphore>,
     stats: stats::Stats,
@@ -121,8 +170,7 @@ impl Engine {
     pub fn start(
         config: EngineConfig,
         state: watch::Receiver<Arc<State>>,
-        proposer: Arc<dyn Proposer>,
-        lease: Arc<dyn Lease>,
+        surroundings: Surroundings,
     ) -> Result<Self, Error> {
         let data_dir = config.data_dir.canonicalize().map_err(|source| Error::Directory {
             operation: "use the data directory",
@@ -135,14 +183,23 @@ impl Engine {
         let shared = Arc::new(Shared {
             host: Arc::new(DockerHost::find(config.docker_host.as_deref())?),
             config: EngineConfig { data_dir, ..config },
+            fence: surroundings.fence.clone(),
+            others: Arc::clone(&surroundings.others),
             client: watch::Sender::new(None),
             status: watch::Sender::new(connecting),
             observed: watch::Sender::new(None),
+            standing: watch::Sender::default(),
             memory: watch::Sender::new(Arc::default()),
             state: state.clone(),
             activities: Mutex::default(),
+            planned: watch::Sender::new(0),
+            starting: Mutex::default(),
             turn: address::Turn::default(),
+            traffic: Traffic::default(),
             pulls: Semaphore::new(PULLS_AT_ONCE),
+            sent: Semaphore::new(transfer::SENT_AT_ONCE),
+            held: watch::Sender::default(),
+            images_changed: Notify::new(),
             builds: Arc::new(Semaphore::new(build::BUILDS_AT_ONCE)),
             commands: Arc::new(Semaphore::new(exec::COMMANDS_AT_ONCE)),
             stats: stats::Stats::default(),
@@ -151,9 +208,25 @@ impl Engine {
             stop: stop.clone(),
             task: Mutex::default(),
         });
-        let task = tokio::spawn(Reconciler::new(Arc::clone(&shared), state, proposer, lease).run());
+        tokio::spawn(provision::keep(Arc::clone(&shared)));
+        let task = tokio::spawn(Reconciler::new(Arc::clone(&shared), state, surroundings).run());
         *shared.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         Ok(Self { shared, _stop: Arc::new(stop.drop_guard()) })
+    }
+
+    /// What freezes this node's containers.
+    pub fn fence(&self) -> &Fence {
+        &self.shared.fence
+    }
+
+    /// Requests that are under way to this node's containers.
+    pub fn traffic(&self) -> &Traffic {
+        &self.shared.traffic
+    }
+
+    /// The other machines, as far as this node knows them.
+    pub fn others(&self) -> &Arc<dyn Others> {
+        &self.shared.others
     }
 
     /// Does the engine answer? If not, why, in one sentence, and since when.
@@ -174,6 +247,22 @@ impl Engine {
         self.shared.observed.subscribe()
     }
 
+    /// Index of the state that the reconciler planned from last: a start that [`Engine::starting`] does not know yet comes from a
+    /// later one.
+    pub fn planned(&self) -> u64 {
+        *self.shared.planned.borrow()
+    }
+
+    /// Epochs of instances that could write a volume and are being started, or were since the newest observation began.
+    pub fn starting(&self) -> BTreeSet<u64> {
+        self.shared.starting.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// What this node holds.
+    pub fn watch_standing(&self) -> watch::Receiver<Standing> {
+        self.shared.standing.subscribe()
+    }
+
     /// Failures and back-off, as `reconcile::condition` wants them.
     pub fn memory(&self) -> Arc<Memory> {
         self.shared.memory.borrow().clone()
@@ -186,6 +275,11 @@ impl Engine {
     /// What takes long for this service right now, as a sentence: pulling its image.
     pub fn activity(&self, service: &ServiceName) -> Option<String> {
         self.shared.activities.lock().unwrap_or_else(PoisonError::into_inner).get(service).cloned()
+    }
+
+    /// What takes long right now, for each service.
+    pub fn activities(&self) -> BTreeMap<ServiceName, String> {
+        self.shared.activities.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Where a request for the service goes: a replica that is ready, in turn. Looks only at what is known, so it is cheap.
@@ -219,6 +313,16 @@ impl Engine {
         image::ensure(&client, image, progress).await
     }
 
+    /// Images of the state's services that are on this machine, by what the state calls them: for reports.
+    pub fn held_images(&self) -> watch::Receiver<BTreeSet<String>> {
+        self.shared.held.subscribe()
+    }
+
+    /// Serves a stream `image/<id>` that another machine opened: sends the image, or says why not.
+    pub async fn serve_image(&self, id: &str, to: peers::Stream) {
+        transfer::serve(&self.shared, id, to).await;
+    }
+
     /// All images on this machine, and which services use them.
     ///
     /// # Errors
@@ -246,6 +350,7 @@ impl Engine {
         match images {
             Ok(images) => {
                 archive.discard().await?;
+                self.shared.images_changed.notify_one();
                 Ok(LoadedImages { images })
             }
             // The bytes are what the sender meant; sending them again would change nothing.
@@ -262,7 +367,7 @@ impl Engine {
     ///
     /// # Errors
     /// What can be known before the build begins.
-    pub async fn build<E: std::fmt::Display + Send + 'static>(
+    pub async fn build<E: fmt::Display + Send + 'static>(
         &self,
         query: &BuildQuery,
         context: impl Stream<Item = Result<Bytes, E>> + Send + 'static,

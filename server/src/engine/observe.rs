@@ -1,12 +1,15 @@
 //! What the engine shows: containers and networks with this cluster's labels, and the events that tell when to look.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
 use bollard::{
-    models::{ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, EventMessage, HealthStatusEnum},
+    models::{
+        ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerSummary, EventMessage,
+        HealthStatusEnum,
+    },
     query_parameters::{EventsOptions, ListContainersOptions, ListNetworksOptions},
 };
 use flotilla_api::{StackName, UnixMillis};
@@ -19,7 +22,7 @@ use super::{
     connection::{CALL_LIMIT, Client},
     labels::{self, Identity, Owner},
 };
-use crate::clock;
+use crate::{clock, fence::Fence};
 
 /// Containers that are inspected at once.
 const INSPECT_AT_ONCE: usize = 4;
@@ -42,7 +45,7 @@ impl Observer {
         self.dirty.insert(container.to_owned());
     }
 
-    pub(super) async fn observe(&mut self, client: &Client, owner: &Owner) -> Result<Observed, Error> {
+    pub(super) async fn observe(&mut self, client: &Client, owner: &Owner, fence: &Fence) -> Result<Observed, Error> {
         let at = clock::now();
         let docker = client.docker();
         let listed = ListContainersOptions { all: true, filters: Some(owner.filter()), ..Default::default() };
@@ -65,7 +68,10 @@ impl Observer {
                 let answer = client.call("inspect a container", CALL_LIMIT, docker.inspect_container(&id, None)).await;
                 match answer {
                     Ok(inspected) => {
-                        let container = read_container(&id, identity, &inspected, owner);
+                        if let Some(pid) = inspected.state.as_ref().and_then(|state| state.pid) {
+                            fence.note(&id, pid);
+                        }
+                        let container = read_container(&id, identity, &inspected, owner, fence.thawed_at(&id));
                         Ok(Some((id, (state, container))))
                     }
                     // It went between the list and the question; its event is on the way.
@@ -82,6 +88,7 @@ impl Observer {
         self.dirty.clear();
         self.all_dirty = false;
         let mut containers: Vec<_> = self.known.values().map(|(_, container)| container.clone()).collect();
+        stand_still(&mut containers, fence);
         containers.sort_by(|a, b| a.instance.cmp(&b.instance).then_with(|| a.id.cmp(&b.id)));
         Ok(Observed { at, containers, networks })
     }
@@ -91,8 +98,7 @@ impl Observer {
         let networks =
             client.call("list its networks", CALL_LIMIT, client.docker().list_networks(Some(options))).await?;
         let ours = networks.into_iter().filter_map(|network| network.labels.filter(|labels| owner.owns(labels)));
-        let mut stacks: Vec<StackName> =
-            ours.filter_map(|labels| labels.get(labels::STACK)?.parse().ok()).collect();
+        let mut stacks: Vec<StackName> = ours.filter_map(|labels| labels.get(labels::STACK)?.parse().ok()).collect();
         stacks.sort();
         stacks.dedup();
         Ok(stacks)
@@ -105,8 +111,14 @@ fn read_summary(summary: ContainerSummary, owner: &Owner) -> Option<(String, Str
     Some((summary.id?, summary.state.map(|state| state.to_string()).unwrap_or_default(), identity))
 }
 
-fn read_container(id: &str, identity: Identity, inspected: &ContainerInspectResponse, owner: &Owner) -> Container {
-    let status = read_status(inspected);
+fn read_container(
+    id: &str,
+    identity: Identity,
+    inspected: &ContainerInspectResponse,
+    owner: &Owner,
+    thawed_at: Option<UnixMillis>,
+) -> Container {
+    let status = read_status(inspected, thawed_at);
     let address = match status {
         Status::Running { .. } => [owner.network_name(&identity.stack), owner.former_network_name(&identity.stack)]
             .iter()
@@ -127,13 +139,15 @@ fn read_container(id: &str, identity: Identity, inspected: &ContainerInspectResp
     }
 }
 
-fn read_status(inspected: &ContainerInspectResponse) -> Status {
+fn read_status(inspected: &ContainerInspectResponse, thawed_at: Option<UnixMillis>) -> Status {
     let Some(state) = &inspected.state else { return Status::Dead };
     match state.status {
         Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::RESTARTING) => Status::Running {
             since: read_time(state.started_at.as_deref()),
             health: match state.health.as_ref().and_then(|health| health.status) {
                 Some(HealthStatusEnum::STARTING) => Health::Starting,
+                // Checks fail while it is frozen; the first one after that tells.
+                Some(HealthStatusEnum::UNHEALTHY) if thawed_at >= last_check(state) => Health::Starting,
                 Some(HealthStatusEnum::HEALTHY) => Health::Healthy,
                 Some(HealthStatusEnum::UNHEALTHY) => Health::Unhealthy,
                 _ => Health::None,
@@ -147,6 +161,26 @@ fn read_status(inspected: &ContainerInspectResponse) -> Status {
             out_of_memory: state.oom_killed.unwrap_or_default(),
         },
         _ => Status::Dead,
+    }
+}
+
+/// When the engine began to look at its health last.
+fn last_check(state: &ContainerState) -> Option<UnixMillis> {
+    let checks = state.health.as_ref()?.log.as_ref()?;
+    checks.iter().map(|check| read_time(check.start.as_deref())).max().or(Some(UnixMillis(0)))
+}
+
+/// What the fence froze runs by the engine's word, which does not know of it.
+fn stand_still(containers: &mut [Container], fence: &Fence) {
+    let running: Vec<&str> = containers
+        .iter()
+        .filter(|container| matches!(container.status, Status::Running { .. }))
+        .map(|container| container.id.as_str())
+        .collect();
+    let all: BTreeSet<&str> = containers.iter().map(|container| container.id.as_str()).collect();
+    let frozen = fence.observe(&running, &all);
+    for container in containers.iter_mut().filter(|container| frozen.contains(&container.id)) {
+        container.status = Status::Paused;
     }
 }
 
@@ -192,7 +226,7 @@ pub(super) fn container_of(event: &EventMessage) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use bollard::models::{ContainerState, EndpointSettings, NetworkSettings};
+    use bollard::models::{EndpointSettings, Health as DockerHealth, HealthcheckResult, NetworkSettings};
 
     use super::*;
 
@@ -202,14 +236,38 @@ mod tests {
 
     #[test]
     fn an_ended_container_tells_its_code_and_time() {
-        let status = read_status(&inspected(ContainerState {
-            status: Some(ContainerStateStatusEnum::EXITED),
-            exit_code: Some(137),
-            oom_killed: Some(true),
-            finished_at: Some("1970-01-01T00:00:01.5Z".into()),
-            ..Default::default()
-        }));
+        let status = read_status(
+            &inspected(ContainerState {
+                status: Some(ContainerStateStatusEnum::EXITED),
+                exit_code: Some(137),
+                oom_killed: Some(true),
+                finished_at: Some("1970-01-01T00:00:01.5Z".into()),
+                ..Default::default()
+            }),
+            None,
+        );
         assert_eq!(status, Status::Exited { code: 137, at: UnixMillis(1500), out_of_memory: true });
+    }
+
+    #[test]
+    fn health_that_was_seen_in_the_frost_says_nothing_after_the_thaw() {
+        let check = |start: &str| HealthcheckResult { start: Some(start.into()), ..Default::default() };
+        let state = inspected(ContainerState {
+            status: Some(ContainerStateStatusEnum::RUNNING),
+            health: Some(DockerHealth {
+                status: Some(HealthStatusEnum::UNHEALTHY),
+                log: Some(vec![check("1970-01-01T00:00:01Z"), check("1970-01-01T00:00:02Z")]),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        for (thawed_at, health) in [
+            (None, Health::Unhealthy),
+            (Some(UnixMillis(1_999)), Health::Unhealthy),
+            (Some(UnixMillis(2_000)), Health::Starting),
+        ] {
+            assert_eq!(read_status(&state, thawed_at), Status::Running { since: UnixMillis(0), health });
+        }
     }
 
     #[test]

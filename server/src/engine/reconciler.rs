@@ -1,8 +1,13 @@
 //! The loop that makes the engine show what the state says: one task owns it, and all it decides is in `flotilla-core`.
 
-use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::pin,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
-use flotilla_api::{ErrorCode, NodeId, ServiceName, StackName, UnixMillis, rest::EngineView, spec::ServiceSpec};
+use flotilla_api::{ErrorCode, NodeId, ServiceName, StackName, UnixMillis, rest::EngineView};
 use flotilla_core::{
     CommandV1, State,
     reconcile::{Action, Incarnation, Memory, Observed, reconcile},
@@ -16,12 +21,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error, Lease, Proposer, Shared,
+    Error, Lease, Proposer, Shared, Standing, Surroundings,
     connection::Client,
-    container, image,
+    container,
     labels::{Identity, Owner},
     observe::{self, Observer},
-    scratch, volume,
+    provision, scratch, volume,
 };
 use crate::clock;
 
@@ -45,6 +50,9 @@ const SERVICES_AT_ONCE: usize = 8;
 /// How long a clean stop waits for actions under way. A pull is broken off; the rest is done in seconds.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long a container that is to stop may still answer what it was asked, before it is told.
+const ANSWERS_MAX: Duration = Duration::from_secs(3);
+
 /// Actions that must follow one another.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Lane {
@@ -62,6 +70,8 @@ struct Underway {
     incarnations: Vec<(u32, Incarnation)>,
     cancel: CancellationToken,
     task: task::Id,
+    /// Epochs of the instances that it starts.
+    starts: Vec<u64>,
     actions: Vec<Action>,
 }
 
@@ -73,6 +83,8 @@ pub(super) struct Reconciler {
     observer: Observer,
     memory: Memory,
     underway: BTreeMap<Lane, Underway>,
+    /// Epochs of starts that ended since the last observation began, which may not show them.
+    started: BTreeSet<u64>,
     tasks: JoinSet<(Lane, Results)>,
 }
 
@@ -83,20 +95,16 @@ enum End {
 }
 
 impl Reconciler {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        state: watch::Receiver<Arc<State>>,
-        proposer: Arc<dyn Proposer>,
-        lease: Arc<dyn Lease>,
-    ) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, state: watch::Receiver<Arc<State>>, surroundings: Surroundings) -> Self {
         Self {
             shared,
             state,
-            proposer,
-            lease,
+            proposer: surroundings.proposer,
+            lease: surroundings.lease,
             observer: Observer::default(),
             memory: Memory::default(),
             underway: BTreeMap::new(),
+            started: BTreeSet::new(),
             tasks: JoinSet::new(),
         }
     }
@@ -151,6 +159,7 @@ impl Reconciler {
         let mut events = pin!(observe::events(client, &owner));
         let mut refresh = tokio::time::interval(REFRESH);
         let mut refreshes = 0;
+        let mut frozen = self.shared.fence.watch_frozen();
         self.observer.doubt_all();
         if let Err(error) = scratch::sweep(client, &owner).await {
             tracing::debug!(%error, "could not remove what an earlier run left");
@@ -190,6 +199,13 @@ impl Reconciler {
                 }
                 Some(finished) = self.tasks.join_next() => self.finished(finished),
                 () = self.shared.look.notified() => {}
+                changed = frozen.changed() => {
+                    if changed.is_err() {
+                        return End::Stopped;
+                    }
+                    // The engine does not know; it may tell something else of a container's health now.
+                    self.observer.doubt_all();
+                }
                 () = wake => {}
                 _ = refresh.tick() => {
                     refreshes += 1;
@@ -203,10 +219,14 @@ impl Reconciler {
 
     /// Observes, plans and sets the plan going. When to look again, even if nothing happens.
     async fn round(&mut self, client: &Client) -> Result<Option<UnixMillis>, Error> {
-        let observed = Arc::new(self.observer.observe(client, &self.shared.owner()).await?);
+        // What was started before now shows in what is observed from now on.
+        self.started.clear();
+        let observed = Arc::new(self.observer.observe(client, &self.shared.owner(), &self.shared.fence).await?);
+        self.shared.forget_started(observed.at);
         self.shared.observed.send_replace(Some(Arc::clone(&observed)));
+        let state = Arc::clone(&self.state.borrow_and_update());
         let plan = {
-            let state = Arc::clone(&self.state.borrow_and_update());
+            self.shared.planned.send_replace(state.applied);
             let mut fresh = || format!("{:08x}", rand::random::<u32>());
             reconcile(
                 clock::now(),
@@ -222,6 +242,12 @@ impl Reconciler {
             self.dispatch(client, &observed, lane, actions);
         }
         self.publish();
+        let starting = self.underway.values().flat_map(|underway| &underway.starts).chain(&self.started);
+        self.shared.standing.send_replace(Standing {
+            starting: starting.copied().collect(),
+            planned: state.applied,
+            observed: Some(observed),
+        });
         Ok(plan.wake_at)
     }
 
@@ -240,6 +266,7 @@ impl Reconciler {
         let worker = Worker {
             shared: Arc::clone(&self.shared),
             proposer: Arc::clone(&self.proposer),
+            lease: Arc::clone(&self.lease),
             client: client.clone(),
             observed: Arc::clone(observed),
             cancel: cancel.clone(),
@@ -249,7 +276,8 @@ impl Reconciler {
             let results = worker.execute(&name, plan).await;
             (name, results)
         });
-        self.underway.insert(lane, Underway { incarnations, cancel, task: task.id(), actions });
+        let starts = actions.iter().filter_map(|action| epoch_of(action, observed)).collect();
+        self.underway.insert(lane, Underway { incarnations, cancel, task: task.id(), starts, actions });
     }
 
     fn finished(&mut self, joined: Result<(Lane, Results), JoinError>) {
@@ -264,6 +292,7 @@ impl Reconciler {
             }
         };
         let Some(underway) = self.underway.remove(&lane) else { return };
+        self.started.extend(&underway.starts);
         let mut results = results.into_iter();
         for action in underway.actions {
             let (at, result) = results.next().unwrap_or_else(|| (clock::now(), Err(Error::Panicked)));
@@ -340,6 +369,17 @@ fn lane_of(action: &Action) -> Lane {
     }
 }
 
+/// The epoch of the instance that an action starts.
+fn epoch_of(action: &Action, observed: &Observed) -> Option<u64> {
+    match action {
+        Action::Run { epoch, .. } => Some(*epoch),
+        Action::Start { container, .. } => {
+            observed.containers.iter().find(|known| known.id == *container).map(|known| known.epoch)
+        }
+        _ => None,
+    }
+}
+
 fn name_of(action: &Action) -> &'static str {
     match action {
         Action::CreateNetwork { .. } => "create-network",
@@ -366,6 +406,7 @@ fn incarnations_of(lane: &Lane, node: &NodeId, state: &State) -> Vec<(u32, Incar
 struct Worker {
     shared: Arc<Shared>,
     proposer: Arc<dyn Proposer>,
+    lease: Arc<dyn Lease>,
     client: Client,
     observed: Arc<Observed>,
     cancel: CancellationToken,
@@ -404,16 +445,30 @@ impl Worker {
                     restarts: *restarts,
                     epoch: *epoch,
                 };
-                let image = self.image(spec).await?;
+                let image = provision::image(&self.shared, client, spec, &self.cancel).await?;
                 volume::prepare(client, owner, data_dir, spec, &image).await?;
-                container::run(client, owner, data_dir, &identity, spec, &image).await
+                let id = container::create(client, owner, data_dir, &identity, spec, &image).await?;
+                let writes = spec.volumes.iter().any(|mount| !mount.read_only);
+                let started = self.start(&id, *epoch, writes).await;
+                if started.is_err() {
+                    // So that nothing of a failed try is left.
+                    if let Err(second) = self.remove(&id).await {
+                        tracing::warn!(container = %id, error = %second, "a container that did not start could not be removed");
+                    }
+                }
+                started
             }
             Action::Start { container, .. } => {
                 container::one_network_each(client, owner).await?;
-                container::start(client, container).await
+                let (epoch, writes) = self.claim(container);
+                self.start(container, epoch, writes).await
             }
             Action::Remove { container, grace_ms, .. } => {
-                container::stop_and_remove(client, container, Duration::from_millis(*grace_ms)).await
+                let grace = Duration::from_millis(*grace_ms);
+                let removed = self.retire(container, grace).await;
+                // If it failed the container may still be there to take requests.
+                self.shared.traffic.open(container);
+                removed
             }
             Action::DeleteVolumes { service } => {
                 // The plan says so already; this is the one action that can't be taken back.
@@ -426,30 +481,62 @@ impl Worker {
         }
     }
 
-    /// Pulling may take long; it is broken off when the service shall be something else.
-    async fn image(&self, spec: &ServiceSpec) -> Result<String, Error> {
-        let (service, image) = (&spec.name, spec.image.as_str());
-        if let Some(id) = &spec.image_id {
-            if image::local(&self.client, id).await?.is_some() {
-                return Ok(id.clone());
+    /// What could write a volume is made known to the guard first, and starts only while the lease lasts: pulling its image may
+    /// have taken longer than that.
+    async fn start(&self, container: &str, epoch: u64, writes: bool) -> Result<(), Error> {
+        if !writes {
+            return container::start(&self.client, container).await;
+        }
+        self.shared.starts(epoch, true);
+        let started = async {
+            self.shared.fence.announce(container, epoch).await?;
+            if !self.lease.may_start() {
+                self.shared.fence.withdraw(container);
+                return Err(Error::Cancelled);
             }
-            tracing::warn!(%service, image, id, "the image that was deployed is gone; taking what its name means now");
-        }
-        let progress = |progress: image::PullProgress| {
-            self.shared.activity(service, Some(progress.sentence(image)));
+            container::start(&self.client, container).await
         };
-        let permit = self.shared.pulls.acquire();
-        tokio::select! {
-            () = self.cancel.cancelled() => Err(Error::Cancelled),
-            id = async {
-                if let Some(id) = image::local(&self.client, image).await? {
-                    return Ok(id);
-                }
-                let _permit = permit.await.map_err(|_| Error::Cancelled)?;
-                self.shared.activity(service, Some(format!("pulling image `{image}`")));
-                image::ensure(&self.client, image, progress).await
-            } => id,
+        let started = started.await;
+        self.shared.starts(epoch, false);
+        started
+    }
+
+    /// Under which epoch a container that was made earlier would run, and whether it could write a volume.
+    fn claim(&self, container: &str) -> (u64, bool) {
+        let known = self.observed.containers.iter().find(|known| known.id == container);
+        let state = self.shared.state.borrow();
+        known.map_or((0, true), |known| {
+            let writes = state.services.get(&known.service).is_none_or(|service| service.is_exclusive(known.revision));
+            (known.epoch, writes)
+        })
+    }
+
+    /// Stops a container when it has answered what it was asked, and removes it.
+    async fn retire(&self, container: &str, grace: Duration) -> Result<(), Error> {
+        let fence = &self.shared.fence;
+        if fence.stands_still(container) {
+            return self.remove(container).await;
         }
+        self.shared.traffic.close(container, grace.min(ANSWERS_MAX)).await;
+        if fence.guards(container) {
+            container::stop_guarded(&self.client, fence, container, grace).await?;
+            self.remove(container).await
+        } else {
+            container::stop_and_remove(&self.client, container, grace).await
+        }
+    }
+
+    /// Removes a container without a grace. What is frozen must not run again, not even to die.
+    async fn remove(&self, container: &str) -> Result<(), Error> {
+        let fence = &self.shared.fence;
+        if fence.stands_still(container)
+            && let Err(error) = fence.kill(container).await
+        {
+            tracing::error!(container, %error, "a frozen container is killed by the engine, which thaws it first");
+        }
+        container::remove(&self.client, container).await?;
+        fence.withdraw(container);
+        Ok(())
     }
 
     async fn propose(&self, command: &CommandV1) -> Result<(), Error> {
@@ -471,6 +558,22 @@ impl Shared {
             node: Some(node.clone()),
             unlabelled: self.state.borrow().machines.get(node).is_some_and(|machine| machine.joined_at.is_none()),
         }
+    }
+
+    /// What begins to start counts as held until an observation that began after it can show it.
+    fn starts(&self, epoch: u64, begins: bool) {
+        let ended = (!begins).then(clock::now);
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner).insert(epoch, ended);
+    }
+
+    fn forget_started(&self, observed_at: UnixMillis) {
+        let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        starting.retain(|_, ended| ended.is_none_or(|ended| ended >= observed_at));
+    }
+
+    pub(super) fn machine_name(&self, machine: &NodeId) -> String {
+        let state = self.state.borrow();
+        state.machines.get(machine).map_or_else(|| machine.to_string(), |machine| machine.name().to_string())
     }
 
     fn connected(&self, client: Client, view: EngineView) {

@@ -71,8 +71,7 @@ impl Scratch {
 
 /// Removes what an earlier run of the daemon left.
 pub(super) async fn sweep(client: &Client, owner: &Owner) -> Result<(), Error> {
-    let options =
-        ListContainersOptions { all: true, filters: Some(owner.scratch_filter()), ..Default::default() };
+    let options = ListContainersOptions { all: true, filters: Some(owner.scratch_filter()), ..Default::default() };
     let left = client.call("list its containers", CALL_LIMIT, client.docker().list_containers(Some(options))).await?;
     let left = left.into_iter().filter(|container| container.labels.as_ref().is_some_and(|labels| owner.owns(labels)));
     for id in left.filter_map(|container| container.id) {
@@ -159,8 +158,7 @@ mod tests {
         delete_as_root(&client, &owner, condemned.path()).await.unwrap();
         assert_eq!(fs::read_dir(condemned.path()).unwrap().count(), 0);
         assert_eq!(fs::read_to_string(outside.path().join("precious")).unwrap(), "data");
-        let options =
-            ListContainersOptions { all: true, filters: Some(owner.scratch_filter()), ..Default::default() };
+        let options = ListContainersOptions { all: true, filters: Some(owner.scratch_filter()), ..Default::default() };
         assert!(client.docker().list_containers(Some(options)).await.unwrap().is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! One request to a service, and its answer.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use flotilla_api::{
@@ -8,13 +8,14 @@ use flotilla_api::{
     frame::{DATA_MAX, Frame, Kind},
 };
 use futures::{FutureExt, StreamExt};
-use http::{HeaderValue, Method, Request, Response, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{self, Incoming};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::io::ReaderStream;
 
 use super::{
+    Backend, Hold,
     body::{Body, BodyError, raw},
     html,
     lane::{Lane, Unsent},
@@ -23,8 +24,20 @@ use super::{
     request::{Head, Upload},
     response::{self, Plan},
     spool::{Complete, SpoolError},
-    upstream::{ANSWERING, RequestBody, UpstreamError},
+    upstream::{ANSWERING, OPENING, RequestBody, UpstreamError},
 };
+
+/// For how long a request that reached no instance is tried again. Longer than a machine's power loss takes to be noticed and made
+/// good.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Pauses between tries, but for the first: meanwhile it becomes known that an instance is gone.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// Times that a request is sent again that an application broke off: one that dies of it shall not die for ever.
+const RESENT_MAX: u32 = 3;
+
+const EVENTS: &[u8] = b"text/event-stream";
 
 /// How much of a held body is read at a time. Bytes.
 const FILE_CHUNK: usize = 128 * 1024;
@@ -32,7 +45,7 @@ const FILE_CHUNK: usize = 128 * 1024;
 pub(super) async fn run(mux: &Mux, stream: &Arc<Stream>, head: Head, has_body: bool) -> Result<(), Ended> {
     let exchange = Exchange { mux, stream, head };
     match exchange.ask(has_body).await {
-        Ok((address, answer)) => exchange.pass_on(address, answer).await,
+        Ok((backend, hold, answer)) => exchange.pass_on(&backend, hold, answer).await,
         Err(Refusal::Broken(error)) => Err(Ended::Reset(error)),
         Err(Refusal::Told(error)) => exchange.tell(&error).await,
     }
@@ -70,36 +83,62 @@ impl From<SpoolError> for Refusal {
     }
 }
 
+/// What is sent: a body that can be had anew as long as nothing of it was sent.
+enum Payload {
+    None,
+    /// Comes from the browser as it is sent on, with this length.
+    Streamed(u64),
+    /// Held here until it was complete.
+    Held(u64, Option<RequestBody>),
+}
+
 impl Exchange<'_> {
-    async fn ask(&self, has_body: bool) -> Result<(SocketAddr, Response<Incoming>), Refusal> {
-        let address = self.mux.shared().backends.address(&self.mux.service).map_err(Refusal::Told)?;
-        let internal = |error: http::Error| Refusal::Told(ApiError::new(ErrorCode::Internal, error.to_string()));
-        let mut parts = self.head.request(&self.mux.sender(), &address.to_string()).map_err(internal)?;
-        if !has_body {
-            return Ok((address, self.ask_without_body(address, parts).await?));
-        }
-        let (length, body) = self.body().await?;
-        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        Ok((address, self.send(address, Request::from_parts(parts, body)).await?))
-    }
-
-    /// A server may close an idle connection just when we use it. What changes nothing there is asked once more.
-    async fn ask_without_body(&self, address: SocketAddr, parts: Parts) -> Result<Response<Incoming>, UpstreamError> {
-        let again = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS).then(|| parts.clone());
-        let empty = || Empty::new().map_err(|never| match never {}).boxed_unsync();
-        match (self.send(address, Request::from_parts(parts, empty())).await, again) {
-            (Err(UpstreamError::Request { .. }), Some(parts)) => {
-                self.send(address, Request::from_parts(parts, empty())).await
+    /// Asks the service, and again where that can't do harm: on another instance, or on the one that comes when the service has
+    /// moved. What an application may have begun to work on is asked once more only if that changes nothing.
+    async fn ask(&self, has_body: bool) -> Result<(Backend, Hold, Response<Incoming>), Refusal> {
+        let mut payload = match (has_body, self.head.length) {
+            (false, _) => Payload::None,
+            (true, Some(length)) => Payload::Streamed(length),
+            (true, None) => self.held().await?,
+        };
+        let began = Instant::now();
+        let mut failed: Option<Backend> = None;
+        let mut resent = 0;
+        loop {
+            let chosen = self.mux.shared().backends.choose(&self.mux.service, failed.as_ref());
+            let (backend, hold) = chosen.await.map_err(Refusal::Told)?;
+            let error = match self.send(&backend, &mut payload).await {
+                Ok(answer) => return Ok((backend, hold, answer)),
+                Err(error) => error,
+            };
+            let again = match &error {
+                // The same one, and nothing has changed: nobody listens there.
+                UpstreamError::Connect { .. } => failed.as_ref() != Some(&backend) || began.elapsed() < OPENING,
+                // A server may close an idle connection just when we use it.
+                UpstreamError::Request { .. } | UpstreamError::Moved => {
+                    self.may_be_repeated(&payload) && resent < RESENT_MAX
+                }
+                UpstreamError::Silent { .. } | UpstreamError::HeadTooLarge | UpstreamError::Coding { .. } => false,
+            };
+            if !again || began.elapsed() > PATIENCE {
+                return Err(error.into());
             }
-            (answer, _) => answer,
+            tracing::debug!(service = %self.mux.service, container = backend.container, %error, "asking again");
+            if matches!(error, UpstreamError::Request { .. } | UpstreamError::Moved) {
+                resent += 1;
+            }
+            if failed.is_some() {
+                sleep(AGAIN_AFTER).await;
+            }
+            failed = Some(backend);
         }
     }
 
-    async fn body(&self) -> Result<(u64, RequestBody), Refusal> {
-        if let Some(length) = self.head.length {
-            let upload = Upload { stream: Arc::clone(self.stream), left: length };
-            return Ok((length, upload.map_err(Into::into).boxed_unsync()));
-        }
+    fn may_be_repeated(&self, payload: &Payload) -> bool {
+        matches!(payload, Payload::None) && matches!(self.head.method, Method::GET | Method::HEAD | Method::OPTIONS)
+    }
+
+    async fn held(&self) -> Result<Payload, Refusal> {
         let mut held = self.mux.shared().spool.hold();
         while let Some(piece) = self.stream.inbox.next().await {
             held.write(&piece.payload).await?;
@@ -118,22 +157,54 @@ impl Exchange<'_> {
                 StreamBody::new(chunks).boxed_unsync()
             }
         };
-        Ok((length, body))
+        Ok(Payload::Held(length, Some(body)))
     }
 
     /// Sends the request and waits for the head of the answer, as long as the service takes something or is not silent for too long.
-    async fn send(
+    async fn send(&self, backend: &Backend, payload: &mut Payload) -> Result<Response<Incoming>, UpstreamError> {
+        let upstream = &self.mux.shared().upstream;
+        let internal = |error: http::Error| UpstreamError::Request { source: error.into() };
+        let mut parts = self.head.request(&self.mux.sender(), &backend.address.to_string()).map_err(internal)?;
+        if self.may_be_repeated(payload) {
+            let empty = Empty::new().map_err(|never| match never {}).boxed_unsync();
+            return self.answer(backend, upstream.send(backend, Request::from_parts(parts, empty))).await;
+        }
+        let connection = tokio::select! {
+            connection = upstream.connect(backend) => connection?,
+            () = self.mux.shared().backends.lost(backend) => {
+                let source = std::io::Error::from(std::io::ErrorKind::NotConnected).into();
+                return Err(UpstreamError::Connect { port: backend.address.port(), source });
+            }
+        };
+        // From here on the application may see it.
+        let body = match payload {
+            Payload::None => Empty::new().map_err(|never| match never {}).boxed_unsync(),
+            Payload::Streamed(length) => {
+                parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(*length));
+                let upload = Upload { stream: Arc::clone(self.stream), left: *length };
+                upload.map_err(Into::into).boxed_unsync()
+            }
+            Payload::Held(length, body) => {
+                parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(*length));
+                body.take().ok_or(UpstreamError::Moved)?
+            }
+        };
+        self.answer(backend, upstream.send_on(connection, Request::from_parts(parts, body))).await
+    }
+
+    async fn answer(
         &self,
-        address: SocketAddr,
-        request: Request<RequestBody>,
+        backend: &Backend,
+        answer: impl Future<Output = Result<Response<Incoming>, UpstreamError>>,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let asked = Instant::now();
-        let answer = self.mux.shared().upstream.send(address, request);
-        tokio::pin!(answer);
+        let lost = self.mux.shared().backends.lost(backend);
+        tokio::pin!(answer, lost);
         loop {
             let patience_ends = self.stream.last_progress().max(asked) + ANSWERING;
             tokio::select! {
                 answer = &mut answer => return answer,
+                () = &mut lost => return Err(UpstreamError::Moved),
                 () = sleep_until(patience_ends) => {
                     if self.stream.last_progress().max(asked) + ANSWERING <= patience_ends {
                         return Err(UpstreamError::Silent { within: ANSWERING });
@@ -143,11 +214,14 @@ impl Exchange<'_> {
         }
     }
 
-    async fn pass_on(&self, address: SocketAddr, answer: Response<Incoming>) -> Result<(), Ended> {
+    async fn pass_on(&self, backend: &Backend, hold: Hold, answer: Response<Incoming>) -> Result<(), Ended> {
         let (parts, incoming) = answer.into_parts();
+        // Events go on for ever: an instance that is to be stopped does not wait for their end.
+        let endless = parts.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(EVENTS));
+        let _hold = (!endless).then_some(hold);
         let origin = self.mux.shared().site.origin(&self.mux.service);
         let nonce = format!("{:032x}", rand::random::<u128>());
-        let plan = match response::plan(&self.head, &parts, &origin, &format!("http://{address}"), &nonce) {
+        let plan = match response::plan(&self.head, &parts, &origin, &format!("http://{}", backend.address), &nonce) {
             Ok(plan) => plan,
             Err(error) => return self.tell(&error.into()).await,
         };

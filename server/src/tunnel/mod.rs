@@ -4,6 +4,7 @@
 //! the session's token speaks for, and the grant is checked for each channel. Everything below works over the small trait
 //! [`Channel`], so that it runs without WebRTC in tests.
 
+mod backend;
 mod body;
 mod channel;
 mod counters;
@@ -26,24 +27,17 @@ pub(crate) mod tests;
 mod upstream;
 mod websocket;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
-use flotilla_api::{ApiError, ServiceName, rest::Principal};
+use flotilla_api::{ServiceName, rest::Principal};
 
+pub use backend::{Backend, Backends, Hold};
 pub use channel::{Channel, ChannelClosed};
 pub use counters::{Counters, ServiceSnapshot, Snapshot};
 pub use session::Session;
+pub(crate) use upstream::connect;
 
 use crate::mesh::Client;
-
-/// Where services are: what `engine` answers.
-pub trait Backends: Send + Sync + 'static {
-    /// The address of a running instance's port.
-    ///
-    /// # Errors
-    /// `ServiceNotFound`, `ServiceStopped`, `ServiceUnavailable` or `PortClosed`, with a sentence that the person will read.
-    fn address(&self, service: &ServiceName) -> Result<SocketAddr, ApiError>;
-}
 
 /// How browsers reach this node: services live at `<scheme>://<service>.<domain>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,11 +96,11 @@ struct Shared {
 impl Tunnel {
     pub fn new(config: Config, backends: Arc<dyn Backends>) -> Self {
         let shared = Shared {
+            upstream: upstream::Upstream::new(Arc::clone(&backends)),
             backends,
             counters: Arc::default(),
             jars: jar::Jars::new(config.directory.join("cookies")),
             spool: Arc::new(spool::Spool::new(config.directory.join("spool"), config.spool_max)),
-            upstream: upstream::Upstream::new(),
             site: config.site,
         };
         Self { shared: Arc::new(shared) }

@@ -104,10 +104,7 @@ impl Session {
             ));
         }
         // Names of services that do not exist must not become labels of metrics, nor cost a table.
-        match self.shared.backends.address(&label.service) {
-            Err(error) if error.code == ErrorCode::ServiceNotFound => Err(error),
-            _ => Ok(label),
-        }
+        self.shared.backends.check(&label.service).map(|()| label)
     }
 
     fn mux(self: &Arc<Self>, service: &ServiceName) -> Arc<Mux> {

@@ -1,8 +1,10 @@
-//! HTTP to containers: pooled connections, and what went wrong in words.
+//! HTTP to instances: pooled connections, and what went wrong in words.
 
 use std::{
+    collections::HashMap,
     fmt, io,
     net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -10,9 +12,9 @@ use std::{
 use bytes::Bytes;
 use flotilla_api::{ApiError, ErrorCode};
 use futures::{FutureExt, future::BoxFuture};
-use http::{Request, Response, Uri};
+use http::{Request, Response, Uri, uri::PathAndQuery};
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -23,11 +25,13 @@ use tokio::{
 };
 use tower::Service;
 
+use super::{Backend, Backends, backend::Wire};
+
 /// A container on this machine answers at once or not at all.
 const CONNECTING: Duration = Duration::from_secs(5);
 
 /// A container runs a moment before its application listens; who asks then waits, and sees no error.
-const OPENING: Duration = Duration::from_secs(2);
+pub(super) const OPENING: Duration = Duration::from_secs(2);
 const OPENING_STEP_MIN: Duration = Duration::from_millis(10);
 const OPENING_STEP_MAX: Duration = Duration::from_millis(160);
 
@@ -36,6 +40,9 @@ pub(super) const ANSWERING: Duration = Duration::from_secs(300);
 
 /// Shorter than the 5 s after which many servers close an idle connection, so that we are never the one who is surprised.
 const POOL_IDLE: Duration = Duration::from_secs(3);
+
+/// Instances whose connections may be in the pool: more than a cluster has in use at one time.
+const INSTANCES_MAX: usize = 1024;
 
 /// Idle connections to one container: a page's worth of assets.
 const POOL_IDLE_MAX: usize = 16;
@@ -49,10 +56,12 @@ pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 pub(super) struct Upstream {
     client: Client<Connector, RequestBody>,
+    connector: Connector,
 }
 
 impl Upstream {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(backends: Arc<dyn Backends>) -> Self {
+        let connector = Connector { backends, known: Arc::default() };
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
@@ -61,23 +70,58 @@ impl Upstream {
             .http1_ignore_invalid_headers_in_responses(true)
             // Header names as the service wrote them do not matter to a browser.
             .http1_title_case_headers(false)
-            .build(Connector);
-        Self { client }
+            .build(connector.clone());
+        Self { client, connector }
     }
 
-    /// Sends a request; resolves with the head of the answer. Dropping the future, or the answer's body, drops the connection.
+    /// Sends a request that changes nothing if it is sent twice, on a pooled connection; resolves with the head of the answer.
+    /// Dropping the future, or the answer's body, drops the connection.
     pub(super) async fn send(
         &self,
-        address: SocketAddr,
-        request: Request<RequestBody>,
+        backend: &Backend,
+        mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, UpstreamError> {
+        let authority = self.connector.name(backend);
+        let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let uri = Uri::builder().scheme("http").authority(authority).path_and_query(path).build();
+        *request.uri_mut() = uri.map_err(|error| UpstreamError::Request { source: error.into() })?;
         self.client.request(request).await.map_err(|error| {
             if error.is_connect() {
-                UpstreamError::Connect { port: address.port(), source: error.into() }
+                UpstreamError::Connect { port: backend.address.port(), source: error.into() }
             } else {
                 UpstreamError::Request { source: error.into() }
             }
         })
+    }
+
+    /// A connection of one's own, for what must not be sent twice: so it is known whether anything was sent at all.
+    pub(super) async fn connect(&self, backend: &Backend) -> Result<crate::peers::Stream, UpstreamError> {
+        let connected = self.connector.backends.connect(backend).await;
+        connected.map_err(|error| UpstreamError::Connect { port: backend.address.port(), source: error.into() })
+    }
+
+    /// Sends a request on a connection of its own; else as [`send`](Self::send).
+    pub(super) async fn send_on(
+        &self,
+        connection: crate::peers::Stream,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        let broken = |error: hyper::Error| UpstreamError::Request { source: error.into() };
+        let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        *request.uri_mut() = Uri::from(path);
+        let (mut sender, connection) = http1::Builder::new()
+            .max_buf_size(HEAD_MAX.max(512 * 1024))
+            .ignore_invalid_headers_in_responses(true)
+            .handshake(TokioIo::new(Wire(connection)))
+            .await
+            .map_err(broken)?;
+        // Ends with the answer's body, or when that or the request is dropped.
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to an application broke");
+            }
+        });
+        sender.send_request(request).await.map_err(broken)
     }
 }
 
@@ -91,7 +135,7 @@ impl fmt::Debug for Upstream {
 ///
 /// # Errors
 /// Nobody listens for [`OPENING`], or nothing answers for [`CONNECTING`].
-pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let began = Instant::now();
     let mut step = OPENING_STEP_MIN;
     loop {
@@ -110,12 +154,29 @@ pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// [`connect`] for the pool. The address in the URI is that of a container.
+/// Connects for the pool, which knows an instance by the name that stands in a request's URI.
 #[derive(Clone)]
-struct Connector;
+struct Connector {
+    backends: Arc<dyn Backends>,
+    known: Arc<Mutex<HashMap<String, Backend>>>,
+}
+
+impl Connector {
+    /// Addresses alone would not do: each machine's engine gives out the same.
+    fn name(&self, backend: &Backend) -> String {
+        let machine = backend.machine.as_ref().map_or("here", |machine| machine.0.as_str());
+        let name = format!("{}.{machine}", backend.container);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= INSTANCES_MAX && !known.contains_key(&name) {
+            known.clear();
+        }
+        known.insert(name.clone(), backend.clone());
+        name
+    }
+}
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<Wire>;
     type Error = io::Error;
     type Future = BoxFuture<'static, io::Result<Self::Response>>;
 
@@ -124,8 +185,14 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let address = uri.authority().and_then(|authority| authority.as_str().parse().ok());
-        async move { Ok(TokioIo::new(connect(address.ok_or(io::ErrorKind::InvalidInput)?).await?)) }.boxed()
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let backend = uri.authority().and_then(|authority| known.get(authority.as_str())).cloned();
+        let connecting = backend.map(|backend| self.backends.connect(&backend));
+        async move {
+            let connecting = connecting.ok_or(io::ErrorKind::InvalidInput)?;
+            Ok(TokioIo::new(Wire(connecting.await?)))
+        }
+        .boxed()
     }
 }
 
@@ -137,6 +204,11 @@ pub(super) enum UpstreamError {
     Connect { port: u16, source: BoxError },
     #[error("the application broke off the connection without an answer; look at its log")]
     Request { source: BoxError },
+    #[error(
+        "the instance that worked on this request stopped or moved before it answered; look whether it was done before you \
+         repeat it"
+    )]
+    Moved,
     #[error("the application gave no answer within {} s", within.as_secs())]
     Silent { within: Duration },
     #[error("the application's answer has a head that is too large to pass on (64 KiB)")]
@@ -165,9 +237,10 @@ impl From<UpstreamError> for ApiError {
         let code = match error {
             UpstreamError::Connect { .. } => ErrorCode::PortClosed,
             UpstreamError::Silent { .. } => ErrorCode::Timeout,
-            UpstreamError::Request { .. } | UpstreamError::HeadTooLarge | UpstreamError::Coding { .. } => {
-                ErrorCode::ServiceUnavailable
-            }
+            UpstreamError::Request { .. }
+            | UpstreamError::Moved
+            | UpstreamError::HeadTooLarge
+            | UpstreamError::Coding { .. } => ErrorCode::ServiceUnavailable,
         };
         Self::new(code, error.to_string())
     }

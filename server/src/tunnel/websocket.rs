@@ -12,7 +12,7 @@ use futures::{
     stream::{SplitSink, SplitStream},
 };
 use http::{HeaderValue, Request, header};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{
@@ -26,8 +26,9 @@ use super::{
     lane::Lane,
     mux::{Ended, Mux, Stream},
     request::Head,
-    upstream::{self, UpstreamError},
+    upstream::UpstreamError,
 };
+use crate::peers;
 
 /// One message, either way; it is held whole. A notebook's largest outputs have some MiB. Bytes.
 const MESSAGE_MAX: usize = 32 * 1024 * 1024;
@@ -46,13 +47,21 @@ const ABNORMAL: u16 = 1006;
 /// A close frame without a code came.
 const NO_STATUS: u16 = 1005;
 
-type Socket = WebSocketStream<TcpStream>;
+type Socket = WebSocketStream<peers::Stream>;
 
 pub(super) async fn run(mux: &Mux, stream: &Arc<Stream>, head: &Head) -> Result<(), Ended> {
     let told = |error: ApiError| Ended::Reset(error);
-    let address = mux.shared().backends.address(&mux.service).map_err(told)?;
-    let connect_error = |source: std::io::Error| UpstreamError::Connect { port: address.port(), source: source.into() };
-    let socket = upstream::connect(address).await.map_err(|error| told(connect_error(error).into()))?;
+    // A socket goes on for hours: it does not hold its instance.
+    let (backend, _) = mux.shared().backends.choose(&mux.service, None).await.map_err(told)?;
+    let connecting = mux.shared().upstream.connect(&backend).await;
+    let socket = match connecting {
+        Ok(socket) => socket,
+        // It may have moved a moment ago.
+        Err(_) => {
+            let (backend, _) = mux.shared().backends.choose(&mux.service, Some(&backend)).await.map_err(told)?;
+            mux.shared().upstream.connect(&backend).await.map_err(|error| told(error.into()))?
+        }
+    };
     let request = handshake(mux, head).map_err(|error| told(ApiError::new(ErrorCode::Internal, error.to_string())))?;
     let config = WebSocketConfig::default()
         .max_message_size(Some(MESSAGE_MAX))

@@ -3,6 +3,7 @@
 
 mod commands;
 mod containers;
+mod fencing;
 mod images;
 mod nodes;
 mod outage;

@@ -44,7 +44,7 @@ async fn nodes_on_one_engine_leave_each_others_containers_alone() {
     other.stop().await;
     one.stop().await;
     take_down(None, &playground.cluster, Some(&other_node), other_data.path(), &[]).await.unwrap();
-    assert_eq!(playground.containers().await, [first.id.clone()]);
+    assert_eq!(playground.containers().await, std::slice::from_ref(&first.id));
     assert_eq!(playground.networks().await.len(), 1);
     take_down(None, &playground.cluster, None, playground.data.path(), &[]).await.unwrap();
     assert!(playground.containers().await.is_empty() && playground.networks().await.is_empty());

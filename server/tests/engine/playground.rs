@@ -17,7 +17,8 @@ use bytes::Bytes;
 use flotilla::{
     clock,
     cluster::Alone,
-    engine::{Engine, EngineConfig, Proposer},
+    engine::{Engine, EngineConfig, NoOthers, Others, Proposer, Surroundings},
+    fence::{self, Fence},
 };
 use flotilla_api::{ApiError, Grant, NodeId, Scope, ServiceName, TokenId, UnixMillis, rest::ServiceState};
 use flotilla_core::{
@@ -145,14 +146,30 @@ impl Playground {
 
     /// A further node, with a data directory of its own, that shares this one's engine.
     pub(crate) fn start_node(&self, node_id: NodeId, data_dir: &Path, docker_host: Option<String>) -> Engine {
-        let config = EngineConfig {
-            docker_host,
+        let fence = fence::Config {
             data_dir: data_dir.to_owned(),
-            cluster_id: self.cluster.clone(),
-            node_id,
+            docker_host: docker_host.clone(),
+            form: fence::Form::Thread,
         };
+        self.start_with(node_id, docker_host, Fence::start(fence).unwrap(), data_dir)
+    }
+
+    pub(crate) fn start_with(
+        &self,
+        node_id: NodeId,
+        docker_host: Option<String>,
+        fence: Fence,
+        data_dir: &Path,
+    ) -> Engine {
+        let config =
+            EngineConfig { docker_host, data_dir: data_dir.to_owned(), cluster_id: self.cluster.clone(), node_id };
+        self.start_among(config, fence, Arc::new(NoOthers::default()))
+    }
+
+    pub(crate) fn start_among(&self, config: EngineConfig, fence: Fence, others: Arc<dyn Others>) -> Engine {
         let proposer: Arc<dyn Proposer> = self.log.clone();
-        Engine::start(config, self.log.state.subscribe(), proposer, Arc::new(Alone)).unwrap()
+        let surroundings = Surroundings { proposer, lease: Arc::new(Alone), fence, others };
+        Engine::start(config, self.log.state.subscribe(), surroundings).unwrap()
     }
 
     pub(crate) fn apply(&self, command: CommandV1) {

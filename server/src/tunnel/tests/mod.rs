@@ -16,11 +16,12 @@ use std::{
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use flotilla_api::{ApiError, ErrorCode, Grant, ServiceName, TokenId, UnixMillis, rest::Principal};
+use futures::future::BoxFuture;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
 pub(crate) use self::page::{Answer, Page, get};
-use super::{Backends, Channel, ChannelClosed, Config, Session, Site, Snapshot, Tunnel};
-use crate::mesh::Client;
+use super::{Backend, Backends, Channel, ChannelClosed, Config, Hold, Session, Site, Snapshot, Tunnel};
+use crate::{mesh::Client, peers};
 
 /// What a test waits for at most; on a loaded machine, and never reached otherwise.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -72,10 +73,51 @@ impl Services {
     }
 }
 
-impl Backends for Services {
+impl Services {
     fn address(&self, service: &ServiceName) -> Result<SocketAddr, ApiError> {
         let unknown = || ApiError::new(ErrorCode::ServiceNotFound, format!("there is no service `{service}`"));
         self.addresses.lock().unwrap().get(service).cloned().unwrap_or_else(|| Err(unknown()))
+    }
+
+    fn backend(&self, service: &ServiceName) -> Result<Backend, ApiError> {
+        let address = self.address(service)?;
+        let container = address.to_string().replace(['.', ':'], "-");
+        Ok(Backend { service: service.clone(), machine: None, container, address })
+    }
+}
+
+impl Backends for Services {
+    fn check(&self, service: &ServiceName) -> Result<(), ApiError> {
+        match self.address(service) {
+            Err(error) if error.code == ErrorCode::ServiceNotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn choose<'a>(
+        &'a self,
+        service: &'a ServiceName,
+        _: Option<&'a Backend>,
+    ) -> BoxFuture<'a, Result<(Backend, Hold), ApiError>> {
+        let backend = self.backend(service);
+        Box::pin(async move { Ok((backend?, Hold::none())) })
+    }
+
+    fn connect(&self, backend: &Backend) -> BoxFuture<'static, std::io::Result<peers::Stream>> {
+        let address = backend.address;
+        Box::pin(async move {
+            let stream: peers::Stream = Box::new(super::connect(address).await?);
+            Ok(stream)
+        })
+    }
+
+    /// When the test has set another address, or none.
+    fn lost<'a>(&'a self, backend: &'a Backend) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            while self.backend(&backend.service).as_ref() == Ok(backend) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
     }
 }
 
