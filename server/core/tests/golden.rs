@@ -8,7 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_api::{
     Grant, NodeId, Revision, Scope, ServiceName, TokenId, UnixMillis,
-    spec::{HealthCheck, Resources, Restart, ServiceSpec, VolumeMount},
+    spec::{
+        Attribute, Constraint, HealthCheck, OnFailure, OnLoss, Operator, PlacementRules, Resources, Restart,
+        ServiceSpec, UpdateOrder, UpdateRules, VolumeMount,
+    },
 };
 use flotilla_core::{
     Actor, Change, Command, CommandV1, Entry, State,
@@ -27,7 +30,7 @@ fn text(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// A specification in which nothing is left out.
+/// A specification in which nothing is left out that there was when clusters were one machine.
 fn full() -> ServiceSpec {
     ServiceSpec {
         name: service("web"),
@@ -38,9 +41,17 @@ fn full() -> ServiceSpec {
         command: Some(vec!["serve".to_owned(), "--port=80".to_owned()]),
         environment: BTreeMap::from([("LOG".to_owned(), "info".to_owned())]),
         port: Some(80),
-        volumes: vec![VolumeMount { volume: "pg_data".parse().unwrap(), target: "/data".to_owned(), read_only: false }],
+        volumes: vec![VolumeMount {
+            volume: "pg_data".parse().unwrap(),
+            target: "/data".to_owned(),
+            read_only: false,
+            on_loss: OnLoss::Wait,
+        }],
         tmpfs: vec!["/run:size=64m".to_owned()],
         resources: Resources { cpu_millis: Some(1_500), memory_bytes: Some(512 << 20) },
+        reservations: Resources::default(),
+        placement: PlacementRules::default(),
+        update: UpdateRules::default(),
         health: Some(HealthCheck {
             test: vec!["CMD".to_owned(), "check".to_owned()],
             interval_ms: 30_000,
@@ -62,6 +73,35 @@ fn full() -> ServiceSpec {
         stop_signal: text("SIGINT"),
         stop_grace_ms: 10_000,
     }
+}
+
+/// One with all that came with several machines.
+fn ruled() -> ServiceSpec {
+    let constraint = |operator, attribute, value: &str| Constraint { attribute, operator, value: value.to_owned() };
+    let mut spec = ServiceSpec {
+        name: service("ruled"),
+        depends_on: BTreeSet::new(),
+        reservations: Resources { cpu_millis: Some(250), memory_bytes: Some(128 << 20) },
+        placement: PlacementRules {
+            constraints: vec![
+                constraint(Operator::Equal, Attribute::Label("zone".to_owned()), "attic"),
+                constraint(Operator::Unequal, Attribute::Hostname, "atlas"),
+                constraint(Operator::Unequal, Attribute::Id, "node"),
+            ],
+            spread: vec![Attribute::Label("zone".to_owned())],
+            max_per_machine: Some(2),
+        },
+        update: UpdateRules {
+            order: UpdateOrder::StopFirst,
+            parallelism: 2,
+            delay_ms: 5_000,
+            monitor_ms: Some(20_000),
+            on_failure: OnFailure::Pause,
+        },
+        ..full()
+    };
+    spec.volumes[0].on_loss = OnLoss::StartEmpty;
+    spec
 }
 
 /// One in which everything is left out that can be.
@@ -226,6 +266,7 @@ fn commands_of_several() -> Vec<(&'static str, CommandV1)> {
         ("place-with-a-volume", CommandV1::Place { term: 1, changes: volumes_of_web() }),
         ("remove-volumes-of-several", CommandV1::Remove { service: service("web"), volumes: true }),
         ("volumes-purged-on-a-machine", CommandV1::VolumesPurged { service: service("web"), machine: Some(node()) }),
+        ("deploy-with-rules", deploy(vec![ruled()])),
         ("lead-again", CommandV1::Lead { node: second(), term: 4 }),
         ("remove-machine", CommandV1::RemoveMachine { machine: node() }),
     ]

@@ -4,6 +4,7 @@
 //! ([`SUPPORT`]); variables are put in ([`interpolate`]); and each key's value is read by the Compose library's types, whose
 //! short and long forms are then made one specification ([`service`]).
 
+mod deploy;
 mod forms;
 mod interpolate;
 mod mounts;
@@ -16,9 +17,13 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use flotilla_api::{ApiError, ErrorCode, ServiceName, StackName, VolumeName, rest::COMPOSE_MAX, spec::ServiceSpec};
+use flotilla_api::{
+    ApiError, ErrorCode, ServiceName, StackName, VolumeName,
+    rest::COMPOSE_MAX,
+    spec::{OnLoss, ServiceSpec},
+};
 
 use interpolate::Interpolation;
 use section::Section;
@@ -131,17 +136,35 @@ fn only_default_network(root: &Section<'_>) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn declared_volumes(root: &Section<'_>) -> Result<BTreeSet<VolumeName>, ApiError> {
-    let Some(section) = root.get("volumes") else { return Ok(BTreeSet::new()) };
-    let mut volumes = BTreeSet::new();
+fn declared_volumes(root: &Section<'_>) -> Result<BTreeMap<VolumeName, OnLoss>, ApiError> {
+    let Some(section) = root.get("volumes") else { return Ok(BTreeMap::new()) };
+    let mut volumes = BTreeMap::new();
     for (key, entry) in section.named("a map of volumes")? {
-        // The check against the table has refused every key in it.
+        // The check against the table has refused every key in it but our own.
         if !entry.node.is_null() && !matches!(entry.node.value, Value::Map(_)) {
             return Err(entry.wrong("empty"));
         }
-        volumes.insert(key.text.parse().map_err(|error| invalid_name(key.mark, &error))?);
+        let on_loss = on_loss(&entry)?;
+        volumes.insert(key.text.parse().map_err(|error| invalid_name(key.mark, &error))?, on_loss);
     }
     Ok(volumes)
+}
+
+/// What becomes of the volume's service when the only machine that has its data is lost.
+fn on_loss(volume: &Section<'_>) -> Result<OnLoss, ApiError> {
+    let Some(extension) = volume.get(EXTENSION) else { return Ok(OnLoss::default()) };
+    for (key, _) in extension.named("a map with `on-loss`")? {
+        if key.text != "on-loss" {
+            let message = format!("`{}` has no key `{}`; it has `on-loss`", extension.path, tree::shown(&key.text));
+            return Err(key.mark.invalid(message));
+        }
+    }
+    let Some(section) = extension.get("on-loss") else { return Ok(OnLoss::default()) };
+    match section.text()? {
+        "wait" => Ok(OnLoss::Wait),
+        "start-empty" => Ok(OnLoss::StartEmpty),
+        _ => Err(section.invalid("must be `wait` or `start-empty`")),
+    }
 }
 
 /// Every dependency is there, and none depends on itself by any way round.

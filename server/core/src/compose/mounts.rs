@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use docker_compose_types as compose;
-use flotilla_api::{ApiError, ServiceName, VolumeName, spec::VolumeMount};
+use flotilla_api::{
+    ApiError, ServiceName, VolumeName,
+    spec::{OnLoss, VolumeMount},
+};
 
 use super::{
     forms, invalid_name,
@@ -40,28 +43,28 @@ impl Reader<'_> {
                     tmpfs.push(format!("{}{size}", mount.target));
                 }
                 Source::Volume(source) => {
-                    let volume = self.own(name, &item, &source)?;
-                    volumes.push(VolumeMount { volume, target: mount.target, read_only: mount.read_only });
+                    let (volume, on_loss) = self.own(name, &item, &source)?;
+                    volumes.push(VolumeMount { volume, target: mount.target, read_only: mount.read_only, on_loss });
                 }
             }
         }
         Ok((volumes, tmpfs))
     }
 
-    fn own(&mut self, name: &ServiceName, item: &Section<'_>, source: &str) -> Result<VolumeName, ApiError> {
+    fn own(&mut self, name: &ServiceName, item: &Section<'_>, source: &str) -> Result<(VolumeName, OnLoss), ApiError> {
         let volume: VolumeName = source.parse().map_err(|error| invalid_name(item.mark(), &error))?;
-        if !self.declared.contains(&volume) {
+        let Some(on_loss) = self.declared.get(&volume).copied() else {
             return Err(item.invalid(&format!(
                 "mounts the volume `{volume}`, which is not declared; add `{volume}:` under the top-level `volumes`"
             )));
-        }
+        };
         let owner = self.owners.entry(volume.clone()).or_insert_with(|| name.clone());
         if owner != name {
             return Err(item.unsupported(&format!(
                 "mounts the volume `{volume}` of `{owner}`; a volume belongs to one service, so give each its own"
             )));
         }
-        Ok(volume)
+        Ok((volume, on_loss))
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use docker_compose_types as compose;
 use flotilla_api::{
     ApiError, ServiceName,
-    spec::{HealthCheck, Resources, Restart},
+    spec::{HealthCheck, Restart},
 };
 
 use super::{forms, invalid_name, section::Section, tree::shown};
@@ -13,32 +13,9 @@ use crate::state::REPLICAS_MAX;
 
 /// Longer than any start, check or shutdown that somebody waits for. Milliseconds.
 const DURATION_MAX_MS: u64 = 3_600_000;
-/// Docker refuses less. Bytes.
-const MEMORY_MIN: u64 = 6 * 1024 * 1024;
-
-pub(super) fn resources(section: &Section<'_>) -> Result<Resources, ApiError> {
-    let limits =
-        section.get("deploy").and_then(|deploy| deploy.get("resources")).and_then(|resources| resources.get("limits"));
-    if let Some(deploy) = section.get("deploy") {
-        // The library's own opinion on the shape of it all, where ours only picks what it needs.
-        deploy.parse::<compose::Deploy>("a map as the Compose specification has it")?;
-    }
-    let cpu_millis = agreed(section.get("cpus"), limits.as_ref().and_then(|limits| limits.get("cpus")), |section| {
-        forms::cpu_millis(section.text()?)
-            .filter(|millis| *millis > 0)
-            .ok_or_else(|| section.invalid("must be a number of cores such as `0.5`"))
-    })?;
-    let memory_bytes =
-        agreed(section.get("mem_limit"), limits.as_ref().and_then(|limits| limits.get("memory")), |section| {
-            forms::bytes(section.text()?)
-                .filter(|bytes| *bytes >= MEMORY_MIN)
-                .ok_or_else(|| section.invalid("must be a size such as `512m`, and at least `6m`"))
-        })?;
-    Ok(Resources { cpu_millis, memory_bytes })
-}
 
 /// A value that may stand at two places, if they say the same.
-fn agreed<T: PartialEq>(
+pub(super) fn agreed<T: PartialEq>(
     one: Option<Section<'_>>,
     other: Option<Section<'_>>,
     read: impl Fn(&Section<'_>) -> Result<T, ApiError>,

@@ -1,16 +1,17 @@
 //! One service of a compose file.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use docker_compose_types as compose;
-use flotilla_api::{ApiError, ServiceName, StackName, VolumeName, spec::ServiceSpec};
+use flotilla_api::{
+    ApiError, ServiceName, StackName, VolumeName,
+    spec::{OnLoss, ServiceSpec},
+};
 use serde::Deserialize;
 
 use super::{
-    Build, EXTENSION, forms,
-    runtime::{
-        capabilities, depends_on, duration, health, hostname, replicas, resources, restart, stop_signal, working_dir,
-    },
+    Build, EXTENSION, deploy, forms,
+    runtime::{capabilities, depends_on, duration, health, hostname, replicas, restart, stop_signal, working_dir},
     section::Section,
     tree::{Value, shown},
 };
@@ -26,7 +27,7 @@ const IMAGE_MAX: usize = 512;
 
 pub(super) struct Reader<'a> {
     stack: &'a StackName,
-    pub(super) declared: BTreeSet<VolumeName>,
+    pub(super) declared: BTreeMap<VolumeName, OnLoss>,
     variables: &'a BTreeMap<String, String>,
     /// Who mounts each volume.
     pub(super) owners: BTreeMap<VolumeName, ServiceName>,
@@ -44,7 +45,7 @@ struct Extension {
 impl<'a> Reader<'a> {
     pub(super) fn new(
         stack: &'a StackName,
-        declared: BTreeSet<VolumeName>,
+        declared: BTreeMap<VolumeName, OnLoss>,
         variables: &'a BTreeMap<String, String>,
     ) -> Self {
         Self { stack, declared, variables, owners: BTreeMap::new(), services: Vec::new(), builds: Vec::new() }
@@ -56,6 +57,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn service(&mut self, name: ServiceName, section: &Section<'_>) -> Result<(), ApiError> {
         section.named("a map of keys")?;
+        deploy::check_shape(section)?;
         let image = self.image(&name, section)?;
         let (volumes, tmpfs) = self.mounts(&name, section)?;
         let replicas = replicas(section)?;
@@ -70,6 +72,9 @@ impl<'a> Reader<'a> {
                 check_harmless(key, &section)?;
             }
         }
+        let writes = volumes.iter().find(|mount| !mount.read_only).map(|mount| mount.volume.as_str());
+        let update = deploy::update(section, writes)?;
+        let resources = deploy::limits(section)?;
         let spec = ServiceSpec {
             stack: self.stack.clone(),
             image,
@@ -80,7 +85,10 @@ impl<'a> Reader<'a> {
             port: port(section)?,
             volumes,
             tmpfs,
-            resources: resources(section)?,
+            resources,
+            reservations: deploy::reservations(section, resources)?,
+            placement: deploy::placement(section)?,
+            update,
             health: health(section)?,
             labels: labels(section)?,
             user: text(section, "user")?,

@@ -58,7 +58,13 @@ pub const SUPPORT: &[Key] = &[
         "A name of up to 40 of `a-z`, `0-9` and `-`; not `app`, `api`, `www`, `localhost`, `relay` or `flotilla`, which are host names already.",
     ),
     yes("volumes", "Named volumes: directories that Flotilla keeps."),
-    yes("volumes.*", "Empty. A volume belongs to one service."),
+    yes("volumes.*", "Empty, or with `x-flotilla`. A volume belongs to one service."),
+    yes("volumes.*.x-flotilla", "Flotilla's own."),
+    yes(
+        "volumes.*.x-flotilla.on-loss",
+        "What happens when the only machine that has the data is lost: `wait` for it (**if absent**), or `start-empty` on \
+         another. A service begins anew only if all of its volumes say so.",
+    ),
     no("volumes.*.name", "A volume is named by its key; leave the entry empty."),
     no("volumes.*.driver", "Flotilla keeps volumes itself, so that it can replicate them; leave the entry empty."),
     no("volumes.*.driver_opts", "Flotilla keeps volumes itself; leave the entry empty."),
@@ -202,17 +208,58 @@ pub const SUPPORT: &[Key] = &[
     yes("services.*.deploy.resources.limits.memory", "For example `512m`; at least 6 MiB."),
     no("services.*.deploy.resources.limits.pids", ENGINE),
     no("services.*.deploy.resources.limits.devices", "Devices of the host can't be given to a service."),
-    no("services.*.deploy.resources.reservations", "Nothing is reserved; use `limits`."),
+    yes(
+        "services.*.deploy.resources.reservations",
+        "What a machine must have left for an instance to be placed there.",
+    ),
+    yes(
+        "services.*.deploy.resources.reservations.cpus",
+        "Cores. Without it, 0.1 is reckoned with, but no machine is ruled out for it.",
+    ),
+    yes(
+        "services.*.deploy.resources.reservations.memory",
+        "Without it, 64 MiB is reckoned with, but no machine is ruled out for it. At most nine tenths of a machine's memory \
+         can be reserved.",
+    ),
+    no("services.*.deploy.resources.reservations.devices", "Devices of the host can't be given to a service."),
+    no(
+        "services.*.deploy.resources.reservations.generic_resources",
+        "Label the machines that have it, and use `placement.constraints`.",
+    ),
+    yes("services.*.deploy.placement", "Without it, Flotilla chooses among all machines."),
+    yes(
+        "services.*.deploy.placement.constraints",
+        "List of `node.labels.<key> == value`, `node.hostname == name` or `node.id == id`, also with `!=`. All must hold; an \
+         instance whose machine no longer fits moves.",
+    ),
+    yes("services.*.deploy.placement.preferences", ""),
+    yes(
+        "services.*.deploy.placement.preferences[].spread",
+        "`node.labels.<key>`: instances go to machines with different values, if they can.",
+    ),
+    integer("services.*.deploy.placement.max_replicas_per_node", "Instances on one machine, from 1."),
+    yes("services.*.deploy.update_config", "How a new revision reaches the instances."),
+    yes(
+        "services.*.deploy.update_config.order",
+        "`start-first` (**if absent**) or `stop-first`. What writes a volume always stops first.",
+    ),
+    integer("services.*.deploy.update_config.parallelism", "Instances at one time, 0 for all; 1 if absent."),
+    yes("services.*.deploy.update_config.delay", "Between one that runs well and the next; 0 if absent."),
+    yes(
+        "services.*.deploy.update_config.monitor",
+        "How long a new instance has to run before it counts as well. If absent: until it is healthy, or 10 s without a \
+         health check.",
+    ),
+    yes(
+        "services.*.deploy.update_config.failure_action",
+        "`rollback` (**if absent**): the last revision that ran well comes back. `pause`: no further instance is updated.",
+    ),
+    no("services.*.deploy.update_config.max_failure_ratio", "One instance that fails is enough."),
     no("services.*.deploy.mode", "Use `replicas`."),
     no("services.*.deploy.endpoint_mode", NETWORK),
     no("services.*.deploy.labels", "Use `labels`."),
-    no("services.*.deploy.placement", "Flotilla chooses the machine."),
     no("services.*.deploy.restart_policy", "Use `restart`."),
-    no("services.*.deploy.rollback_config", "A revision that never runs well is rolled back by itself."),
-    no(
-        "services.*.deploy.update_config",
-        "The new instance starts before the old one stops, except where they share a volume.",
-    ),
+    no("services.*.deploy.rollback_config", "A roll back goes as `update_config` says."),
     // Refused.
     no("services.*.annotations", "Use `labels`."),
     no("services.*.attach", "Logs are read with `flotilla logs`."),
@@ -255,7 +302,7 @@ pub const SUPPORT: &[Key] = &[
     no("services.*.links", NETWORK),
     no("services.*.logging", "Flotilla reads the logs itself; see `flotilla logs`."),
     no("services.*.mac_address", ENGINE),
-    no("services.*.mem_reservation", "Use `mem_limit`."),
+    no("services.*.mem_reservation", "Use `deploy.resources.reservations.memory`."),
     no("services.*.mem_swappiness", ENGINE),
     no("services.*.memswap_limit", ENGINE),
     no("services.*.models", "Run the model server as a service."),

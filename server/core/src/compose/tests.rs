@@ -1,6 +1,9 @@
 use std::collections::BTreeMap;
 
-use flotilla_api::spec::{HealthCheck, Resources, Restart, VolumeMount};
+use flotilla_api::spec::{
+    Attribute, HealthCheck, OnFailure, OnLoss, PlacementRules, Resources, Restart, UpdateOrder, UpdateRules,
+    VolumeMount,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -111,6 +114,7 @@ volumes:
         volume: volume.parse().unwrap(),
         target: target.to_owned(),
         read_only,
+        on_loss: OnLoss::Wait,
     };
     assert_eq!(web.volumes, [mount("data", "/srv/www", true), mount("cache", "/var/cache", false)]);
     assert_eq!(web.tmpfs, ["/tmp", "/run:size=67108864"]);
@@ -236,11 +240,11 @@ fn an_unsupported_key_is_named_with_its_line() {
         "`services.web.privileged` is not supported",
     );
     refused_at(
-        "services:\n  web:\n    image: a\n    deploy:\n      resources:\n        reservations: {}\n",
+        "services:\n  web:\n    image: a\n    deploy:\n      resources:\n        reservations:\n          devices: []\n",
         ErrorCode::ComposeUnsupported,
-        6,
-        9,
-        "`services.web.deploy.resources.reservations`",
+        7,
+        11,
+        "`services.web.deploy.resources.reservations.devices`",
     );
     refused_at(
         "services:\n  web:\n    image: a\n    enviroment: {}\n",
@@ -278,6 +282,92 @@ fn an_unsupported_key_is_named_with_its_line() {
         5,
         "`volumes.data.external`",
     );
+}
+
+#[test]
+fn a_service_says_what_it_needs_and_where_it_may_run() {
+    let spec = one("    mem_limit: 1g
+    deploy:
+      replicas: 4
+      resources:
+        reservations: {cpus: '0.5', memory: 256m}
+      placement:
+        constraints:
+          - node.labels.zone==attic
+          - node.hostname != atlas
+          - node.id != 0123
+        preferences:
+          - spread: node.labels.rack
+          - {spread: node.hostname}
+        max_replicas_per_node: 2
+      update_config:
+        order: stop-first
+        parallelism: 2
+        delay: 5s
+        monitor: 1m
+        failure_action: pause
+");
+    assert_eq!(spec.reservations, Resources { cpu_millis: Some(500), memory_bytes: Some(256 << 20) });
+    let constraints: Vec<String> = spec.placement.constraints.iter().map(ToString::to_string).collect();
+    assert_eq!(constraints, ["node.labels.zone == attic", "node.hostname != atlas", "node.id != 0123"]);
+    assert_eq!(spec.placement.spread, [Attribute::Label("rack".to_owned()), Attribute::Hostname]);
+    assert_eq!(spec.placement.max_per_machine, Some(2));
+    let update = UpdateRules {
+        order: UpdateOrder::StopFirst,
+        parallelism: 2,
+        delay_ms: 5_000,
+        monitor_ms: Some(60_000),
+        on_failure: OnFailure::Pause,
+    };
+    assert_eq!(spec.update, update);
+
+    let spec = one("    deploy: {placement: {}, update_config: {failure_action: rollback, order: start-first}}\n");
+    assert_eq!((spec.placement, spec.update), (PlacementRules::default(), UpdateRules::default()));
+}
+
+#[test]
+fn a_volume_says_what_becomes_of_its_service_when_its_data_is_lost() {
+    let text = "services: {web: {image: a, volumes: ['a:/a', 'b:/b', 'c:/c']}}\nvolumes:\n  a:\n  b: {x-flotilla: {on-loss: \
+                start-empty}}\n  c: {x-flotilla: {on-loss: wait}, x-other: 1}\n";
+    let on_loss: Vec<OnLoss> = compose(text).unwrap().services[0].volumes.iter().map(|mount| mount.on_loss).collect();
+    assert_eq!(on_loss, [OnLoss::Wait, OnLoss::StartEmpty, OnLoss::Wait]);
+    for (entry, code) in [
+        ("{x-flotilla: {on-loss: forget}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {onloss: wait}}", ErrorCode::ComposeUnsupported),
+        ("{x-flotilla: 5}", ErrorCode::ComposeInvalid),
+    ] {
+        let text = format!("services: {{web: {{image: a}}}}\nvolumes:\n  a: {entry}\n");
+        let error = compose(&text).unwrap_err();
+        assert_eq!((error.code, error.line), (code, Some(3)), "{error:?}");
+    }
+}
+
+#[test]
+fn a_rule_that_makes_no_sense_is_refused_at_its_line() {
+    use ErrorCode::{ComposeInvalid as Invalid, ComposeUnsupported as Unsupported};
+    for (keys, line, code) in [
+        ("    deploy:\n      placement:\n        constraints:\n          - node.role == manager\n", 7, Unsupported),
+        ("    deploy:\n      placement:\n        constraints:\n          - node.labels.zone\n", 7, Invalid),
+        ("    deploy:\n      placement:\n        constraints:\n          - node.labels.zone == a b\n", 7, Invalid),
+        ("    deploy:\n      placement:\n        constraints:\n          - node.labels. == a\n", 7, Unsupported),
+        ("    deploy:\n      placement:\n        constraints: node.id == a\n", 6, Invalid),
+        ("    deploy:\n      placement:\n        preferences: [{spread: rack}]\n", 6, Unsupported),
+        ("    deploy:\n      placement:\n        preferences: [{}]\n", 6, Invalid),
+        ("    deploy:\n      placement:\n        max_replicas_per_node: 0\n", 6, Invalid),
+        ("    deploy:\n      placement: []\n", 5, Invalid),
+        ("    deploy:\n      resources: {reservations: {memory: lots}}\n", 5, Invalid),
+        ("    deploy:\n      resources: {limits: {memory: 64m}, reservations: {memory: 65m}}\n", 5, Invalid),
+        ("    deploy:\n      resources: {limits: {cpus: 1}, reservations: {cpus: 1.1}}\n", 5, Invalid),
+        ("    deploy:\n      update_config: {order: any}\n", 5, Invalid),
+        ("    deploy:\n      update_config: {failure_action: continue}\n", 5, Unsupported),
+        ("    deploy:\n      update_config: {parallelism: -1}\n", 5, Invalid),
+        ("    deploy:\n      update_config: {delay: 2h}\n", 5, Invalid),
+        ("    deploy:\n      update_config: {max_failure_ratio: 0.5}\n", 5, Unsupported),
+        ("    volumes: [data:/d]\n    deploy:\n      update_config: {order: start-first}\n", 6, Invalid),
+    ] {
+        let error = refused(keys);
+        assert_eq!((error.code, error.line), (code, Some(line)), "{keys}{error:?}");
+    }
 }
 
 #[test]

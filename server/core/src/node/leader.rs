@@ -106,9 +106,17 @@ impl Leader {
 
     /// A heartbeat that was sent at this time was answered by a quorum.
     pub fn confirm(&mut self, sent: Mono) {
-        self.confirmed = self.confirmed.max(Some(sent));
-        if let Some(grantor) = &mut self.grantor {
-            grantor.confirm(sent);
+        let before = self.confirmed;
+        self.confirmed = before.max(Some(sent));
+        let Some(grantor) = &mut self.grantor else { return };
+        grantor.confirm(sent);
+        // While there was no quorum nobody got a lease; that says nothing against those who asked.
+        if before.is_some_and(|before| sent.since(before) > CONFIRMED_MS) {
+            for (id, lost) in &self.known {
+                if !lost {
+                    grantor.expect(id, sent.plus(LEASE_MAX_MS));
+                }
+            }
         }
     }
 
@@ -166,7 +174,8 @@ impl Leader {
         members: &Members,
     ) -> Step {
         self.follow(now, state);
-        let mut step = Step { wake_at: self.grantor.as_ref().and_then(|grantor| grantor.next_end(now)), ..Step::default() };
+        let mut step =
+            Step { wake_at: self.grantor.as_ref().and_then(|grantor| grantor.next_end(now)), ..Step::default() };
         if self.under_way.is_some() {
             return step;
         }
@@ -214,7 +223,8 @@ impl Leader {
             }
         }
         self.known.retain(|id, _| state.machines.contains_key(id));
-        self.heard.retain(|id, _| state.machines.contains_key(id) || state.leftovers.iter().any(|it| it.machine == *id));
+        self.heard
+            .retain(|id, _| state.machines.contains_key(id) || state.leftovers.iter().any(|it| it.machine == *id));
     }
 
     fn is_confirmed(&self, now: Mono) -> bool {
@@ -304,12 +314,7 @@ impl Leader {
     }
 
     /// Longer leases where renewals are often late, shorter ones when that has been over for a while.
-    fn tune_lease(
-        &mut self,
-        now: Mono,
-        state: &State,
-        reports: &BTreeMap<NodeId, Arc<Report>>,
-    ) -> Option<CommandV1> {
+    fn tune_lease(&mut self, now: Mono, state: &State, reports: &BTreeMap<NodeId, Arc<Report>>) -> Option<CommandV1> {
         let present = state.leadership.lease_ms();
         let settled = self.lease_set_at.is_none_or(|at| now.since(at) > LEASE_MAX_MS);
         let set = |lease_ms| Some(CommandV1::SetLease { term: self.term, lease_ms });

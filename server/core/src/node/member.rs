@@ -39,8 +39,8 @@ pub struct Orders {
     pub thaw: Vec<String>,
     /// For the guard: when what could write a volume has to be frozen; absent where nobody could take over.
     pub deadline: Option<Mono>,
-    /// Containers that the guard freezes then.
-    pub guarded: Vec<String>,
+    /// Containers that the guard freezes then, with their epochs.
+    pub guarded: Vec<(String, u64)>,
     /// Look again by then, even if nothing happens.
     pub wake_at: Option<Mono>,
 }
@@ -86,8 +86,8 @@ impl Member {
         let writers = self.writers(sight);
         let running: Vec<&Writer<'_>> = writers.iter().filter(|writer| !writer.frozen).collect();
         let may_run = sight.alone || self.holder.may_run(now);
-        let mut orders = Orders::default();
-        orders.guarded = writers.iter().map(|writer| writer.container.id.clone()).collect();
+        let guarded = writers.iter().map(|writer| (writer.container.id.clone(), writer.container.epoch)).collect();
+        let mut orders = Orders { guarded, ..Orders::default() };
         if may_run {
             let mine = writers.iter().filter(|writer| writer.frozen && writer.mine);
             orders.thaw = mine.map(|writer| writer.container.id.clone()).collect();

@@ -6,7 +6,6 @@ mod leader;
 mod member;
 mod voters;
 
-
 pub use leader::{Leader, Outcome, Step};
 pub use member::{Member, Orders, Sight};
 pub use voters::{Members, wanted_members};

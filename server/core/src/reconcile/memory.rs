@@ -14,6 +14,7 @@ use crate::{command::CommandV1, state::State};
 /// What the reconciler remembers between rounds, per service and replica. Lost on a daemon's restart, which does no harm.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
+    #[serde(with = "by_instance")]
     pub instances: BTreeMap<(ServiceName, u32), Attempts>,
     /// Why a service was not started in the last round: a sentence for people.
     pub waits: BTreeMap<ServiceName, String>,
@@ -41,9 +42,9 @@ pub struct Attempts {
     /// The engine's last error on creating or starting it.
     pub last_error: Option<String>,
     /// Those of `failures` that speak against the revision; a full disk does not.
-    pub(super) faults: u32,
+    pub(crate) faults: u32,
     /// All of this is about instances of this incarnation; another begins afresh.
-    pub(super) incarnation: Incarnation,
+    pub(crate) incarnation: Incarnation,
     /// It was started at least once.
     started: bool,
     /// Container and time of the exit that was counted last.
@@ -170,7 +171,10 @@ impl Memory {
     /// An instance could not be created or started.
     pub fn failed(&mut self, service: &ServiceName, replica: u32, now: UnixMillis, error: &ApiError) {
         let attempts = self.instances.entry((service.clone(), replica)).or_default();
-        attempts.fail(now, !matches!(error.code, ErrorCode::EngineUnavailable | ErrorCode::DiskFull));
+        // What its machine can't do just now speaks against no revision.
+        let machine =
+            matches!(error.code, ErrorCode::EngineUnavailable | ErrorCode::ServiceUnavailable | ErrorCode::DiskFull);
+        attempts.fail(now, !machine);
         attempts.last_error = Some(error.message.clone());
     }
 
@@ -328,4 +332,24 @@ impl Owner {
 pub(super) fn backoff(failures: u32) -> u64 {
     let doublings = failures.saturating_sub(1).min(16);
     (BACKOFF_FIRST_MS << doublings).min(BACKOFF_MAX_MS)
+}
+
+/// As a list: JSON has no keys but text.
+mod by_instance {
+    use std::collections::BTreeMap;
+
+    use flotilla_api::ServiceName;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Attempts;
+
+    type Instances = BTreeMap<(ServiceName, u32), Attempts>;
+
+    pub(super) fn serialize<S: Serializer>(instances: &Instances, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(instances)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Instances, D::Error> {
+        Vec::<((ServiceName, u32), Attempts)>::deserialize(deserializer).map(|list| list.into_iter().collect())
+    }
 }

@@ -149,7 +149,7 @@ pub struct Plan {
 
 impl Container {
     /// Which specification, under which epoch, it was made for.
-    fn incarnation(&self) -> Incarnation {
+    pub(crate) fn incarnation(&self) -> Incarnation {
         Incarnation { revision: self.revision, restarts: self.restarts, epoch: self.epoch }
     }
 
@@ -159,7 +159,7 @@ impl Container {
     }
 
     /// Does it run well enough that others may count on it?
-    fn is_ready(&self, now: UnixMillis) -> bool {
+    pub(crate) fn is_ready(&self, now: UnixMillis) -> bool {
         match self.status {
             Status::Running { health: Health::Healthy, .. } => true,
             Status::Running { health: Health::None, since } => now.since(since) >= READY_AFTER_MS,
@@ -289,7 +289,7 @@ impl Round<'_> {
             .desired
             .services
             .values()
-            .filter(|service| service.placed_on(self.node).any(Placement::is_wanted))
+            .filter(|service| service.placed_on(self.node).any(Placement::is_wanted) || self.stands_by(service))
             .map(|service| &service.stack)
             .collect();
         for stack in wanted {
@@ -302,15 +302,17 @@ impl Round<'_> {
         }
     }
 
+    /// Shall this machine be ready to take the service over? Then it has its network, and the shell sees to its image.
+    fn stands_by(&self, service: &Service) -> bool {
+        service.replicas > 0 && service.standby.contains(self.node)
+    }
+
     /// A stack's network goes after its last container, of which one may be about to be made while its service is removed.
     fn remove_networks(&mut self) {
         for stack in &self.observed.networks {
-            let used = self
-                .desired
-                .services
-                .values()
-                .any(|service| service.stack == *stack && service.placed_on(self.node).next().is_some())
-                || self.observed.containers.iter().any(|container| container.stack == *stack);
+            let used = self.desired.services.values().any(|service| {
+                service.stack == *stack && (service.placed_on(self.node).next().is_some() || self.stands_by(service))
+            }) || self.observed.containers.iter().any(|container| container.stack == *stack);
             if used {
                 continue;
             }

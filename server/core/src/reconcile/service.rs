@@ -1,6 +1,9 @@
 //! The plan for one service.
 
-use flotilla_api::{InstanceId, Revision, ServiceName, UnixMillis, spec::Restart};
+use flotilla_api::{
+    InstanceId, Revision, ServiceName, UnixMillis,
+    spec::{Restart, UpdateOrder},
+};
 
 use super::{
     Action, CONFIRMED_AFTER_MS, Container, Health, READY_AFTER_MS, RECOVERED_AFTER_MS, ROLLBACK_AFTER, Round, Status,
@@ -144,7 +147,7 @@ impl Round<'_> {
         since: UnixMillis,
         health: Health,
     ) -> Progress {
-        if container.is_ready(self.now) || slot.exclusive {
+        if container.is_ready(self.now) || slot.exclusive || slot.stop_first {
             for stale in &slot.stale {
                 self.remove(stale);
             }
@@ -255,14 +258,14 @@ impl Round<'_> {
     /// True when an instance may start beside what is there. One that shares a volume with another that could write may not:
     /// the other is removed, and only when an observation no longer shows it the way is clear.
     fn clear_the_way(&mut self, slot: &Slot<'_>) -> bool {
-        if !slot.exclusive {
+        if !slot.exclusive && !slot.stop_first {
             self.keep_one_serving(slot);
             return true;
         }
         for stale in &slot.stale {
             self.remove(stale);
         }
-        slot.alone
+        if slot.exclusive { slot.alone } else { slot.stale.is_empty() }
     }
 
     /// Until the new instance is ready, the best of the old ones answers.
@@ -360,6 +363,8 @@ struct Slot<'a> {
     stale: Vec<&'a Container>,
     /// Two of them may never run at once, for one would spoil the other's volume.
     exclusive: bool,
+    /// Somebody wants the old one to stop before the new one starts.
+    stop_first: bool,
     /// The service has no container but the current one.
     alone: bool,
 }
@@ -380,7 +385,8 @@ impl<'a> Slot<'a> {
                 container.incarnation() != placement.incarnation() && writes_as_made(service, container)
             });
         let alone = containers.iter().all(|container| current.is_some_and(|current| current.id == container.id));
-        Self { current, duplicates, stale, exclusive, alone }
+        let stop_first = service.spec_of(placement.revision).update.order == UpdateOrder::StopFirst;
+        Self { current, duplicates, stale, exclusive, stop_first, alone }
     }
 }
 

@@ -32,6 +32,9 @@ pub struct Machine {
     /// Since when it is lost: its lease ended, and was not renewed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_at: Option<UnixMillis>,
+    /// Since when it can be counted on: it joined, came back or was undrained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub here_since: Option<UnixMillis>,
     /// When it was lost, the last times.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub losses: Vec<UnixMillis>,
@@ -91,6 +94,7 @@ impl Machine {
             facts: MachineFacts::default(),
             availability: Availability::default(),
             lost_at: None,
+            here_since: None,
             losses: Vec::new(),
             taken: 0,
         }
@@ -120,7 +124,8 @@ impl State {
         if let Some(invitation) = self.invitations.get_mut(invitation) {
             invitation.used_at = Some(at);
         }
-        let machine = Machine { joined_at: Some(at), facts: facts.clone(), ..Machine::new(record.clone()) };
+        let machine =
+            Machine { joined_at: Some(at), here_since: Some(at), facts: facts.clone(), ..Machine::new(record.clone()) };
         self.machines.insert(record.id.clone(), machine);
         let message = format!("The machine `{}` joined.", record.name);
         Ok(Applied::done(Event::new("machine-joined", None, message).on(&record.name)))
@@ -297,6 +302,9 @@ impl State {
             ));
         }
         machine.availability = now;
+        if now == Availability::Active {
+            machine.here_since = Some(at);
+        }
         Ok(Applied::done(Event::new(kind, None, message).on(&name)))
     }
 
@@ -324,6 +332,7 @@ impl State {
         let Some(lost_at) = machine.lost_at.take() else {
             return Err(Rejected::new(ErrorCode::Conflict, format!("`{}` is not lost", machine.record.name)));
         };
+        machine.here_since = Some(at);
         let name = machine.record.name.clone();
         let seconds = at.since(lost_at).div_ceil(1000);
         let message = format!("The machine `{name}` is back after {seconds} s.");

@@ -148,7 +148,9 @@ pub struct Applied {
     pub events: Vec<Event>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+/// Travels from the leader to the node that proposed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "value", rename_all = "kebab-case")]
 pub enum Outcome {
     Done,
     /// `url` is left empty: the shell knows the domain.

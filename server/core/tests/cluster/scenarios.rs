@@ -107,7 +107,7 @@ fn use_it(world: &mut World) {
 /// Random faults at random times, then none.
 pub(crate) fn random(seed: u64) {
     let keep_history = std::env::var("FLOTILLA_SIM_SEED").is_ok();
-    let machines = if seed % 3 == 0 { 5 } else { 3 };
+    let machines = if seed.is_multiple_of(3) { 5 } else { 3 };
     let mut world = settled(seed, machines, keep_history);
     let end = world.now + SUFFERS_MS;
     let mut faults: Vec<(u64, Fault)> = Vec::new();

@@ -43,17 +43,56 @@ pub(crate) enum Message {
 pub(crate) enum Event {
     Tick(usize),
     Guard(usize),
-    Deliver { from: usize, to: usize, message: Message },
+    Deliver {
+        from: usize,
+        to: usize,
+        message: Message,
+    },
     /// The daemon tells its engine to do something that takes so long.
-    Issue { machine: usize, life: u64, key: u64, action: Action, takes: u64 },
+    Issue {
+        machine: usize,
+        life: u64,
+        key: u64,
+        action: Action,
+        takes: u64,
+    },
     /// An action takes effect; the engine goes on though its daemon died.
-    Effect { machine: usize, boot: u64, action: Action },
+    Effect {
+        machine: usize,
+        boot: u64,
+        action: Action,
+    },
     /// The daemon hears of it.
-    Ended { machine: usize, life: u64, key: u64, action: Action },
-    Freeze { machine: usize, boot: u64, container: String, frozen: bool },
-    Commit { by: usize, life: u64, term: u64, command: CommandV1 },
-    ProposalEnd { by: usize, life: u64, term: u64, outcome: Outcome },
-    ChangeMembers { by: usize, life: u64, term: u64, members: Members },
+    Ended {
+        machine: usize,
+        life: u64,
+        key: u64,
+        action: Action,
+    },
+    Freeze {
+        machine: usize,
+        boot: u64,
+        container: String,
+        frozen: bool,
+    },
+    Commit {
+        by: usize,
+        life: u64,
+        term: u64,
+        command: CommandV1,
+    },
+    ProposalEnd {
+        by: usize,
+        life: u64,
+        term: u64,
+        outcome: Outcome,
+    },
+    ChangeMembers {
+        by: usize,
+        life: u64,
+        term: u64,
+        members: Members,
+    },
 }
 
 pub(crate) struct World {
@@ -82,9 +121,8 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, machines: usize, keep_history: bool) -> Self {
         let mut chance = Chance::new(seed);
-        let nodes = (0..machines)
-            .map(|number| Node::new(number, i64::try_from(chance.between(0, 20)).unwrap() - 10))
-            .collect();
+        let nodes =
+            (0..machines).map(|number| Node::new(number, i64::try_from(chance.between(0, 20)).unwrap() - 10)).collect();
         let mut world = Self {
             now: 0,
             chance,
@@ -171,7 +209,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: usize, to: usize, message: Message) {
+    fn send(&mut self, from: usize, to: usize, message: &Message) {
         if self.cut.contains(&(from, to)) || self.chance.percent(self.loss) {
             return;
         }
@@ -260,7 +298,9 @@ impl World {
     fn heartbeat(&mut self, number: usize) {
         let now = self.now;
         let node = &self.nodes[number];
-        let Some(term) = node.daemon.as_ref().and_then(|daemon| daemon.leader.as_ref()).map(Leader::term) else { return };
+        let Some(term) = node.daemon.as_ref().and_then(|daemon| daemon.leader.as_ref()).map(Leader::term) else {
+            return;
+        };
         if now < self.heartbeat_at.get(&number).copied().unwrap_or(0) {
             return;
         }
@@ -273,7 +313,7 @@ impl World {
         self.acked(number, number, term, sent);
         for other in 0..self.nodes.len() {
             if other != number && self.is_member(other) {
-                self.send(number, other, Message::Heartbeat { term, commit, sent });
+                self.send(number, other, &Message::Heartbeat { term, commit, sent });
             }
         }
     }
@@ -314,7 +354,7 @@ impl World {
                     daemon.known_leader = Some(from);
                     daemon.member.hurry();
                 }
-                self.send(to, from, Message::Ack { term, sent });
+                self.send(to, from, &Message::Ack { term, sent });
             }
             Message::Ack { term, sent } => self.acked(to, from, term, sent),
             Message::Renew(renewal) => {
@@ -323,7 +363,7 @@ impl World {
                 let (clock, state) = (node.clock(now), node.state.clone());
                 let Some(leader) = node.daemon.as_mut().and_then(|daemon| daemon.leader.as_mut()) else { return };
                 let grant = leader.renew(clock, &id, &renewal, &state);
-                self.send(to, from, Message::Grant(grant));
+                self.send(to, from, &Message::Grant(grant));
             }
             Message::Grant(grant) => {
                 if let Some(daemon) = &mut self.nodes[to].daemon {
@@ -349,8 +389,7 @@ impl World {
         daemon.recent.clear();
         let observed = node.engine.observe(wall);
         let mut fresh = || format!("{:08x}", chance.next() as u32);
-        let plan =
-            reconcile(wall, &node.id, may_start, &node.state, &observed, &mut daemon.memory, &mut fresh);
+        let plan = reconcile(wall, &node.id, may_start, &node.state, &observed, &mut daemon.memory, &mut fresh);
         daemon.planned = node.state.applied;
         let epochs: BTreeMap<String, u64> =
             observed.containers.iter().map(|container| (container.id.clone(), container.epoch)).collect();
@@ -500,7 +539,7 @@ impl World {
         };
         let orders = daemon.member.orders(clock, &sight);
         node.guard.deadline = orders.deadline;
-        node.guard.targets = orders.guarded;
+        node.guard.targets = orders.guarded.into_iter().map(|(container, _)| container).collect();
         // Those that are being started are registered by the engine.
         let leader = daemon.known_leader;
         if !orders.freeze.is_empty() {
@@ -518,7 +557,7 @@ impl World {
                 let message = Message::Renew(renewal);
                 self.after(0, Event::Deliver { from: number, to: number, message });
             } else {
-                self.send(number, leader, Message::Renew(renewal));
+                self.send(number, leader, &Message::Renew(renewal));
             }
         }
         self.tell(number);
@@ -549,7 +588,7 @@ impl World {
         daemon.reports.insert(node.id.clone(), report.clone());
         for other in 0..self.nodes.len() {
             if other != number {
-                self.send(number, other, Message::Report(report.clone()));
+                self.send(number, other, &Message::Report(report.clone()));
             }
         }
     }
@@ -685,7 +724,8 @@ impl World {
         let leader = (0..self.nodes.len()).find(|number| {
             let node = &self.nodes[*number];
             let term = node.daemon.as_ref().and_then(|daemon| daemon.leader.as_ref()).map(Leader::term);
-            node.acts() && term.is_some_and(|term| self.log.is_quorum(&self.followers(*number, term)) && term == node.term)
+            node.acts()
+                && term.is_some_and(|term| self.log.is_quorum(&self.followers(*number, term)) && term == node.term)
         });
         let Some(leader) = leader else { return false };
         let (life, term) = (self.nodes[leader].life, self.nodes[leader].term);

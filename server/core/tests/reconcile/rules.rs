@@ -98,6 +98,16 @@ fn with_a_volume_the_old_instance_is_gone_before_the_new_one_runs() {
 }
 
 #[test]
+fn where_it_is_asked_for_the_old_instance_stops_first() {
+    let stop_first = "deploy: {update_config: {order: stop-first}}";
+    let mut world = settled(&format!("  web: {{image: good, {stop_first}}}"));
+    world.deploy(&format!("  web: {{image: better, {stop_first}}}"));
+    world.run_for(60_000);
+    assert_eq!(world.actions(), ["remove web", "run web r2 #1", "propose confirm web r2"]);
+    world.check_settled();
+}
+
+#[test]
 fn a_volume_that_the_old_revision_alone_has_still_stops_it_first() {
     let mut world = settled(DB);
     world.deploy("  db: {image: good}");

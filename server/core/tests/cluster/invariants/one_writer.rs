@@ -12,7 +12,10 @@ pub(crate) fn check(world: &World) {
             if let Some((other, container)) = writers.insert(service, (number, real.container.id.as_str())) {
                 panic!(
                     "at {}: `{service}` writes on {} and on node-{other} ({container})\n{:#?}\n{}",
-                    world.now, node.id, real.container, world.told()
+                    world.now,
+                    node.id,
+                    real.container,
+                    world.told()
                 );
             }
         }

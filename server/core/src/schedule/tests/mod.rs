@@ -1,0 +1,6 @@
+mod explained;
+mod moves;
+mod placing;
+mod properties;
+mod rollouts;
+mod world;
