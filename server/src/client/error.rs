@@ -43,6 +43,9 @@ pub enum Error {
     #[error("could not read `{}`: {source}", .path.display())]
     File { path: PathBuf, source: io::Error },
 
+    #[error("could not write `{}`: {source}", .path.display())]
+    Written { path: PathBuf, source: io::Error },
+
     #[error("the build context `{}` can't be sent: {why}", .path.display())]
     Context { path: PathBuf, why: String },
 }

@@ -1,6 +1,7 @@
 //! A typed client of a node's REST API. The command line, the demo and the tests all speak through it.
 
 mod context;
+mod copy;
 mod dockerignore;
 mod error;
 mod exec;
@@ -12,11 +13,11 @@ mod upload;
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use flotilla_api::{
-    ApiError, InstanceId, Revision, ServiceName, TokenId,
+    ApiError, InstanceId, MachineName, Revision, ServiceName, TokenId,
     rest::{
-        ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken, DeployRequest, DeployResponse,
-        Deployed, EventView, ImageView, IssuedToken, LogLine, LogQuery, MachineView, RemoveQuery, RollbackRequest,
-        ScaleRequest, ServiceDetail, ServiceView, TokenView,
+        ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken, DeployRequest,
+        DeployResponse, Deployed, EventView, ImageView, IssuedToken, LogLine, LogQuery, MachineDetail, MachineView,
+        RemoveMachineQuery, RemoveQuery, RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
@@ -126,6 +127,27 @@ impl Client {
         self.get("machines").await
     }
 
+    pub async fn machine(&self, machine: &MachineName) -> Result<MachineDetail, Error> {
+        self.get(&format!("machines/{machine}")).await
+    }
+
+    pub async fn change_machine(&self, machine: &MachineName, change: &ChangeMachine) -> Result<(), Error> {
+        self.done(self.request(Method::PATCH, &format!("machines/{machine}")).json(change)).await
+    }
+
+    pub async fn remove_machine(&self, machine: &MachineName, query: RemoveMachineQuery) -> Result<(), Error> {
+        let path = format!("machines/{machine}?force={}", query.force);
+        self.done(self.request(Method::DELETE, &path)).await
+    }
+
+    pub async fn drain(&self, machine: &MachineName) -> Result<(), Error> {
+        self.done(self.request(Method::POST, &format!("machines/{machine}/drain"))).await
+    }
+
+    pub async fn undrain(&self, machine: &MachineName) -> Result<(), Error> {
+        self.done(self.request(Method::POST, &format!("machines/{machine}/undrain"))).await
+    }
+
     pub async fn services(&self) -> Result<Vec<ServiceView>, Error> {
         self.get("services").await
     }
@@ -187,6 +209,11 @@ impl Client {
 
     pub async fn images(&self) -> Result<Vec<ImageView>, Error> {
         self.get("images").await
+    }
+
+    /// Those of another machine's engine.
+    pub async fn images_of(&self, machine: &MachineName) -> Result<Vec<ImageView>, Error> {
+        self.get(&format!("images?machine={machine}")).await
     }
 
     pub async fn tokens(&self) -> Result<Vec<TokenView>, Error> {

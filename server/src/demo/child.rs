@@ -1,4 +1,4 @@
-//! The node as a child process, started again when it dies.
+//! A node as a child process.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -12,6 +12,7 @@ use std::{
 
 use tokio::process::{Child, ChildStdin, Command};
 
+use super::family;
 use crate::{cli::Failure, client::Client};
 
 /// From the start of the process until it says that it is ready.
@@ -23,13 +24,6 @@ const ASK_EVERY: Duration = Duration::from_millis(40);
 /// From SIGTERM to SIGKILL. The node itself gives what is under way a few seconds.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Pauses before the node is started again.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-
-/// A node that ran this long was well; the next pause is short again.
-const WELL_AFTER: Duration = Duration::from_secs(30);
-
 /// Of the log, what is shown when the node does not start. Bytes.
 const TAIL_LEN: u64 = 4096;
 const TAIL_LINES: usize = 12;
@@ -39,8 +33,48 @@ const TAIL_LINES: usize = 12;
 pub(super) struct Recipe {
     pub(super) data_dir: PathBuf,
     pub(super) listen: SocketAddr,
+    /// As people know the cluster, whichever machine they reach.
+    pub(super) domain: String,
     pub(super) log: PathBuf,
     pub(super) docker_host: Option<String>,
+    /// Where the demo takes orders, for the button on the dashboard.
+    pub(super) socket: PathBuf,
+}
+
+impl Recipe {
+    /// This program with the verb, for the machine's directory; what it says goes to the machine's log.
+    pub(super) fn command(&self, verb: &str) -> Result<Command, Failure> {
+        let log =
+            OpenOptions::new().create(true).append(true).open(&self.log).map_err(Failure::io("write", &self.log))?;
+        let errors = log.try_clone().map_err(Failure::io("write", &self.log))?;
+        let mut command = Command::new(program());
+        command.arg0("flotilla").arg(verb).arg("--data-dir").arg(&self.data_dir);
+        command.args(["--config", super::NO_FILE]).arg("--listen").arg(self.listen.to_string());
+        command.arg("--domain").arg(&self.domain);
+        if let Some(host) = &self.docker_host {
+            command.arg("--docker-host").arg(host);
+        }
+        if std::env::var_os("FLOTILLA_RELAY_PORT").is_none() {
+            // Beside a real node on this machine, which has the usual port.
+            command.env("FLOTILLA_RELAY_PORT", "0");
+        }
+        command.env("FLOTILLA_DEMO_SOCKET", &self.socket).env(family::MARK, &self.data_dir);
+        // A group of its own: Ctrl-C is for this program, which stops the node in order.
+        command.process_group(0).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        Ok(command)
+    }
+
+    /// What went wrong, in the program's own words where its log has them.
+    pub(super) fn failure(&self, what: &str, why: &str) -> Failure {
+        let logs = tail(&self.log);
+        // Its own sentence says it best.
+        let own = logs.iter().rev().find_map(|line| line.strip_prefix("error: "));
+        match own {
+            Some(sentence) => Failure::Other(format!("{what}: {sentence}")),
+            None => Failure::NotHealthy { sentence: format!("{what}: {why}"), logs },
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -50,40 +84,22 @@ pub(super) struct NodeProcess {
     /// The node stops when this end is closed: also when this program is killed, so that none is ever left behind.
     _lifeline: Option<ChildStdin>,
     started: Instant,
-    pause: Duration,
 }
 
 impl NodeProcess {
     /// Starts the node and waits until it is ready.
     pub(super) async fn start(recipe: Recipe, client: &Client) -> Result<Self, Failure> {
-        let mut process = Self::spawn(recipe, FIRST_PAUSE)?;
+        let mut process = Self::spawn(recipe)?;
         process.ready(client).await?;
         Ok(process)
     }
 
-    fn spawn(recipe: Recipe, pause: Duration) -> Result<Self, Failure> {
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&recipe.log)
-            .map_err(Failure::io("write", &recipe.log))?;
-        let errors = log.try_clone().map_err(Failure::io("write", &recipe.log))?;
-        let mut command = Command::new(program());
-        command.arg0("flotilla").arg("up").arg("--stop-with-stdin").arg("--data-dir").arg(&recipe.data_dir);
-        command.args(["--config", super::NO_FILE]).arg("--listen").arg(recipe.listen.to_string());
-        if let Some(host) = &recipe.docker_host {
-            command.arg("--docker-host").arg(host);
-        }
-        if std::env::var_os("FLOTILLA_RELAY_PORT").is_none() {
-            // Beside a real node on this machine, which has the usual port.
-            command.env("FLOTILLA_RELAY_PORT", "0");
-        }
-        // A group of its own: Ctrl-C is for this program, which stops the node in order.
-        command.process_group(0).kill_on_drop(true);
-        command.stdin(Stdio::piped()).stdout(log).stderr(errors);
+    fn spawn(recipe: Recipe) -> Result<Self, Failure> {
+        let mut command = recipe.command("up")?;
+        command.arg("--stop-with-stdin").stdin(Stdio::piped());
         let mut child = command.spawn().map_err(Failure::io("start", program()))?;
         let lifeline = child.stdin.take();
-        Ok(Self { recipe, child, _lifeline: lifeline, started: Instant::now(), pause })
+        Ok(Self { recipe, child, _lifeline: lifeline, started: Instant::now() })
     }
 
     async fn ready(&mut self, client: &Client) -> Result<(), Failure> {
@@ -109,13 +125,7 @@ impl NodeProcess {
     }
 
     fn did_not_start(&self, why: &str) -> Failure {
-        let logs = tail(&self.recipe.log);
-        // The node's own sentence says it best.
-        let own = logs.iter().rev().find_map(|line| line.strip_prefix("error: "));
-        match own {
-            Some(sentence) => Failure::Other(format!("the node did not start: {sentence}")),
-            None => Failure::NotHealthy { sentence: format!("the node did not start: {why}"), logs },
-        }
+        self.recipe.failure("the node did not start", why)
     }
 
     pub(super) fn pid(&self) -> Option<u32> {
@@ -127,30 +137,15 @@ impl NodeProcess {
         self.child.wait().await.map_or_else(|error| error.to_string(), describe)
     }
 
-    /// Starts it again, with growing pauses, until it is ready.
-    pub(super) async fn revive(&mut self, client: &Client, mut say: impl FnMut(&str)) {
-        if self.started.elapsed() > WELL_AFTER {
-            self.pause = FIRST_PAUSE;
-        }
-        loop {
-            let pause = self.pause;
-            tokio::time::sleep(pause).await;
-            let next = (pause * 2).min(LONGEST_PAUSE);
-            let error = match Self::spawn(self.recipe.clone(), next) {
-                Ok(process) => {
-                    *self = process;
-                    match self.ready(client).await {
-                        Ok(()) => return,
-                        Err(error) => error,
-                    }
-                }
-                Err(error) => error,
-            };
-            self.pause = next;
-            // One that hangs would hold the port and the data directory.
-            let _ = self.child.kill().await;
-            say(&format!("{error}; trying again in {} s", next.as_secs_f32()));
-        }
+    pub(super) fn ran_for(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// As when its machine's plug is pulled: the node and all that it has started are dead at once, without a goodbye.
+    pub(super) async fn kill(mut self) {
+        family::kill(self.child.id(), &self.recipe.data_dir);
+        // Collects what is left of the process.
+        let _ = self.child.kill().await;
     }
 
     /// SIGTERM, and SIGKILL if that does not help.
@@ -159,9 +154,9 @@ impl NodeProcess {
             // Gone already is as good.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
-        if tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await.is_err() {
-            let _ = self.child.kill().await;
-        }
+        let _ = tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await;
+        // What is beside the node ends with it; what did not is in nobody's interest.
+        self.kill().await;
     }
 }
 

@@ -7,14 +7,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use flotilla_api::MachineName;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Failure;
 
 const RECORD: &str = "demo.json";
 const LOCK: &str = "lock";
-const NODE: &str = "node";
-const LOG: &str = "node.log";
+const SOCKET: &str = "control.sock";
+const MACHINES: &str = "machines";
+const LOGS: &str = "logs";
 const ARCHIVE: &str = "sample.tar";
 const TOKEN: &str = "token";
 
@@ -24,6 +26,7 @@ pub(super) struct Record {
     pub(super) version: u32,
     pub(super) cluster: String,
     pub(super) admin_token: String,
+    pub(super) machines: Vec<MachineRecord>,
     /// Images that a demo has put into the engine.
     #[serde(default)]
     pub(super) images: Vec<String>,
@@ -32,7 +35,15 @@ pub(super) struct Record {
     pub(super) made_directory: bool,
 }
 
-pub(super) const RECORD_VERSION: u32 = 1;
+/// 1 was of demos with one machine.
+pub(super) const RECORD_VERSION: u32 = 2;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MachineRecord {
+    pub(super) name: MachineName,
+    /// Of its own listener on 127.0.0.1. The others know it by it.
+    pub(super) port: u16,
+}
 
 /// A directory that this demo holds alone.
 #[derive(Debug)]
@@ -70,12 +81,40 @@ impl StateDir {
         self.made_now
     }
 
-    pub(super) fn node(&self) -> PathBuf {
-        self.path.join(NODE)
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
-    pub(super) fn log(&self) -> PathBuf {
-        self.path.join(LOG)
+    /// Where demos in this directory take orders.
+    pub(super) fn socket_in(path: &Path) -> PathBuf {
+        path.join(SOCKET)
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        Self::socket_in(&self.path)
+    }
+
+    /// A machine's data directory.
+    pub(super) fn machine(&self, name: &MachineName) -> PathBuf {
+        self.path.join(MACHINES).join(name.as_str())
+    }
+
+    pub(super) fn log(&self, name: &MachineName) -> PathBuf {
+        self.path.join(LOGS).join(format!("{name}.log"))
+    }
+
+    /// What machines keep their directories and logs in.
+    pub(super) fn make_rooms(&self) -> Result<(), Failure> {
+        for name in [MACHINES, LOGS] {
+            let path = self.path.join(name);
+            DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(Failure::io("make", path))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what machines have left that a demo had before it had a record, and so before it had started any.
+    pub(super) fn clear(&self) -> Result<(), Failure> {
+        [MACHINES, LOGS].iter().try_for_each(|name| remove_tree(&self.path.join(name)))
     }
 
     pub(super) fn archive(&self) -> PathBuf {
@@ -113,12 +152,8 @@ impl StateDir {
 
     /// Deletes what demos have made here, and the directory itself if one has made it. What else lies here stays.
     pub(super) fn delete(self, made_directory: bool) -> Result<(), Failure> {
-        let node = self.node();
-        match fs::remove_dir_all(&node) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Failure::io("delete", node)(error)),
-            _ => {}
-        }
-        for file in [LOG, ARCHIVE, TOKEN, RECORD, LOCK].map(|name| self.path.join(name)) {
+        self.clear()?;
+        for file in [SOCKET, ARCHIVE, TOKEN, RECORD, LOCK].map(|name| self.path.join(name)) {
             match fs::remove_file(&file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(Failure::io("delete", file)(error));
@@ -131,6 +166,13 @@ impl StateDir {
             let _ = fs::remove_dir(&self.path);
         }
         Ok(())
+    }
+}
+
+fn remove_tree(path: &Path) -> Result<(), Failure> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::io("delete", path)(error)),
+        _ => Ok(()),
     }
 }
 
@@ -156,6 +198,7 @@ mod tests {
             version: RECORD_VERSION,
             cluster: "c".into(),
             admin_token: "t".into(),
+            machines: vec![MachineRecord { name: "atlas".parse().unwrap(), port: 7071 }],
             images: vec!["i".into()],
             made_directory: true,
         }
@@ -182,7 +225,8 @@ mod tests {
 
         let state = StateDir::open(&path).unwrap();
         assert_eq!(state.record().unwrap(), Some(record()));
-        fs::create_dir_all(state.node().join("keys")).unwrap();
+        state.make_rooms().unwrap();
+        fs::create_dir_all(state.machine(&"atlas".parse().unwrap()).join("keys")).unwrap();
         fs::write(path.join("mine.txt"), "").unwrap();
         state.delete(true).unwrap();
         let left: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();

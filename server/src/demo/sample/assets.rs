@@ -7,14 +7,16 @@ use axum::{
 };
 
 const STYLE: &str = include_str!("style.css");
-const SCRIPT: &str = include_str!("board.js");
+const BOARD: &str = include_str!("board.js");
+const HELLO: &str = include_str!("hello.js");
 const ICON: &str = include_str!("icon.svg");
 
 /// `GET /assets/{name}`
 pub(super) async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
     let (kind, text) = match name.as_str() {
         "style.css" => ("text/css; charset=utf-8", STYLE),
-        "board.js" => ("text/javascript; charset=utf-8", SCRIPT),
+        "board.js" => ("text/javascript; charset=utf-8", BOARD),
+        "hello.js" => ("text/javascript; charset=utf-8", HELLO),
         "icon.svg" => ("image/svg+xml", ICON),
         _ => return (StatusCode::NOT_FOUND, "There is no such file.").into_response(),
     };

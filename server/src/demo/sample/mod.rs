@@ -3,6 +3,7 @@
 mod assets;
 mod board;
 mod files;
+mod hello;
 mod journal;
 mod live;
 mod page;
@@ -19,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use axum::Router;
 use clap::{Args, Subcommand};
 use tokio::{
     net::TcpListener,
@@ -39,6 +41,11 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 pub enum Sample {
     /// A shared notes board
     Notes(Notes),
+    /// Says which instance answers, on which machine
+    Hello {
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+    },
     /// Ask a sample on this host whether it serves
     Check {
         #[arg(long, default_value_t = 8080)]
@@ -69,23 +76,30 @@ pub enum Error {
 
 pub async fn run(sample: Sample) -> Result<(), Error> {
     match sample {
-        Sample::Notes(notes) => serve(notes).await,
+        Sample::Notes(Notes { port, data }) => {
+            let board = Board::open(&data).map_err(|source| Error::Open { data, source })?;
+            let stop = CancellationToken::new();
+            let app = App::new(board, stop.clone());
+            let begun = format!("notes listens on port {port} with {} notes", app.board.notes().len());
+            serve(port, routes::router(app), &begun, stop).await
+        }
+        Sample::Hello { port } => {
+            let begun = format!("hello listens on port {port}");
+            serve(port, hello::router(hello::Who::am_i()), &begun, CancellationToken::new()).await
+        }
         Sample::Check { port } => check(port).map_err(|why| Error::NotServing { port, why: why.to_string() }),
     }
 }
 
-async fn serve(Notes { port, data }: Notes) -> Result<(), Error> {
-    let board = Board::open(&data).map_err(|source| Error::Open { data, source })?;
+async fn serve(port: u16, router: Router, begun: &str, stop: CancellationToken) -> Result<(), Error> {
     let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { port, source })?;
     // The first process of a container gets no signal that it has not asked for.
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
-    let stop = CancellationToken::new();
-    let app = App::new(board, stop.clone());
-    say(&format!("notes listens on port {port} with {} notes", app.board.notes().len()));
+    say(begun);
 
-    let serving = axum::serve(listener, routes::router(app)).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
     let mut serving = tokio::spawn(serving.into_future());
     tokio::select! {
         _ = terminate.recv() => {}
@@ -95,7 +109,7 @@ async fn serve(Notes { port, data }: Notes) -> Result<(), Error> {
     stop.cancel();
     // Whoever still downloads after that long comes back with a range.
     let _ = tokio::time::timeout(STOP_TIMEOUT, serving).await;
-    say("notes stops");
+    say("stops");
     Ok(())
 }
 

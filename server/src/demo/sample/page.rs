@@ -28,7 +28,7 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
-fn frame(title: &str, body: &str) -> String {
+pub(super) fn frame(title: &str, body: &str) -> String {
     format!(
         r##"<!doctype html>
 <html lang="en">
@@ -54,7 +54,7 @@ pub(super) fn message(title: &str, sentence: &str) -> String {
     frame(
         &title,
         &format!(
-            r#"<body><main class="alone"><h1>{title}</h1><p>{sentence}</p><p><a href="/">To the board</a></p></main></body>"#
+            r#"<body><main class="alone"><h1>{title}</h1><p>{sentence}</p><p><a href="/">To the beginning</a></p></main></body>"#
         ),
     )
 }

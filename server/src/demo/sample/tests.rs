@@ -200,3 +200,20 @@ async fn the_health_check_knows_a_sample_that_serves_from_none() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     tokio::task::spawn_blocking(move || super::check(free)).await.unwrap().unwrap_err();
 }
+
+#[tokio::test]
+async fn hello_says_who_answers() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let serving = axum::serve(listener, super::hello::router(super::hello::Who::am_i()));
+    let serving = tokio::spawn(serving.into_future());
+    let http = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
+    let get = async |path: &str| http.get(format!("{base}{path}")).send().await.unwrap();
+    let who: serde_json::Value = get("/who").await.json().await.unwrap();
+    assert!(who["machine"].is_string() && who["instance"].is_string(), "{who}");
+    let page = get("/").await.text().await.unwrap();
+    assert!(page.contains(who["instance"].as_str().unwrap()) && page.contains("/assets/hello.js"), "{page}");
+    assert_eq!(get("/assets/hello.js").await.status(), StatusCode::OK);
+    assert_eq!(get("/nothing").await.status(), StatusCode::NOT_FOUND);
+    serving.abort();
+}
