@@ -26,7 +26,7 @@ pub async fn jupyter() -> Result<String> {
 
 /// `flotilla-echo`, on port 8080; `/data` is a directory that anyone may write to.
 pub async fn echo() -> Result<String> {
-    let archive = echo_root().await?;
+    let archive = root("flotilla-echo", "echo").await?;
     let key = sha256([&archive]);
     let reference = format!("flotilla-tests/echo:{}", &key[..12]);
     if present(&reference).await {
@@ -38,6 +38,48 @@ pub async fn echo() -> Result<String> {
     import.arg("import").args(["--change", r#"ENTRYPOINT ["/echo"]"#, "--change", "EXPOSE 8080"]);
     run(import.arg(file.path()).arg(&reference), ENGINE_LIMIT).await?;
     Ok(reference)
+}
+
+/// An archive as `docker save` writes it, of an image that is in no engine yet.
+#[derive(Debug)]
+pub struct Archive {
+    pub reference: String,
+    bytes: Vec<u8>,
+}
+
+impl Archive {
+    pub fn write(&self, to: &Path) -> Result<()> {
+        std::fs::write(to, &self.bytes).with_context(|| format!("write {}", to.display()))
+    }
+}
+
+/// `flotilla-beat`, on port 8080; `/data` is a directory that anyone may write to. One program is one image: same id everywhere.
+pub async fn beat() -> Result<Archive> {
+    let layer = root("flotilla-beat", "beat").await?;
+    let digest = sha256([&layer]);
+    let config = serde_json::json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": { "Entrypoint": ["/beat"], "ExposedPorts": { "8080/tcp": {} } },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+    });
+    let config = serde_json::to_vec(&config)?;
+    let id = sha256([&config]);
+    let reference = format!("flotilla-tests/beat:{}", &digest[..12]);
+    let manifest = serde_json::json!([{
+        "Config": format!("{id}.json"),
+        "RepoTags": [reference],
+        "Layers": [format!("{digest}/layer.tar")],
+    }]);
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut file = |path: &str, bytes: &[u8]| {
+        let mut header = plain_header(tar::EntryType::Regular, bytes.len() as u64, 0o644);
+        archive.append_data(&mut header, path, bytes)
+    };
+    file(&format!("{id}.json"), &config)?;
+    file(&format!("{digest}/layer.tar"), &layer)?;
+    file("manifest.json", &serde_json::to_vec(&manifest)?)?;
+    Ok(Archive { reference, bytes: archive.into_inner()? })
 }
 
 /// `docker save` of an image that the engine holds.
@@ -66,11 +108,11 @@ async fn debian(name: &str) -> Result<String> {
     Ok(output.trim().to_owned())
 }
 
-/// A root file system with `/echo`, the libraries that it links and an empty `/data`.
-async fn echo_root() -> Result<Vec<u8>> {
-    let program = built("flotilla-echo");
+/// A root file system with a program of ours, the libraries that it links and an empty `/data`.
+async fn root(program: &str, name: &str) -> Result<Vec<u8>> {
+    let program = built(program);
     let mut archive = tar::Builder::new(Vec::new());
-    append(&mut archive, &program, Path::new("echo"), 0o755)?;
+    append(&mut archive, stripped(&program).await?.path(), Path::new(name), 0o755)?;
     for library in libraries(&program).await? {
         append(&mut archive, &library, library.strip_prefix("/")?, 0o755)?;
     }
@@ -93,6 +135,13 @@ async fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
         bail!("ldd names no library of {}", program.display());
     }
     Ok(paths)
+}
+
+/// Without what only a debugger reads, which is nine tenths of a program and would be sent from machine to machine.
+async fn stripped(program: &Path) -> Result<tempfile::NamedTempFile> {
+    let file = tempfile::NamedTempFile::new()?;
+    run(Command::new("strip").arg("-o").arg(file.path()).arg(program), ENGINE_LIMIT).await?;
+    Ok(file)
 }
 
 /// Times and owners are left out, so that one program is one image.

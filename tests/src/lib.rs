@@ -1,11 +1,15 @@
 //! The harness: real nodes, real containers, a real browser, and what has to be gone when a test is over.
 
+pub mod beat;
+pub mod bed;
 pub mod body;
 pub mod browser;
+pub mod checker;
 pub mod cli;
 pub mod cluster;
 pub mod engine;
 pub mod image;
+pub mod poller;
 pub mod process;
 pub mod registry;
 pub mod tap;

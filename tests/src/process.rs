@@ -74,13 +74,8 @@ impl Process {
 
     /// Resident memory now, and its peak since the process began. Bytes.
     pub fn memory(&self) -> Result<Memory> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
-        let field = |name: &str| -> Result<u64> {
-            let line = status.lines().find(|line| line.starts_with(name)).with_context(|| format!("no {name}"))?;
-            let kilobytes: u64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;
-            Ok(kilobytes * 1024)
-        };
-        Ok(Memory { resident: field("VmRSS:")?, peak: field("VmHWM:")? })
+        let pid = self.pid()?;
+        Ok(Memory { resident: field(pid, "VmRSS:")?, peak: field(pid, "VmHWM:")? })
     }
 
     /// Processor time that it has used, user and system.
@@ -118,6 +113,19 @@ impl Signal {
             Self::Continue => "-CONT",
         }
     }
+}
+
+/// Resident memory of a process, in bytes.
+pub fn resident(pid: u32) -> Result<u64> {
+    field(pid, "VmRSS:")
+}
+
+/// A figure of kilobytes in a process's status, in bytes.
+fn field(pid: u32, name: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with(name)).with_context(|| format!("no {name}"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;
+    Ok(kilobytes * 1024)
 }
 
 /// Runs a command to its end and returns its output; an error holds both streams.

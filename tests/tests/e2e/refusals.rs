@@ -196,7 +196,7 @@ async fn an_engine_that_goes_away_is_told_and_comes_back() -> Result<()> {
     socket.cut()?;
     cluster.becomes("echo", ServiceState::Unknown).await?;
     let machines = cluster.client.machines().await?;
-    ensure!(matches!(machines[0].engine, EngineView::Unavailable { .. }), "{machines:#?}");
+    ensure!(matches!(machines[0].engine, Some(EngineView::Unavailable { .. })), "{machines:#?}");
     let path = cluster.scratch("compose.yaml");
     std::fs::write(&path, format!("{}    environment: {{A: b}}\n", echo(&image)))?;
     let before = cluster.client.cluster().await?.applied_index;
@@ -213,7 +213,7 @@ async fn an_engine_that_goes_away_is_told_and_comes_back() -> Result<()> {
 async fn a_node_starts_without_an_engine_and_says_so() -> Result<()> {
     let cluster = Cluster::with().env("FLOTILLA_DOCKER_HOST", "unix:///nowhere/docker.sock").start().await?;
     let machines = cluster.client.machines().await?;
-    let EngineView::Unavailable { message, .. } = &machines[0].engine else { anyhow::bail!("{machines:#?}") };
+    let Some(EngineView::Unavailable { message, .. }) = &machines[0].engine else { anyhow::bail!("{machines:#?}") };
     ensure!(message.contains("/nowhere/docker.sock"), "{message}");
     Ok(())
 }
