@@ -9,13 +9,13 @@ READY_FILE ?=
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench sim web images
+.PHONY: help setup demo test bed lint bench sim web images
 
 help: ## Says what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Installs what is missing, and starts Docker Engine if none answers
-	tests/setup/install build engine tests
+	tests/setup/install build engine tests bed
 
 demo: ## A cluster on this machine, with a sample service to open
 	tests/setup/install build engine
@@ -24,6 +24,9 @@ demo: ## A cluster on this machine, with a sample service to open
 
 test: setup ## Every test: units, properties, API, engine, and end to end in Chromium
 	tests/setup/docker-group tests/setup/run-tests
+
+bed: setup ## The tests on simulated machines, the long ones too; needs root
+	tests/setup/run-bed
 
 lint: ## Formatting and clippy, where every warning is an error
 	tests/setup/install build

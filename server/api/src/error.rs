@@ -74,6 +74,10 @@ codes! {
     NotFound = "not-found", 404;
     Conflict = "conflict", 409;
     DiskFull = "disk-full", 507;
+    /// Most of the voting machines can't be reached: nothing can be agreed on.
+    NoLeader = "no-leader", 503;
+    /// No machine has what is needed.
+    NoRoom = "no-room", 409;
 
     /// No token was sent.
     TokenMissing = "token-missing", 401;

@@ -138,7 +138,7 @@ label!(
 macro_rules! opaque_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(pub String);
 
@@ -162,6 +162,13 @@ opaque_id!(
     /// A token or invitation, as in a JWT's `jti` (RFC 7519, 4.1.7).
     TokenId
 );
+
+/// Nodes of tests and simulations are numbered.
+impl From<u64> for NodeId {
+    fn from(number: u64) -> Self {
+        Self(number.to_string())
+    }
+}
 
 /// The number of a service's specification, from 1; it only grows, a roll back included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -4,9 +4,11 @@
 //! dashboard and the tests all speak through it, so that a field has one name everywhere.
 
 pub mod error;
+mod explain;
 pub mod frame;
 pub mod grant;
 pub mod id;
+pub mod join;
 pub mod rest;
 pub mod signal;
 pub mod spec;
@@ -14,6 +16,7 @@ pub mod spec;
 pub use error::{ApiError, ErrorCode};
 pub use grant::{Grant, Scope};
 pub use id::{InstanceId, InvalidName, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, VolumeName};
+pub use join::JoinToken;
 
 /// Milliseconds since the Unix epoch, in UTC. Always a value that somebody passed in; nothing here reads a clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]

@@ -2,6 +2,11 @@
 //!
 //! ```text
 //! GET    /cluster  /machines  /images  /audit          ClusterView, [MachineView], [ImageView], [EventView]
+//! GET    /machines/{machine}                           MachineDetail
+//! PATCH  /machines/{machine}     ChangeMachine         204
+//! DELETE /machines/{machine}     ?RemoveMachineQuery   204
+//! POST   /machines/{machine}/drain  /undrain           204
+//! POST   /demo/machines/{machine}/kill  /start         DemoAnswer; in a demo alone
 //! GET    /events                                       EventView, newline-delimited, endless
 //! POST   /deployments            DeployRequest         DeployResponse
 //! GET    /services                                     [ServiceView]
@@ -24,34 +29,21 @@
 //! POST   /invitations/redeem     RedeemInvitation      IssuedToken
 //! ```
 
+mod demo;
+mod machine;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Grant, InstanceId, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, spec::ServiceSpec,
-};
+use crate::{Grant, InstanceId, MachineName, Revision, ServiceName, StackName, TokenId, UnixMillis, spec::ServiceSpec};
+
+pub use crate::explain::{ExplainView, MachineVerdict, PlacementPhase, PlacementView, ScorePart, Verdict};
+pub use demo::*;
+pub use machine::*;
 
 /// The largest compose file that is read. Bytes.
 pub const COMPOSE_MAX: usize = 256 * 1024;
-
-/// `GET /api/v1/cluster`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ClusterView {
-    pub id: String,
-    pub name: String,
-    /// Version of the answering node.
-    pub version: String,
-    /// Host name under which the dashboard (`app.`) and services live, with the port if it is not the scheme's own.
-    pub domain: String,
-    pub dashboard_url: String,
-    /// Index of the last state change that this answer includes.
-    pub applied_index: u64,
-    /// False while fewer than three machines are members.
-    pub fault_tolerant: bool,
-    /// Who asks, and what they may do.
-    pub you: Principal,
-}
 
 /// Who a token speaks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,95 +52,6 @@ pub struct Principal {
     pub name: String,
     pub grant: Grant,
     pub expires_at: UnixMillis,
-}
-
-/// `GET /api/v1/machines`, an array of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MachineView {
-    pub id: NodeId,
-    pub name: MachineName,
-    pub version: String,
-    pub labels: BTreeMap<String, String>,
-    pub started_at: UnixMillis,
-    /// When the figures below were read.
-    pub observed_at: UnixMillis,
-    pub resources: MachineResources,
-    pub engine: EngineView,
-    pub instances: u32,
-}
-
-/// One direction's view of the connection between two machines, as the machine that tells it sees it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LinkView {
-    pub peer: NodeId,
-    pub state: LinkState,
-    /// Absent while it is not up.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<LinkPath>,
-    /// Where packets go: `address:port`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remote: Option<String>,
-    /// Round trip, smoothed. Milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rtt_ms: Option<f64>,
-    /// Mean deviation of the round trip. Milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub jitter_ms: Option<f64>,
-    /// Of the probes of the last minute, 0.0 to 1.0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loss: Option<f64>,
-    /// Bytes per second over the last seconds.
-    #[serde(default)]
-    pub sent_per_second: u64,
-    #[serde(default)]
-    pub received_per_second: u64,
-    /// When the state was reached.
-    pub since: UnixMillis,
-    /// When the figures were read.
-    pub observed_at: UnixMillis,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LinkState {
-    Connecting,
-    Up,
-    Down,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LinkPath {
-    Direct,
-    /// Through a TURN server.
-    Relayed,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct MachineResources {
-    pub cpu_cores: u32,
-    /// Of all cores, 0.0 to 1.0.
-    pub cpu_used: f64,
-    pub memory_total_bytes: u64,
-    pub memory_used_bytes: u64,
-    /// Of the file system that holds the data directory.
-    pub disk_total_bytes: u64,
-    pub disk_free_bytes: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "kebab-case")]
-pub enum EngineView {
-    Ready {
-        version: String,
-        api_version: String,
-        operating_system: String,
-    },
-    /// The sentence says what is wrong and what to do.
-    Unavailable {
-        message: String,
-        since: UnixMillis,
-    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -226,6 +129,9 @@ pub struct ServiceView {
 pub struct InstanceView {
     pub id: InstanceId,
     pub machine: MachineName,
+    /// From 1; which of the service's instances it is.
+    #[serde(default)]
+    pub replica: u32,
     /// Under which it may write the service's volumes.
     #[serde(default)]
     pub epoch: u64,
@@ -233,6 +139,9 @@ pub struct InstanceView {
     pub state: ServiceState,
     pub message: Option<String>,
     pub container: Option<String>,
+    /// When the state was reached.
+    #[serde(default)]
+    pub since: UnixMillis,
     pub started_at: Option<UnixMillis>,
     pub restarts: u32,
     pub exit_code: Option<i64>,
@@ -247,6 +156,12 @@ pub struct ServiceDetail {
     #[serde(flatten)]
     pub view: ServiceView,
     pub spec: ServiceSpec,
+    /// Where its replicas shall run, by replica and then epoch.
+    #[serde(default)]
+    pub placements: Vec<PlacedView>,
+    /// Machines that keep its image and a created container, to take over with one start.
+    #[serde(default)]
+    pub standby: Vec<MachineName>,
     /// Newest first.
     pub revisions: Vec<RevisionView>,
 }
@@ -328,9 +243,24 @@ pub struct CreateToken {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreatedToken {
     pub id: TokenId,
-    /// The JWT. It is shown once and kept nowhere.
+    /// The JWT, or, of the scope `machine`, a join token ([`crate::JoinToken`]). It is shown once and kept nowhere.
     pub token: String,
     pub expires_at: UnixMillis,
+    /// Of a join token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinHint>,
+}
+
+/// What a person needs to use a join token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinHint {
+    /// To type on the new machine.
+    pub command: String,
+    /// Where the new machine will look for the cluster: `host:port`.
+    pub addresses: Vec<String>,
+    /// One sentence, where no other machine could reach any of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 /// `GET /api/v1/tokens`, an array of it.

@@ -1,6 +1,10 @@
 //! What a service shall be: the result of reading a compose file, before anything runs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +36,13 @@ pub struct ServiceSpec {
     pub tmpfs: Vec<String>,
     #[serde(default)]
     pub resources: Resources,
+    /// What its machine must have left for it.
+    #[serde(default, skip_serializing_if = "Resources::is_empty")]
+    pub reservations: Resources,
+    #[serde(default, skip_serializing_if = "PlacementRules::is_empty")]
+    pub placement: PlacementRules,
+    #[serde(default, skip_serializing_if = "UpdateRules::is_usual")]
+    pub update: UpdateRules,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthCheck>,
     #[serde(default)]
@@ -70,9 +81,22 @@ pub struct VolumeMount {
     pub target: String,
     #[serde(default)]
     pub read_only: bool,
+    #[serde(default, skip_serializing_if = "OnLoss::is_usual")]
+    pub on_loss: OnLoss,
 }
 
-/// Upper limits; `None` is no limit.
+/// What becomes of a service when the only machine that has a volume's data is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnLoss {
+    /// It waits for the machine.
+    #[default]
+    Wait,
+    /// It begins with an empty volume elsewhere.
+    StartEmpty,
+}
+
+/// Amounts of processor time and memory: limits, where `None` is no limit, or reservations, where it is nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     /// Thousandths of a core.
@@ -80,6 +104,186 @@ pub struct Resources {
     pub cpu_millis: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+}
+
+/// Which machines a service may run on, and how its instances are spread.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementRules {
+    /// A machine has to fulfil all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub constraints: Vec<Constraint>,
+    /// Instances go to machines that differ in these, if they can.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spread: Vec<Attribute>,
+    /// Instances on one machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_per_machine: Option<u32>,
+}
+
+/// `node.labels.zone == attic`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Constraint {
+    pub attribute: Attribute,
+    pub operator: Operator,
+    pub value: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operator {
+    Equal,
+    Unequal,
+}
+
+/// What machines can be told apart by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Attribute {
+    /// `node.id`
+    Id,
+    /// `node.hostname`: the machine's name in the cluster.
+    Hostname,
+    /// `node.labels.<key>`; a machine without the label has an empty value.
+    Label(String),
+}
+
+/// How a new revision reaches the instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateRules {
+    /// Without effect on a service that writes a volume, whose old instance always stops first.
+    pub order: UpdateOrder,
+    /// Instances that are updated at one time; 0 is all.
+    pub parallelism: u32,
+    /// Between one instance that is well and the next update. Milliseconds.
+    pub delay_ms: u64,
+    /// How long an instance has to run before it counts as well; absent: until its health check says so, or ten seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monitor_ms: Option<u64>,
+    pub on_failure: OnFailure,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateOrder {
+    /// The new instance is ready before the old one stops.
+    #[default]
+    StartFirst,
+    StopFirst,
+}
+
+/// What becomes of a revision whose instances fail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// The last one that ran well comes back.
+    #[default]
+    Rollback,
+    /// No further instance is updated.
+    Pause,
+}
+
+impl Resources {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl OnLoss {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl PlacementRules {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl UpdateRules {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for UpdateRules {
+    fn default() -> Self {
+        Self {
+            order: UpdateOrder::default(),
+            parallelism: 1,
+            delay_ms: 0,
+            monitor_ms: None,
+            on_failure: OnFailure::default(),
+        }
+    }
+}
+
+impl fmt::Display for Attribute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id => f.write_str("node.id"),
+            Self::Hostname => f.write_str("node.hostname"),
+            Self::Label(key) => write!(f, "node.labels.{key}"),
+        }
+    }
+}
+
+/// There is no such attribute of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownAttribute(pub String);
+
+impl fmt::Display for UnknownAttribute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown: String = self.0.chars().take(64).collect();
+        write!(
+            f,
+            "`{}` is nothing that a machine has; use `node.hostname`, `node.id` or `node.labels.<key>`",
+            shown.escape_debug()
+        )
+    }
+}
+
+impl std::error::Error for UnknownAttribute {}
+
+impl FromStr for Attribute {
+    type Err = UnknownAttribute;
+
+    fn from_str(text: &str) -> Result<Self, UnknownAttribute> {
+        match text {
+            "node.id" => Ok(Self::Id),
+            "node.hostname" => Ok(Self::Hostname),
+            _ => match text.strip_prefix("node.labels.") {
+                Some(key) if !key.is_empty() => Ok(Self::Label(key.to_owned())),
+                _ => Err(UnknownAttribute(text.to_owned())),
+            },
+        }
+    }
+}
+
+impl TryFrom<String> for Attribute {
+    type Error = UnknownAttribute;
+
+    fn try_from(text: String) -> Result<Self, UnknownAttribute> {
+        text.parse()
+    }
+}
+
+impl From<Attribute> for String {
+    fn from(attribute: Attribute) -> Self {
+        attribute.to_string()
+    }
+}
+
+impl fmt::Display for Constraint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let operator = match self.operator {
+            Operator::Equal => "==",
+            Operator::Unequal => "!=",
+        };
+        write!(f, "{} {operator} {}", self.attribute, self.value)
+    }
 }
 
 /// As in the Compose specification; all times in milliseconds.

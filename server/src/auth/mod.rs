@@ -13,7 +13,7 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use flotilla_api::{
-    Grant, TokenId, UnixMillis,
+    Grant, Scope, TokenId, UnixMillis,
     rest::{Principal, PublicKey},
 };
 use flotilla_core::{
@@ -266,6 +266,20 @@ impl Authority {
         Ok(Invited { invitation: format!("{id}.{secret}"), id, expires_at })
     }
 
+    /// The invitation of this id, if whoever asks has its secret. Whether it still counts is for the state to say.
+    ///
+    /// # Errors
+    /// It is not known here, or the secret is another.
+    pub fn check_invitation(&self, id: &TokenId, secret: &str) -> Result<InvitationRecord, Error> {
+        let state = self.inner.store.state();
+        let record = state.invitations.get(id).ok_or(Error::InvitationInvalid)?;
+        // Hashes of 256 random bits: the time that the comparison takes tells nothing of use.
+        if record.secret_hash != secret_hash(secret) {
+            return Err(Error::InvitationInvalid);
+        }
+        Ok(record.clone())
+    }
+
     /// Exchanges an invitation for a token that is bound to the browser's key.
     ///
     /// # Errors
@@ -280,10 +294,9 @@ impl Authority {
         let thumbprint = proof::thumbprint(key)?;
         let (id, secret) = invitation.split_once('.').ok_or(Error::InvitationInvalid)?;
         let id = TokenId(id.to_owned());
-        let state = self.inner.store.state();
-        let record = state.invitations.get(&id).ok_or(Error::InvitationInvalid)?;
-        // Hashes of 256 random bits: the time that the comparison takes tells nothing of use.
-        if record.secret_hash != secret_hash(secret) {
+        let record = self.check_invitation(&id, secret)?;
+        // A machine's is not for a browser.
+        if record.grant.scope == Scope::Machine {
             return Err(Error::InvitationInvalid);
         }
         let wanted =

@@ -84,7 +84,7 @@ struct Cluster {
 
 async fn cluster() -> Cluster {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(&directory.path().join("state.db")).await.unwrap();
+    let store = Store::open(&directory.path().join("state.db"), &NodeId("n1".to_owned())).await.unwrap();
     let cluster = ClusterRecord { id: CLUSTER.to_owned(), name: "home".parse().unwrap(), token_key: "k".to_owned() };
     let machine = MachineRecord {
         id: NodeId("n1".to_owned()),

@@ -16,6 +16,12 @@ use super::{
 };
 use crate::clock;
 
+/// How long a token works where nothing is said.
+const TOKEN_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A machine that joins is at hand, and its token stands in a terminal's history.
+const JOIN_TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
+
 fn grant(args: GrantArgs) -> Result<Grant, Failure> {
     let scope = Scope::from(args.scope);
     match (scope, args.services.is_empty()) {
@@ -25,6 +31,7 @@ fn grant(args: GrantArgs) -> Result<Grant, Failure> {
         (Scope::User, false) | (_, true) => {
             Ok(Grant { scope, services: args.services.into_iter().collect::<BTreeSet<ServiceName>>() })
         }
+        (Scope::Machine, false) => Err(Failure::Usage("a machine opens no service; leave out --service".into())),
         (_, false) => Err(Failure::Usage(format!("an {scope} opens every service; leave out --service"))),
     }
 }
@@ -45,13 +52,32 @@ pub(super) async fn tokens(verb: Token, session: &Session) -> Result<(), Failure
     let output = session.output;
     match verb {
         Token::Create { name, grant: args, expires, quiet } => {
-            let request = CreateToken { name, grant: grant(args)?, ttl_seconds: seconds(expires) };
+            let grant = grant(args)?;
+            let is_machine = grant.scope == Scope::Machine;
+            let name = match name {
+                Some(name) => name,
+                None if is_machine => "machine".to_owned(),
+                None => return Err(Failure::Usage("give the token a name that says for what or whom it is".into())),
+            };
+            let expires = expires.unwrap_or(if is_machine { JOIN_TOKEN_LIFE } else { TOKEN_LIFE });
+            let request = CreateToken { name, grant, ttl_seconds: seconds(expires) };
             let created = session.client.create_token(&request).await?;
             if output.json {
                 return output.value(&created);
             }
             output.line(&created.token)?;
-            if !quiet {
+            if let (Some(join), false) = (&created.join, quiet) {
+                output.note(&format!("\nOn the new machine:  {}\n", output.strong(&join.command)));
+                output.note(&format!(
+                    "It works once, for one machine, and ends {} (id {}). It will look for the cluster at {}.",
+                    time::until(clock::now(), created.expires_at),
+                    created.id,
+                    join.addresses.join(", ")
+                ));
+                if let Some(warning) = &join.warning {
+                    output.note(&format!("warning: {warning}"));
+                }
+            } else if !quiet {
                 output.note(&format!(
                     "This is the only time that it is shown. It ends {} (id {}).",
                     time::until(clock::now(), created.expires_at),
@@ -96,7 +122,12 @@ pub(super) async fn tokens(verb: Token, session: &Session) -> Result<(), Failure
 pub(super) async fn invite(verb: Invite, session: &Session) -> Result<(), Failure> {
     let Invite::Create { name, grant: args, expires } = verb;
     let output = session.output;
-    let request = CreateInvitation { name, grant: grant(args)?, ttl_seconds: seconds(expires) };
+    let grant = grant(args)?;
+    if grant.scope == Scope::Machine {
+        let sentence = "a machine joins with a token, not with a link: `flotilla token create --scope machine`";
+        return Err(Failure::Usage(sentence.into()));
+    }
+    let request = CreateInvitation { name, grant, ttl_seconds: seconds(expires) };
     let created = session.client.create_invitation(&request).await?;
     if output.json {
         return output.value(&created);
@@ -126,6 +157,8 @@ mod tests {
         };
         assert!(grant(args(ScopeArg::User, &[])).is_err());
         assert!(grant(args(ScopeArg::Operator, &["notes"])).is_err());
+        assert!(grant(args(ScopeArg::Machine, &["notes"])).is_err());
+        assert_eq!(grant(args(ScopeArg::Machine, &[])).unwrap().scope, Scope::Machine);
         assert_eq!(services(&grant(args(ScopeArg::User, &["notes", "docs"])).unwrap()), "docs, notes");
         assert_eq!(services(&grant(args(ScopeArg::Admin, &[])).unwrap()), "all");
     }

@@ -3,9 +3,9 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::styling};
-use flotilla_api::{Scope, ServiceName, StackName, TokenId};
+use flotilla_api::{JoinToken, MachineName, Scope, ServiceName, StackName, TokenId};
 
-use crate::{config, demo};
+use crate::{config, demo, fence};
 
 const STYLES: styling::Styles = styling::Styles::styled()
     .header(styling::AnsiColor::Green.on_default().bold())
@@ -20,8 +20,8 @@ Exit codes:
   2  wrong usage, or a file given to it that is not right
   3  the token is missing, expired, revoked or does not allow it
   4  no node answers, or not in time
-  5  there is no such service, revision, image, token or context
-  6  deployed, but did not get healthy
+  5  there is no such service, revision, image, token, machine or context
+  6  deployed, but did not get healthy; drained, but not empty in time
   `exec` ends with the exit code of its command.
 
 The node is the one of --api or FLOTILLA_API, else of the saved context, else http://127.0.0.1:7070.
@@ -78,6 +78,15 @@ pub enum Verb {
     /// Run this machine's node
     #[command(after_help = "Examples:\n  flotilla up\n  flotilla up --init home --listen 127.0.0.1:7070")]
     Up(Up),
+    /// Make this machine a member of a cluster
+    #[command(after_help = "\
+Examples:
+  flotilla join flotilla-join-1.…            then `flotilla up`
+  flotilla join TOKEN --name attic --listen 0.0.0.0:7070
+
+The token comes from `flotilla token create --scope machine` on a machine of the cluster, and works once. Give the same
+--data-dir and --listen to `flotilla up`.")]
+    Join(Join),
     /// Deploy the services of a compose file
     #[command(after_help = "\
 Examples:
@@ -119,14 +128,26 @@ Variables (${NAME}) come from the environment, then from the file .env beside th
     /// Make links that sign a person in
     #[command(subcommand)]
     Invite(Invite),
-    /// List the cluster's machines
-    Machines,
+    /// List the cluster's machines, and look after them
+    #[command(
+        visible_alias = "machines",
+        after_help = "Examples:\n  flotilla machine ls\n  flotilla machine inspect atlas\n  flotilla machine label atlas room=attic power-\n  flotilla machine rm atlas"
+    )]
+    Machine(MachineArgs),
+    /// Move everything away from a machine, and place nothing there
+    #[command(after_help = "Example:\n  flotilla drain atlas --wait && ssh atlas sudo reboot")]
+    Drain(Drain),
+    /// Let a drained machine take instances again
+    Undrain { machine: MachineName },
     /// Show the cluster and what the token allows
     #[command(visible_alias = "status")]
     Cluster,
     /// Show what was changed, by whom
     #[command(after_help = "Examples:\n  flotilla events\n  flotilla events -f --tail 0")]
     Events(Events),
+    /// Copy the state to a safe place, put a copy back, and go on when most machines are lost
+    #[command(subcommand)]
+    State(State),
     /// Save nodes and tokens under a name
     #[command(subcommand)]
     Context(Context),
@@ -138,6 +159,9 @@ Variables (${NAME}) come from the environment, then from the file .env beside th
         after_help = "Example:\n  flotilla completions bash > ~/.local/share/bash-completion/completions/flotilla"
     )]
     Completions { shell: clap_complete::Shell },
+    /// Freezes what writes volumes when this machine's lease ends, whatever became of its node, which starts it
+    #[command(hide = true)]
+    Guard(Guard),
     /// The services that the demo deploys
     #[command(subcommand, hide = true)]
     Sample(demo::sample::Sample),
@@ -152,15 +176,46 @@ pub struct Init {
 }
 
 #[derive(Args, Debug)]
+pub struct Join {
+    /// Join token
+    #[arg(id = "join-token", value_name = "TOKEN")]
+    pub token: JoinToken,
+    /// Name of this machine in the cluster [default: its host name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<MachineName>,
+    #[command(flatten)]
+    pub flags: config::Flags,
+}
+
+#[derive(Args, Debug)]
 pub struct Up {
     /// If there is no cluster in the data directory yet, make one of this name
     #[arg(long, value_name = "NAME")]
     pub init: Option<StackName>,
+    /// If there is no cluster in the data directory yet, join the one of this token first
+    #[arg(long, value_name = "TOKEN", env = "FLOTILLA_JOIN", hide_env_values = true, conflicts_with = "init")]
+    pub join: Option<JoinToken>,
     /// Stop when the standard input ends: with the program that started it
     #[arg(long, hide = true)]
     pub stop_with_stdin: bool,
     #[command(flatten)]
     pub flags: config::Flags,
+}
+
+#[derive(Args, Debug)]
+pub struct Guard {
+    /// The node's
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// The node's
+    #[arg(long, value_name = "URL")]
+    pub docker_host: Option<String>,
+}
+
+impl Guard {
+    pub fn options(&self) -> fence::guard::Options {
+        fence::guard::Options { data_dir: self.data_dir.clone(), docker_host: self.docker_host.clone() }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -276,8 +331,11 @@ A push that was broken off goes on where it was.")]
         #[arg(value_name = "IMAGE|TAR")]
         source: String,
     },
-    /// List the images that the node's engine has
-    Ls,
+    /// List the images that the node's engine has, or that of another machine
+    Ls {
+        #[arg(long, value_name = "MACHINE")]
+        machine: Option<MachineName>,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -298,6 +356,8 @@ pub enum ScopeArg {
     Operator,
     /// Everything: also tokens, invitations and machines
     Admin,
+    /// Lets one machine join the cluster, once
+    Machine,
 }
 
 impl From<ScopeArg> for Scope {
@@ -306,6 +366,7 @@ impl From<ScopeArg> for Scope {
             ScopeArg::User => Self::User,
             ScopeArg::Operator => Self::Operator,
             ScopeArg::Admin => Self::Admin,
+            ScopeArg::Machine => Self::Machine,
         }
     }
 }
@@ -317,15 +378,16 @@ pub enum Token {
 Examples:
   flotilla token create ci --scope operator --expires 90d
   flotilla token create kiosk --service notes
-  export FLOTILLA_TOKEN=$(flotilla token create laptop --scope admin --quiet)")]
+  export FLOTILLA_TOKEN=$(flotilla token create laptop --scope admin --quiet)
+  flotilla token create --scope machine    then `flotilla join TOKEN` on the new machine")]
     Create {
-        /// For what or whom it is
-        name: String,
+        /// For what or whom it is; not needed for a machine
+        name: Option<String>,
         #[command(flatten)]
         grant: GrantArgs,
-        /// After which time it ends
-        #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
-        expires: Duration,
+        /// After which time it ends [default: 30d; for a machine 1d]
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        expires: Option<Duration>,
         /// Print the token and nothing else
         #[arg(short, long)]
         quiet: bool,
@@ -359,6 +421,76 @@ pub enum Invite {
 }
 
 #[derive(Args, Debug)]
+pub struct MachineArgs {
+    #[command(subcommand)]
+    pub verb: Option<Machine>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Machine {
+    /// List the machines (as does `machine` alone)
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Show all about a machine: condition, links, what is placed on it
+    Inspect { machine: MachineName },
+    /// Give a machine another name
+    Rename {
+        machine: MachineName,
+        #[arg(value_name = "NEW NAME")]
+        name: MachineName,
+    },
+    /// Set labels, or take them away; services can be placed by them
+    #[command(
+        after_help = "Examples:\n  flotilla machine label atlas room=attic disk=ssd\n  flotilla machine label atlas room-"
+    )]
+    Label(Label),
+    /// Remove a machine from the cluster, for good
+    Rm(MachineRm),
+    /// Move everything away from a machine, and place nothing there
+    Drain(Drain),
+    /// Let a drained machine take instances again
+    Undrain { machine: MachineName },
+}
+
+#[derive(Args, Debug)]
+pub struct Label {
+    pub machine: MachineName,
+    /// `KEY=VALUE` sets a label, `KEY-` takes it away
+    #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub labels: Vec<(String, Option<String>)>,
+}
+
+fn parse_label(text: &str) -> Result<(String, Option<String>), String> {
+    match (text.split_once('='), text.strip_suffix('-')) {
+        (Some((key, value)), _) if !key.is_empty() => Ok((key.to_owned(), Some(value.to_owned()))),
+        (None, Some(key)) if !key.is_empty() => Ok((key.to_owned(), None)),
+        _ => Err("write it as KEY=VALUE, for example room=attic, or as KEY- to take the label away".to_owned()),
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct MachineRm {
+    pub machine: MachineName,
+    /// Also while it is well and services run there; what is only on its disk is lost to the cluster
+    #[arg(long)]
+    pub force: bool,
+    /// Don't ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Drain {
+    pub machine: MachineName,
+    /// Wait until nothing runs there any more
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Args, Debug)]
 pub struct Events {
     /// Go on with what happens
     #[arg(short, long)]
@@ -366,6 +498,47 @@ pub struct Events {
     /// At most so many of the past
     #[arg(short = 'n', long, value_name = "EVENTS", default_value = "50")]
     pub tail: usize,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum State {
+    /// Write a copy of the state: the log, the snapshot and the audit trail, but no keys and no volumes
+    #[command(after_help = "\
+Examples:
+  flotilla state backup home.db                       of the node that runs
+  flotilla state backup home.db --data-dir /srv/f     of one that does not
+
+Keep the directory `keys` of the data directory as well: a copy can't be used without it.")]
+    Backup {
+        /// Must not exist
+        file: PathBuf,
+        /// Copy the state of a node that does not run
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+    },
+    /// Put a copy of the state in place; the node must not run
+    #[command(after_help = "Example:\n  flotilla state restore home.db --data-dir /srv/f")]
+    Restore {
+        /// What `state backup` wrote
+        file: PathBuf,
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+        /// Put a state that is there aside
+        #[arg(long)]
+        force: bool,
+        /// Make this machine the only one that votes: for when the others are lost for good
+        #[arg(long)]
+        recover_alone: bool,
+    },
+    /// Make this machine the only one that votes, for when most of the voting machines are lost for good; the node must not run
+    #[command(after_help = "Example:\n  flotilla state recover --data-dir /srv/f")]
+    Recover {
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+        /// Don't ask
+        #[arg(short, long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

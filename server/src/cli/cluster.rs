@@ -1,46 +1,14 @@
 //! The cluster, its machines, and what happens in it.
 
-use comfy_table::Cell;
-use flotilla_api::rest::{EngineView, EventView, MachineView, ServiceState};
+use flotilla_api::{
+    MachineName,
+    rest::{EventView, MachineState, ServiceState},
+};
 use futures::StreamExt;
 use serde_json::json;
 
 use super::{Failure, Output, Session, args::Events, time};
 use crate::clock;
-
-pub(super) async fn machines(session: &Session) -> Result<(), Failure> {
-    let machines = session.client.machines().await?;
-    if session.output.json {
-        return session.output.value(&machines);
-    }
-    let rows = machines.iter().map(row).collect();
-    let header = ["MACHINE", "ENGINE", "INSTANCES", "CPU", "MEMORY", "DISK FREE", "UP", "VERSION", "ID", "MESSAGE"];
-    session.output.table(&header, rows, "There is no machine.")
-}
-
-fn row(machine: &MachineView) -> Vec<Cell> {
-    let resources = &machine.resources;
-    let (engine, message) = match &machine.engine {
-        EngineView::Ready { version, .. } => (format!("Docker {version}"), ""),
-        EngineView::Unavailable { message, .. } => ("unavailable".to_owned(), message.as_str()),
-    };
-    vec![
-        Cell::new(&machine.name),
-        Cell::new(engine),
-        Cell::new(machine.instances),
-        Cell::new(format!("{:.0}% of {}", resources.cpu_used * 100.0, resources.cpu_cores)),
-        Cell::new(format!(
-            "{} of {}",
-            time::size(resources.memory_used_bytes),
-            time::size(resources.memory_total_bytes)
-        )),
-        Cell::new(time::size(resources.disk_free_bytes)),
-        Cell::new(time::age(clock::now(), machine.started_at)),
-        Cell::new(&machine.version),
-        Cell::new(&machine.id),
-        Cell::new(message),
-    ]
-}
 
 pub(super) async fn status(session: &Session) -> Result<(), Failure> {
     let cluster = session.client.cluster().await?;
@@ -53,24 +21,35 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
     let mut lines = vec![
         ("Cluster", format!("{} ({})", cluster.name, cluster.id)),
         ("Dashboard", output.link(&cluster.dashboard_url)),
-        ("Node", format!("{} (flotilla {})", session.client.api(), cluster.version)),
-        ("State", format!("index {}", cluster.applied_index)),
+        ("Node", {
+            let machine = cluster.machine.as_ref().map_or_else(String::new, |machine| format!(" on {machine}"));
+            format!("{}{machine} (flotilla {})", session.client.api(), cluster.version)
+        }),
+        ("Leader", cluster.leader.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)),
+        ("Voters", names(&cluster.voters)),
+        ("Learners", names(&cluster.learners)),
+        ("State", format!("index {}, term {}", cluster.applied_index, cluster.term)),
         ("You", format!("{} ({}), token ends {ends}", you.name, you.grant.scope)),
     ];
     // A user's token may see neither; what it may see is shown all the same.
     if you.grant.operates() {
         let (machines, services) = tokio::try_join!(session.client.machines(), session.client.services())?;
         let running = services.iter().filter(|view| view.state == ServiceState::Running).count();
-        lines.push(("Machines", machines.len().to_string()));
+        let ready = machines.iter().filter(|machine| machine.condition.state == MachineState::Ready).count();
+        lines.push(("Machines", format!("{ready} of {} ready", machines.len())));
         lines.push(("Services", format!("{running} of {} running", services.len())));
     }
-    if !cluster.fault_tolerant {
-        lines.push(("Note", "not fault tolerant: that takes three machines".into()));
+    if let Some(why) = &cluster.not_fault_tolerant_because {
+        lines.push(("Note", format!("not fault tolerant: {why}")));
     }
-    for (name, value) in lines {
+    for (name, value) in lines.into_iter().filter(|(_, value)| !value.is_empty()) {
         output.line(&format!("{name:<10} {value}"))?;
     }
     Ok(())
+}
+
+fn names(machines: &[MachineName]) -> String {
+    machines.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join(", ")
 }
 
 pub(super) async fn events(args: &Events, session: &Session) -> Result<(), Failure> {

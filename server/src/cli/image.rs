@@ -9,7 +9,7 @@ use std::{
 
 use bollard::Docker;
 use comfy_table::Cell;
-use flotilla_api::rest::LoadedImages;
+use flotilla_api::{MachineName, rest::LoadedImages};
 use futures::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
@@ -26,12 +26,15 @@ const MANIFEST_MAX: u64 = 1024 * 1024;
 pub(super) async fn run(verb: Image, session: &Session) -> Result<(), Failure> {
     match verb {
         Image::Push { source } => push(&source, session).await,
-        Image::Ls => list(session).await,
+        Image::Ls { machine } => list(machine.as_ref(), session).await,
     }
 }
 
-async fn list(session: &Session) -> Result<(), Failure> {
-    let images = session.client.images().await?;
+async fn list(machine: Option<&MachineName>, session: &Session) -> Result<(), Failure> {
+    let images = match machine {
+        Some(machine) => session.client.images_of(machine).await?,
+        None => session.client.images().await?,
+    };
     if session.output.json {
         return session.output.value(&images);
     }

@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
-use flotilla_api::{MachineName, StackName};
+use flotilla_api::{JoinToken, MachineName, StackName};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     Failure, Output,
-    args::{Init, Up},
+    args::{Init, Join, Up},
     context, output,
 };
 use crate::{
+    cluster::join::Joined,
     config::{Config, Flags},
     node,
 };
@@ -50,6 +51,27 @@ pub(super) async fn init(args: Init, output: Output) -> Result<(), Failure> {
     }
 }
 
+/// Makes this machine a member; the daemon is started after that.
+pub(super) async fn join(args: Join, output: Output) -> Result<(), Failure> {
+    let config = load(&args.flags)?;
+    let joined = become_member(args.token, args.name, &config).await?;
+    if output.json {
+        return output.value(&json!({
+            "cluster": joined.cluster.name,
+            "cluster_id": joined.cluster.id,
+            "node": joined.node,
+            "machine": joined.name,
+        }));
+    }
+    output.line(&format!("This machine is `{}` of the cluster `{}` now.\n", joined.name, joined.cluster.name))?;
+    output.line(&format!("Start it:   {}", output.strong(&up_command(&args.flags))))
+}
+
+async fn become_member(token: JoinToken, name: Option<MachineName>, config: &Config) -> Result<Joined, Failure> {
+    let name = name.unwrap_or_else(machine_name);
+    node::join(token, name, config).await.map_err(|error| Failure::Other(error.to_string()))
+}
+
 pub(super) async fn up(args: Up, output: Output) -> Result<(), Failure> {
     let config = load(&args.flags)?;
     node::start_log(&config.log);
@@ -63,6 +85,12 @@ pub(super) async fn up(args: Up, output: Output) -> Result<(), Failure> {
             output.note(&format!("warning: the token for this command line could not be saved: {error}"));
         }
         output.note(&format!("Made the cluster `{name}`. Open {}", output.link(&made.invitation_url)));
+    }
+    if let Some(token) = args.join
+        && !is_initialised(&config.data_dir)
+    {
+        let joined = become_member(token, None, &config).await?;
+        output.note(&format!("This machine is `{}` of the cluster `{}` now.", joined.name, joined.cluster.name));
     }
     if !is_initialised(&config.data_dir) {
         return Err(Failure::Other(format!(
@@ -106,9 +134,9 @@ async fn make_cluster(name: &StackName, config: &Config) -> Result<node::Initial
     node::init(wanted).await.map_err(|error| Failure::Other(error.to_string()))
 }
 
-/// The state log is the last thing that `init` makes.
+/// The state log is the last thing that `init` makes; a machine that joins has what it was told first.
 pub(crate) fn is_initialised(data_dir: &Path) -> bool {
-    data_dir.join("state.db").exists()
+    data_dir.join("state.db").exists() || data_dir.join("joined.json").exists()
 }
 
 /// Where this machine's command line finds the node.

@@ -10,8 +10,10 @@ mod exec;
 mod failure;
 mod image;
 pub(crate) mod local;
+mod machines;
 mod output;
 mod services;
+mod state;
 mod time;
 pub(crate) mod wait;
 
@@ -40,10 +42,12 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
     let output = Output::new(global.json);
     match verb {
         Verb::Init(args) => return local::init(args, output).await,
+        Verb::Join(args) => return local::join(args, output).await,
         Verb::Up(args) => return local::up(args, output).await,
         Verb::Demo(args) => return demo::run(args, output).await,
         Verb::Sample(sample) => return Ok(demo::sample::run(sample).await?),
         Verb::Context(args) => return context::run(args, &global, output).await,
+        Verb::State(args) => return state::run(args, &global, output).await,
         Verb::Completions { shell } => return completions(shell),
         _ => {}
     }
@@ -61,12 +65,21 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Image(args) => image::run(args, &session).await,
         Verb::Token(args) => access::tokens(args, &session).await,
         Verb::Invite(args) => access::invite(args, &session).await,
-        Verb::Machines => cluster::machines(&session).await,
+        Verb::Machine(args) => machines::run(args.verb, &session).await,
+        Verb::Drain(args) => machines::drain(&args, &session).await,
+        Verb::Undrain { machine } => machines::undrain(&machine, &session).await,
         Verb::Cluster => cluster::status(&session).await,
         Verb::Events(args) => cluster::events(&args, &session).await,
-        Verb::Init(_) | Verb::Up(_) | Verb::Demo(_) | Verb::Sample(_) | Verb::Context(_) | Verb::Completions { .. } => {
-            Ok(())
-        }
+        // Done above; the guard by `main` already.
+        Verb::Init(_)
+        | Verb::Join(_)
+        | Verb::Up(_)
+        | Verb::Demo(_)
+        | Verb::Guard(_)
+        | Verb::Sample(_)
+        | Verb::Context(_)
+        | Verb::State(_)
+        | Verb::Completions { .. } => Ok(()),
     }
 }
 

@@ -95,17 +95,19 @@ impl Output {
         if self.colour { cell.add_attribute(Attribute::Bold) } else { cell }
     }
 
+    pub fn coloured(self, text: &str, colour: Color) -> Cell {
+        let cell = Cell::new(text);
+        if self.colour { cell.fg(colour) } else { cell }
+    }
+
     pub fn state(self, state: ServiceState) -> Cell {
-        let cell = Cell::new(state.as_str());
-        if !self.colour {
-            return cell;
-        }
-        cell.fg(match state {
+        let colour = match state {
             ServiceState::Running | ServiceState::Completed => Color::Green,
             ServiceState::Starting | ServiceState::Restarting => Color::Yellow,
             ServiceState::Unhealthy | ServiceState::Failed => Color::Red,
             ServiceState::Stopped | ServiceState::Unknown => Color::DarkGrey,
-        })
+        };
+        self.coloured(state.as_str(), colour)
     }
 
     /// A web address that a terminal makes clickable by itself, underlined where it can.

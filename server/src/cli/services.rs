@@ -5,7 +5,7 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use comfy_table::Cell;
 use flotilla_api::{
     ErrorCode, Revision, ServiceName, UnixMillis,
-    rest::{LogLine, LogQuery, RemoveQuery, ServiceDetail, ServiceView},
+    rest::{InstanceView, LogLine, LogQuery, RemoveQuery, ServiceDetail, ServiceView},
 };
 use futures::StreamExt;
 use serde_json::json;
@@ -29,19 +29,46 @@ pub(super) async fn ps(args: &Ps, session: &Session) -> Result<(), Failure> {
         return session.output.value(&views);
     }
     let now = clock::now();
-    let rows = views.iter().map(|view| row(view, now, session.output)).collect();
-    let header = ["SERVICE", "STATE", "MACHINE", "REVISION", "INSTANCES", "SINCE", "URL", "MESSAGE"];
+    let rows = views.iter().flat_map(|view| rows(view, now, session.output)).collect();
+    let header = ["SERVICE", "STATE", "MACHINE", "REVISION", "EPOCH", "INSTANCES", "SINCE", "URL", "MESSAGE"];
     session.output.table(&header, rows, "No service is deployed; `flotilla deploy -f compose.yaml` deploys one.")
 }
 
-fn row(view: &ServiceView, now: UnixMillis, output: Output) -> Vec<Cell> {
+/// One row where one instance says all; else one for the service, and below it one for each instance.
+fn rows(view: &ServiceView, now: UnixMillis, output: Output) -> Vec<Vec<Cell>> {
+    let mut machines: Vec<&str> = view.instances.iter().map(|instance| instance.machine.as_str()).collect();
+    machines.dedup();
+    let machine = view.machine.as_ref().map_or("", AsRef::as_ref);
+    let mut rows = vec![row(view, if machines.len() > 1 { "" } else { machine }, now, output)];
+    if view.instances.len() > 1 {
+        rows.extend(view.instances.iter().map(|instance| instance_row(instance, now, output)));
+    }
+    rows
+}
+
+fn instance_row(instance: &InstanceView, now: UnixMillis, output: Output) -> Vec<Cell> {
+    vec![
+        Cell::new(format!("  {}", instance.replica)),
+        output.state(instance.state),
+        Cell::new(&instance.machine),
+        Cell::new(instance.revision),
+        Cell::new(instance.epoch),
+        Cell::new(""),
+        Cell::new(time::age(now, instance.since)),
+        Cell::new(""),
+        Cell::new(instance.message.as_deref().unwrap_or_default()),
+    ]
+}
+
+fn row(view: &ServiceView, machine: &str, now: UnixMillis, output: Output) -> Vec<Cell> {
     let running =
         view.instances.iter().filter(|instance| instance.state == flotilla_api::rest::ServiceState::Running).count();
     vec![
         Cell::new(&view.service),
         output.state(view.state),
-        Cell::new(view.machine.as_ref().map_or("", AsRef::as_ref)),
+        Cell::new(machine),
         Cell::new(view.revision),
+        Cell::new(view.epoch.filter(|_| view.instances.len() <= 1).map_or_else(String::new, |epoch| epoch.to_string())),
         Cell::new(format!("{running}/{}", view.replicas)),
         Cell::new(time::age(now, view.since)),
         Cell::new(view.url.as_deref().unwrap_or_default()),
@@ -103,7 +130,7 @@ pub(super) async fn inspect(service: &ServiceName, session: &Session) -> Result<
 
 fn describe(detail: &ServiceDetail, output: Output) -> Result<(), Failure> {
     let now = clock::now();
-    let ServiceDetail { view, spec, revisions } = detail;
+    let ServiceDetail { view, spec, placements, standby, revisions } = detail;
     let mut lines = vec![
         ("Service", format!("{} (stack {})", view.service, view.stack)),
         ("State", format!("{} for {}", view.state.as_str(), time::age(now, view.since))),
@@ -120,6 +147,10 @@ fn describe(detail: &ServiceDetail, output: Output) -> Result<(), Failure> {
         ("Memory limit", spec.resources.memory_bytes.map(time::size).unwrap_or_default()),
         ("Health check", spec.health.as_ref().map(|health| health.test.join(" ")).unwrap_or_default()),
     ];
+    if !standby.is_empty() {
+        let names: Vec<&str> = standby.iter().map(AsRef::as_ref).collect();
+        lines.push(("Standby", names.join(", ")));
+    }
     lines.extend(spec.volumes.iter().map(|mount| {
         let read_only = if mount.read_only { ", read only" } else { "" };
         ("Volume", format!("{} at {}{read_only}", mount.volume, mount.target))
@@ -138,15 +169,34 @@ fn describe(detail: &ServiceDetail, output: Output) -> Result<(), Failure> {
                 Cell::new(&instance.id),
                 output.state(instance.state),
                 Cell::new(&instance.machine),
+                Cell::new(instance.epoch),
                 Cell::new(instance.revision),
+                Cell::new(time::age(now, instance.since)),
                 Cell::new(instance.restarts),
                 Cell::new(instance.memory_used_bytes.map(time::size).unwrap_or_default()),
                 Cell::new(instance.message.as_deref().unwrap_or_default()),
             ]
         })
         .collect();
-    let header = ["INSTANCE", "STATE", "MACHINE", "REVISION", "RESTARTS", "MEMORY", "MESSAGE"];
+    let header = ["INSTANCE", "STATE", "MACHINE", "EPOCH", "REVISION", "SINCE", "RESTARTS", "MEMORY", "MESSAGE"];
     output.table(&header, instances, "It has no instance.")?;
+    output.line("")?;
+    let placed = placements
+        .iter()
+        .map(|placement| {
+            vec![
+                Cell::new(placement.replica),
+                Cell::new(&placement.machine),
+                Cell::new(placement.epoch),
+                Cell::new(placement.revision),
+                Cell::new(placement.phase.as_str()),
+                Cell::new(time::age(now, placement.since)),
+                Cell::new(&placement.reason),
+            ]
+        })
+        .collect();
+    let header = ["REPLICA", "PLACED ON", "EPOCH", "REVISION", "PHASE", "SINCE", "WHY THERE"];
+    output.table(&header, placed, "It is placed nowhere.")?;
     output.line("")?;
     let revisions = revisions
         .iter()

@@ -250,11 +250,13 @@ mod tests {
         let instance = |&(state, revision, restarts): &(ServiceState, u64, u32)| InstanceView {
             id: InstanceId("notes-1-0-x".into()),
             machine: "here".parse().unwrap(),
+            replica: 1,
             epoch: 1,
             revision: Revision(revision),
             state,
             message: None,
             container: None,
+            since: UnixMillis(0),
             started_at: None,
             restarts,
             exit_code: None,

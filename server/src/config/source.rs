@@ -40,9 +40,10 @@ pub(super) const SETTINGS: &[Setting] = &[
 
 const PREFIX: &str = "FLOTILLA_";
 
-/// Variables with our prefix that others read: the command line, the build and the tests.
+/// Variables with our prefix that others read: the command line, the demo, the build and the tests.
 const OTHERS: &[&str] = &["FLOTILLA_API", "FLOTILLA_TOKEN", "FLOTILLA_CONTEXT"];
-const OTHERS_PREFIXES: &[&str] = &["FLOTILLA_TEST_", "FLOTILLA_BUILD_", "FLOTILLA_WEB_", "FLOTILLA_BENCH_"];
+const OTHERS_PREFIXES: &[&str] =
+    &["FLOTILLA_TEST_", "FLOTILLA_BUILD_", "FLOTILLA_WEB_", "FLOTILLA_BENCH_", "FLOTILLA_DEMO_"];
 
 impl Setting {
     pub(super) fn variable(&self) -> String {

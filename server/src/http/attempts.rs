@@ -20,6 +20,11 @@ const INVITATIONS_AT_ONCE: NonZeroU32 = NonZeroU32::new(30).unwrap();
 
 const INVITATION_EVERY: Duration = Duration::from_secs(2);
 
+/// Offers of links that one address may send at once: nine nodes behind one router, each by several ways, after a power cut.
+const SIGNALS_AT_ONCE: NonZeroU32 = NonZeroU32::new(100).unwrap();
+
+const SIGNAL_EVERY: Duration = Duration::from_millis(100);
+
 /// Addresses that are remembered; those that did nothing for a while are forgotten then.
 const ADDRESSES_MAX: usize = 10_000;
 
@@ -27,6 +32,7 @@ const ADDRESSES_MAX: usize = 10_000;
 pub struct Attempts {
     failures: DefaultKeyedRateLimiter<IpAddr>,
     invitations: DefaultKeyedRateLimiter<IpAddr>,
+    signals: DefaultKeyedRateLimiter<IpAddr>,
 }
 
 impl Default for Attempts {
@@ -38,6 +44,7 @@ impl Default for Attempts {
         Self {
             failures: limiter(FAILURE_EVERY, FAILURES_AT_ONCE),
             invitations: limiter(INVITATION_EVERY, INVITATIONS_AT_ONCE),
+            signals: limiter(SIGNAL_EVERY, SIGNALS_AT_ONCE),
         }
     }
 }
@@ -54,6 +61,11 @@ impl Attempts {
     /// An invitation is tried.
     pub(super) fn redeeming(&self, address: IpAddr) -> Result<(), ApiError> {
         count(&self.invitations, address)
+    }
+
+    /// Another node, or who says so, offers a link.
+    pub(super) fn signalling(&self, address: IpAddr) -> Result<(), ApiError> {
+        count(&self.signals, address)
     }
 }
 

@@ -10,6 +10,7 @@ use http::request::Parts;
 use super::{
     App,
     answer::{Answer, Failure},
+    forward::OnBehalf,
     gate::Asker,
 };
 use crate::auth::{self, Presented};
@@ -44,6 +45,10 @@ impl Caller {
     }
 
     fn authenticate(parts: &Parts, app: &App) -> Answer<Self> {
+        // Set on a stream of another member alone, which verified the caller.
+        if let Some(OnBehalf { principal, peer }) = parts.extensions.get() {
+            return Ok(Self { principal: principal.clone(), peer: *peer });
+        }
         let asker = asker(parts)?;
         let peer = asker.peer.ip();
         let verified = Presented::in_headers(&parts.headers)

@@ -3,18 +3,15 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use flotilla_api::{
-    InstanceId, NodeId, ServiceName, UnixMillis,
-    rest::{EventView, InstanceView, RevisionView, ServiceDetail, ServiceState, ServiceView},
+    MachineName, NodeId, ServiceName, UnixMillis,
+    rest::{EventView, InstanceView, PlacedPhase, PlacedView, RevisionView, ServiceDetail, ServiceState, ServiceView},
 };
 use flotilla_core::{
-    State,
-    reconcile::{self, Condition, Memory, Observed, View},
-    report::Usage,
-    state::Service,
+    reconcile::{self, Condition},
+    state::{Phase, Placement, Service},
 };
 
-use super::App;
-use crate::clock;
+use super::{App, sight::Moment};
 
 /// Changes that a slow reader of events may lag behind.
 pub(super) const OBSERVATIONS_MAX: usize = 256;
@@ -25,39 +22,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Kind of an event that no command made.
 pub(super) const OBSERVED: &str = "observed";
 
-/// All that a service's condition is made of, read at one moment.
-struct Moment {
-    now: UnixMillis,
-    state: Arc<State>,
-    observed: Option<Arc<Observed>>,
-    memory: Arc<Memory>,
-    usage: Arc<BTreeMap<InstanceId, Usage>>,
-}
-
 impl Moment {
-    fn of(app: &App) -> Self {
-        Self {
-            usage: Arc::default(),
-            now: clock::now(),
-            state: app.store.state(),
-            observed: app.engine.observed(),
-            memory: app.engine.memory(),
-        }
-    }
-
-    /// What instances use costs a question to the engine: only where a person looks.
-    async fn with_usage(app: &App) -> Self {
-        let usage = app.engine.usage().await;
-        Self { usage, ..Self::of(app) }
-    }
-
     fn condition(&self, app: &App, service: &Service) -> Condition {
-        let at = self.observed.as_ref().map_or(UnixMillis(0), |observed| observed.at);
-        let own = View { observed: self.observed.as_deref(), memory: &self.memory, at };
-        let views = BTreeMap::from([(&app.node, own)]);
-        let mut condition = reconcile::condition(self.now, service, &views);
+        let mut condition = reconcile::condition(self.now, service, &self.views());
         if condition.state == ServiceState::Starting
-            && let Some(activity) = app.engine.activity(&service.name)
+            && let Some(activity) = self.activity(app, &service.name)
         {
             condition.message = Some(activity);
         }
@@ -67,18 +36,19 @@ impl Moment {
     fn view(&self, app: &App, service: &Service) -> ServiceView {
         let condition = self.condition(app, service);
         let spec = service.spec();
-        let name_of = |id: &NodeId| self.state.machines.get(id).map(|machine| machine.name().clone());
-        let machine = service.placements.iter().find_map(|placement| name_of(&placement.machine));
+        let machine = service.placements.iter().find_map(|placement| self.name_of(&placement.machine));
         let instances = condition.instances.into_iter().filter_map(|instance| {
-            let usage = self.usage.get(&instance.instance).copied().unwrap_or_default();
+            let usage = self.usage(&instance.machine, &instance.instance);
             Some(InstanceView {
                 id: instance.instance,
-                machine: name_of(&instance.machine)?,
+                machine: self.name_of(&instance.machine)?,
+                replica: instance.replica,
                 epoch: instance.epoch,
                 revision: instance.revision,
                 state: instance.state,
                 message: instance.message,
                 container: Some(instance.container),
+                since: instance.since,
                 started_at: instance.started_at,
                 restarts: instance.restarts,
                 exit_code: instance.exit_code,
@@ -97,11 +67,44 @@ impl Moment {
             replicas: service.replicas,
             epoch: service.placements.iter().map(|placement| placement.epoch).max(),
             since: condition.since,
-            // Before the engine answered for the first time nothing newer is known than the state log.
-            observed_at: self.observed.as_ref().map_or(service.changed_at, |observed| observed.at),
+            observed_at: self.observed_at(service),
             instances: instances.collect(),
             machine,
         }
+    }
+
+    /// Of the machines where it is placed, when the one was seen that was seen longest ago. Before an engine answered for the first
+    /// time nothing newer is known than the state log.
+    fn observed_at(&self, service: &Service) -> UnixMillis {
+        let views = self.views();
+        let seen = service.placements.iter().map(|placement| {
+            views
+                .get(&placement.machine)
+                .filter(|view| view.observed.is_some())
+                .map_or(service.changed_at, |view| view.at)
+        });
+        seen.min().unwrap_or(service.changed_at)
+    }
+
+    pub(super) fn name_of(&self, id: &NodeId) -> Option<MachineName> {
+        self.state.machines.get(id).map(|machine| machine.name().clone())
+    }
+
+    pub(super) fn placement(&self, service: &Service, placement: &Placement) -> Option<PlacedView> {
+        Some(PlacedView {
+            service: service.name.clone(),
+            replica: placement.replica,
+            machine: self.name_of(&placement.machine)?,
+            epoch: placement.epoch,
+            revision: placement.revision,
+            phase: match placement.phase {
+                Phase::Active => PlacedPhase::Active,
+                Phase::Leaving => PlacedPhase::Leaving,
+                Phase::Vacating => PlacedPhase::Vacating,
+            },
+            since: placement.since,
+            reason: placement.reason.clone(),
+        })
     }
 }
 
@@ -124,6 +127,8 @@ pub(super) async fn detail(app: &App, name: &ServiceName) -> Option<ServiceDetai
     Some(ServiceDetail {
         view: moment.view(app, service),
         spec: service.spec().clone(),
+        placements: service.placements.iter().filter_map(|placement| moment.placement(service, placement)).collect(),
+        standby: service.standby.iter().filter_map(|machine| moment.name_of(machine)).collect(),
         revisions: revisions.collect(),
     })
 }
@@ -143,6 +148,7 @@ pub(crate) async fn tell_changes(app: Arc<App>) {
     let mut states = app.store.watch();
     let mut observed = app.engine.watch_observed();
     let mut memory = app.engine.watch_memory();
+    let mut reports = app.members.watch_reports();
     loop {
         let listened = app.observations.receiver_count() > 0;
         let changed = async {
@@ -150,6 +156,7 @@ pub(crate) async fn tell_changes(app: Arc<App>) {
                 changed = states.changed() => changed.is_ok(),
                 changed = observed.changed() => changed.is_ok(),
                 changed = memory.changed() => changed.is_ok(),
+                changed = reports.changed() => changed.is_ok(),
                 () = tokio::time::sleep(LOOK_EVERY), if listened => true,
             }
         };
@@ -166,23 +173,27 @@ pub(crate) async fn tell_changes(app: Arc<App>) {
         for (name, (state, message)) in &now {
             if told.get(name) != Some(&(*state, message.clone())) {
                 // Nobody may be listening.
-                let _ = app.observations.send(event(moment.now, name, *state, message.as_deref()));
+                let _ = app.observations.send(event(&moment, name, *state, message.as_deref()));
             }
         }
         told = now;
     }
 }
 
-fn event(at: UnixMillis, service: &ServiceName, state: ServiceState, message: Option<&str>) -> EventView {
+fn event(moment: &Moment, service: &ServiceName, state: ServiceState, message: Option<&str>) -> EventView {
+    let placements = moment.state.services.get(service).map_or(&[][..], |service| &service.placements);
+    let mut machines = placements.iter().map(|placement| &placement.machine);
+    // Where it is on several machines, the change is of none of them in particular.
+    let machine = machines.next().filter(|first| machines.all(|other| other == *first));
     let reason = message.map_or_else(String::new, |message| format!(": {message}"));
     EventView {
         index: None,
-        at,
+        at: moment.now,
         kind: OBSERVED.to_owned(),
         actor: "node".to_owned(),
         from: None,
         service: Some(service.clone()),
-        machine: None,
+        machine: machine.and_then(|machine| moment.name_of(machine)),
         message: format!("`{service}` is {}{reason}.", state.as_str()),
     }
 }

@@ -12,7 +12,7 @@ use crate::clock;
 const FRESH: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
-pub(super) struct Machine {
+pub(crate) struct Machine {
     data_dir: PathBuf,
     seen: Mutex<Seen>,
 }
@@ -25,12 +25,12 @@ struct Seen {
 }
 
 impl Machine {
-    pub(super) fn new(data_dir: PathBuf) -> Self {
+    pub(crate) fn new(data_dir: PathBuf) -> Self {
         Self { data_dir, seen: Mutex::new(Seen { system: Arc::default(), last: None }) }
     }
 
     /// The figures, and when they were read.
-    pub(super) async fn resources(&self) -> (UnixMillis, MachineResources) {
+    pub(crate) async fn resources(&self) -> (UnixMillis, MachineResources) {
         let mut seen = self.seen.lock().await;
         if let Some((read, at, resources)) = &seen.last
             && read.elapsed() < FRESH

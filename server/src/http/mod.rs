@@ -4,12 +4,18 @@ mod answer;
 mod attempts;
 mod caller;
 mod condition;
+mod fleet;
+mod forward;
 mod gate;
 mod listener;
 mod machine;
+mod members;
+mod merge;
+mod mesh;
 mod meter;
 mod probes;
 mod routes;
+mod sight;
 mod signal;
 mod site;
 mod streams;
@@ -17,9 +23,14 @@ mod streams;
 mod tests;
 mod tls;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use axum::Router;
+use axum::{Router, middleware::from_fn_with_state};
 use flotilla_api::{NodeId, ServiceName, UnixMillis, rest::EventView};
 use flotilla_core::{Actor, Command, CommandV1, Entry, Outcome};
 use tokio::sync::Semaphore;
@@ -29,14 +40,21 @@ use crate::{
     auth::Authority,
     config::Config,
     engine::{Engine, uploads::Uploads},
-    mesh::Mesh,
+    mesh::{
+        Mesh,
+        nodes::{NodeMesh, SIGNAL_PATH},
+    },
     metrics::Metrics,
     store::{ProposeError, Store},
 };
 
 pub use attempts::Attempts;
 pub(crate) use condition::tell_changes;
+pub use forward::{LABEL as PEER_LABEL, serve_member};
 pub use listener::{Error, Listener};
+pub(crate) use machine::Machine;
+pub use members::{Members, Quorum, Single, Told};
+pub(crate) use routes::demo::SOCKET_VARIABLE as DEMO_SOCKET_VARIABLE;
 pub use site::{Domain, Site};
 
 /// All that answering a request takes.
@@ -45,19 +63,26 @@ pub struct App {
     pub config: Config,
     pub domain: Domain,
     pub node: NodeId,
+    /// Where the listener is.
+    pub listening: SocketAddr,
     pub started_at: UnixMillis,
     pub store: Store,
     pub authority: Authority,
     pub engine: Engine,
     pub uploads: Uploads,
     pub mesh: Mesh,
+    /// The links to other nodes; set once they are begun.
+    pub nodes: OnceLock<Arc<NodeMesh>>,
     pub metrics: Metrics,
+    pub members: Arc<dyn Members>,
     /// Cancelled when the node stops: endless answers end.
     pub stop: CancellationToken,
+    /// Where the demo listens that this node is a machine of.
+    pub demo_socket: Option<PathBuf>,
     requests: Semaphore,
     streams: Arc<Semaphore>,
     attempts: Arc<Attempts>,
-    machine: machine::Machine,
+    machine: Machine,
     /// Changes of services that the engine showed, as sentences.
     observations: tokio::sync::broadcast::Sender<EventView>,
 }
@@ -68,35 +93,57 @@ pub struct Parts {
     pub config: Config,
     pub domain: Domain,
     pub node: NodeId,
+    pub listening: SocketAddr,
     pub store: Store,
     pub authority: Authority,
     pub engine: Engine,
     pub uploads: Uploads,
     pub mesh: Mesh,
     pub metrics: Metrics,
+    pub members: Arc<dyn Members>,
     pub attempts: Arc<Attempts>,
+    pub demo_socket: Option<PathBuf>,
     pub stop: CancellationToken,
 }
 
 impl App {
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, domain, node, store, authority, engine, uploads, mesh, metrics, attempts, stop } = parts;
-        Self {
-            requests: Semaphore::new(config.limits.requests as usize),
-            streams: Arc::new(Semaphore::new(config.limits.streams as usize)),
-            machine: machine::Machine::new(config.data_dir.clone()),
-            observations: tokio::sync::broadcast::channel(condition::OBSERVATIONS_MAX).0,
-            started_at: crate::clock::now(),
+        let Parts {
             config,
             domain,
             node,
+            listening,
             store,
             authority,
             engine,
             uploads,
             mesh,
             metrics,
+            members,
             attempts,
+            demo_socket,
+            stop,
+        } = parts;
+        Self {
+            requests: Semaphore::new(config.limits.requests as usize),
+            streams: Arc::new(Semaphore::new(config.limits.streams as usize)),
+            machine: Machine::new(config.data_dir.clone()),
+            observations: tokio::sync::broadcast::channel(condition::OBSERVATIONS_MAX).0,
+            started_at: crate::clock::now(),
+            config,
+            domain,
+            node,
+            listening,
+            store,
+            authority,
+            engine,
+            uploads,
+            mesh,
+            nodes: OnceLock::new(),
+            metrics,
+            members,
+            attempts,
+            demo_socket,
             stop,
         }
     }
@@ -123,6 +170,10 @@ fn router(app: Arc<App>) -> Router {
         .nest("/api/v1", routes::router(&app))
         .merge(probes::router())
         .route("/signal", axum::routing::get(signal::connect))
+        .route(
+            SIGNAL_PATH,
+            axum::routing::post(mesh::signal).route_layer(from_fn_with_state(app.clone(), routes::within_time)),
+        )
         .fallback(routes::nothing_here)
         .method_not_allowed_fallback(routes::another_method)
         .with_state(app)

@@ -15,7 +15,7 @@ use super::{
     App,
     answer::{Answer, Failure},
     caller::Admin,
-    condition,
+    condition, fleet,
     gate::Asker,
 };
 use crate::metrics::Reading;
@@ -40,7 +40,8 @@ async fn ready(State(app): State<Arc<App>>) -> Answer<&'static str> {
 /// For a collector on this machine, or with an admin's token.
 async fn metrics(State(app): State<Arc<App>>, LocalOrAdmin: LocalOrAdmin) -> Answer<Response> {
     let (services, instances) = condition::states(&app);
-    let reading = Reading { state_index: app.store.state().applied, services, instances };
+    let reading =
+        Reading { state_index: app.store.state().applied, services, instances, cluster: fleet::reading(&app) };
     let text = app
         .metrics
         .encode(&reading)

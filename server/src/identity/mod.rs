@@ -6,6 +6,7 @@
 //!   keys/node.pem    Ed25519, PKCS#8: who this node is
 //!   keys/cluster.pem Ed25519, PKCS#8: signs the cluster's tokens
 //!   keys/webrtc.pem  certificate and key of the WebRTC connections
+//!   joined.json      on a machine that joined: what it was told of the cluster then
 //!   state.db         the state log
 //!   uploads/         image archives on their way to the engine
 //!   volumes/         the services' volumes
@@ -20,7 +21,7 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use ed25519_dalek::{
-    SigningKey,
+    SigningKey, VerifyingKey,
     pkcs8::{DecodePrivateKey, EncodePrivateKey, spki::der::pem::LineEnding},
 };
 use flotilla_api::NodeId;
@@ -109,6 +110,10 @@ impl DataDir {
         self.path.join("state.db")
     }
 
+    pub fn joined(&self) -> PathBuf {
+        self.path.join("joined.json")
+    }
+
     pub fn uploads(&self) -> PathBuf {
         self.path.join("uploads")
     }
@@ -130,6 +135,18 @@ pub struct Identity {
     pub webrtc_pem: String,
 }
 
+/// The keys that a machine has before it has a cluster.
+pub struct NodeKeys {
+    pub node: SigningKey,
+    pub webrtc_pem: String,
+}
+
+impl std::fmt::Debug for NodeKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeKeys").field("node", &node_id(&self.node.verifying_key())).finish_non_exhaustive()
+    }
+}
+
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Identity").field("node", &self.node_id()).finish_non_exhaustive()
@@ -143,17 +160,39 @@ impl Identity {
     /// # Errors
     /// Keys that are there and damaged are not replaced.
     pub fn create(directory: &DataDir, certificate: impl FnOnce() -> Result<String, String>) -> Result<Self, Error> {
+        Self::create_node(directory, certificate)?;
+        let path = directory.key("cluster.pem");
+        if !path.exists() {
+            write_key(&path, &SigningKey::generate(&mut rand::rng()))?;
+        }
+        Self::load(directory)
+    }
+
+    /// As [`create`](Self::create), for a machine that has no cluster yet.
+    ///
+    /// # Errors
+    /// Keys that are there and damaged are not replaced.
+    pub fn create_node(
+        directory: &DataDir,
+        certificate: impl FnOnce() -> Result<String, String>,
+    ) -> Result<NodeKeys, Error> {
         let webrtc = directory.key("webrtc.pem");
         if !webrtc.exists() {
             write_private(&webrtc, certificate().map_err(Error::Certificate)?.as_bytes())?;
         }
-        for name in ["node.pem", "cluster.pem"] {
-            let path = directory.key(name);
-            if !path.exists() {
-                write_key(&path, &SigningKey::generate(&mut rand::rng()))?;
-            }
+        let node = directory.key("node.pem");
+        if !node.exists() {
+            write_key(&node, &SigningKey::generate(&mut rand::rng()))?;
         }
-        Self::load(directory)
+        Ok(NodeKeys { node: read_key(&node)?, webrtc_pem: read_text(&webrtc)? })
+    }
+
+    /// Keeps the key of the cluster that this machine joined.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn keep_cluster_key(directory: &DataDir, key: &SigningKey) -> Result<(), Error> {
+        write_key(&directory.key("cluster.pem"), key)
     }
 
     /// # Errors
@@ -170,8 +209,15 @@ impl Identity {
     }
 
     pub fn node_id(&self) -> NodeId {
-        let digest = Sha256::digest(self.node.verifying_key().as_bytes());
-        NodeId(hexadecimal(&digest[..16]))
+        node_id(&self.node.verifying_key())
+    }
+
+    /// Whose directory it is, also while its daemon holds it.
+    ///
+    /// # Errors
+    /// There is no key, or it is damaged.
+    pub fn node_id_in(data_dir: &Path) -> Result<NodeId, Error> {
+        read_key(&data_dir.join("keys").join("node.pem")).map(|key| node_id(&key.verifying_key()))
     }
 
     /// Public half of the node's key, base64url without padding.
@@ -183,6 +229,11 @@ impl Identity {
     pub fn cluster_key(&self) -> String {
         BASE64_URL_SAFE_NO_PAD.encode(self.cluster.verifying_key().as_bytes())
     }
+}
+
+/// The id of the node with this key, and the fingerprint of any other key.
+pub(crate) fn node_id(key: &VerifyingKey) -> NodeId {
+    NodeId(hexadecimal(&Sha256::digest(key.as_bytes())[..16]))
 }
 
 pub(crate) fn hexadecimal(bytes: &[u8]) -> String {

@@ -1,5 +1,8 @@
 //! What the node tells of itself to Prometheus, at `/metrics`.
 
+mod cluster;
+mod consensus;
+mod fence;
 mod figure;
 mod relay;
 mod tunnel;
@@ -16,6 +19,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use cluster::ClusterFigures;
+pub use cluster::{ClusterReading, MachineReading};
+
 /// What a request on the listener was for. No class holds bytes of a service: those go over data channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -23,7 +29,7 @@ pub enum Traffic {
     /// Files of the web app.
     Bootstrap,
     Api,
-    /// The WebSocket that sets connections up.
+    /// What sets connections up: a browser's WebSocket, another node's offer.
     Signal,
     /// `/healthz`, `/readyz`, `/metrics`.
     Probe,
@@ -101,6 +107,7 @@ pub struct Metrics {
     services: Family<InState, Gauge>,
     instances: Family<InState, Gauge>,
     memory: Gauge,
+    cluster: ClusterFigures,
 }
 
 impl fmt::Debug for Metrics {
@@ -115,6 +122,7 @@ pub struct Reading {
     pub state_index: u64,
     pub services: Vec<ServiceState>,
     pub instances: Vec<ServiceState>,
+    pub cluster: ClusterReading,
 }
 
 impl Default for Metrics {
@@ -138,6 +146,7 @@ impl Metrics {
             services: Family::default(),
             instances: Family::default(),
             memory: Gauge::default(),
+            cluster: ClusterFigures::default(),
         };
         for traffic in Traffic::ALL {
             for direction in [Direction::Received, Direction::Sent] {
@@ -158,6 +167,7 @@ impl Metrics {
             registry.register("services", "Services in each state", metrics.services.clone());
             registry.register("instances", "Instances in each state", metrics.instances.clone());
             registry.register("process_resident_memory_bytes", "Memory of the daemon", metrics.memory.clone());
+            metrics.cluster.register(registry);
         });
         metrics
     }
@@ -170,6 +180,23 @@ impl Metrics {
     /// Shows the tunnel's counters, too.
     pub fn watch_tunnel(&self, tunnel: crate::tunnel::Tunnel) {
         self.register(|registry| registry.register_collector(Box::new(tunnel::Tunnels(tunnel))));
+    }
+
+    /// Shows the consensus, too.
+    pub fn watch_consensus(&self, consensus: &crate::consensus::Consensus) {
+        self.register(|registry| {
+            registry.register(
+                "consensus_commit_duration_seconds",
+                "From a proposal's arrival on the leader to its answer",
+                consensus.commit_latency().clone(),
+            );
+            registry.register_collector(Box::new(consensus::ConsensusFigures(consensus.clone())));
+        });
+    }
+
+    /// Shows what the fence did, too.
+    pub fn watch_fence(&self, fence: crate::fence::Fence) {
+        self.register(|registry| registry.register_collector(Box::new(fence::Fences(fence))));
     }
 
     /// Shows the relay's counters, too, as long as it runs.
@@ -201,6 +228,7 @@ impl Metrics {
                 family.get_or_create(&InState { state: state.as_str() }).set(i64::try_from(count).unwrap_or(i64::MAX));
             }
         }
+        self.cluster.set(&reading.cluster);
         if let Some(bytes) = resident_memory() {
             self.memory.set(bytes);
         }
@@ -220,6 +248,11 @@ fn resident_memory() -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_api::{
+        NodeId, UnixMillis,
+        rest::{LinkPath, LinkState, LinkView, MachineState},
+    };
+
     use super::*;
 
     #[test]
@@ -232,6 +265,30 @@ mod tests {
                 state_index: 5,
                 services: vec![ServiceState::Running],
                 instances: vec![ServiceState::Starting],
+                cluster: ClusterReading {
+                    term: 3,
+                    leads: true,
+                    machines: vec![MachineReading {
+                        name: "atlas".to_owned(),
+                        state: MachineState::Suspect,
+                        instances: 2,
+                        report_age_seconds: Some(1.5),
+                        link: Some(LinkView {
+                            peer: NodeId("a".to_owned()),
+                            state: LinkState::Up,
+                            path: Some(LinkPath::Relayed),
+                            remote: None,
+                            rtt_ms: Some(12.5),
+                            jitter_ms: None,
+                            loss: Some(0.25),
+                            sent_per_second: 0,
+                            received_per_second: 0,
+                            since: UnixMillis(0),
+                            observed_at: UnixMillis(0),
+                            problem: None,
+                        }),
+                    }],
+                },
             })
             .unwrap();
         for line in [
@@ -241,6 +298,13 @@ mod tests {
             "flotilla_state_index 5",
             r#"flotilla_services{state="running"} 1"#,
             r#"flotilla_services{state="failed"} 0"#,
+            r#"flotilla_machines{state="suspect"} 1"#,
+            r#"flotilla_machine_instances{machine="atlas"} 2"#,
+            r#"flotilla_machine_report_age_seconds{machine="atlas"} 1.5"#,
+            r#"flotilla_link_up{machine="atlas",path="relayed"} 1"#,
+            r#"flotilla_link_round_trip_seconds{machine="atlas"} 0.0125"#,
+            r#"flotilla_link_loss_ratios{machine="atlas"} 0.25"#,
+            "flotilla_leader 1",
             r#"flotilla_instances{state="starting"} 1"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -59,7 +59,7 @@ pub struct Initialised {
 pub async fn init(wanted: Init) -> Result<Initialised, Error> {
     let directory = DataDir::open(&wanted.data_dir)?;
     let identity = Identity::create(&directory, webrtc_certificate)?;
-    let store = Store::open(&directory.state()).await?;
+    let store = Store::open(&directory.state(), &identity.node_id()).await?;
     let made = begin(&wanted, &directory, &identity, &store).await;
     store.close().await;
     made

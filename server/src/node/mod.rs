@@ -1,32 +1,52 @@
 //! The daemon: puts the modules together, and takes them apart again in order.
 
 mod init;
+mod joining;
+mod peering;
 mod relay;
 mod wiring;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use flotilla_relay::Relay;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{self, Authority},
-    cluster,
+    cluster::{
+        self, Cluster,
+        join::{self as joined},
+    },
     config::{self, Config, LogFormat},
     engine::{
         self, Engine, EngineConfig,
         uploads::{self, Uploads},
     },
+    fence::{self, Fence},
     http::{self, App, Domain, Listener},
     identity::{self, DataDir, Identity},
-    mesh::{self, Certificate, Mesh},
+    mesh::{
+        self, Certificate, Mesh,
+        nodes::{NodeConfig, NodeMesh},
+    },
     metrics::Metrics,
+    peers::Network,
+    route::Router,
     store::{self, Store},
     tunnel::{self, Tunnel},
 };
 
+use peering::{Answering, Peering, Rest};
+
 pub use init::{ADMIN_TOKEN_MS, FIRST_INVITATION_MS, Init, Initialised, init};
+pub use joining::join;
+
+/// How long a machine that joined waits for the state of its cluster: the leader has to notice it and link with it.
+const FIRST_STATE: Duration = Duration::from_secs(60);
+
+/// How long a clean stop waits until another node leads.
+const HANDING_OVER: Duration = Duration::from_secs(3);
 
 /// Why a node did not start, or a cluster was not made.
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +62,19 @@ pub enum Error {
     #[error(transparent)]
     Engine(#[from] engine::Error),
     #[error(transparent)]
+    Fence(#[from] fence::Error),
+    #[error(transparent)]
     Mesh(#[from] mesh::Error),
+    #[error(transparent)]
+    Join(#[from] joined::Error),
     #[error("the state in `{path}` is empty though the node has keys; repeat `flotilla init` if it was interrupted, else restore `state.db` from a backup", path = path.display())]
     StateMissing { path: std::path::PathBuf },
     #[error("the state in `{path}` is of another cluster than the keys beside it; restore both from one backup", path = path.display())]
     ForeignState { path: std::path::PathBuf },
+    #[error("the cluster did not send its state within {} s; is a majority of its machines running, and does one of them reach this machine? Start the node again to go on waiting", within.as_secs())]
+    NotTold { within: Duration },
+    #[error("this machine was removed from the cluster as `{name}`, and its key is not taken again; delete `{path}` and join with a new token", path = path.display())]
+    Removed { name: String, path: std::path::PathBuf },
     #[error("failed to make the cluster: {0}")]
     Rejected(flotilla_api::ApiError),
     #[error("failed to listen for signals of the system: {0}")]
@@ -58,9 +86,8 @@ pub enum Error {
 pub struct Node {
     app: Arc<App>,
     address: SocketAddr,
-    serving: JoinHandle<()>,
-    telling: JoinHandle<()>,
-    leading: JoinHandle<()>,
+    tasks: Vec<(&'static str, JoinHandle<()>)>,
+    nodes: Arc<NodeMesh>,
     relay: Option<Arc<Relay>>,
     /// Held until everything else has ended.
     _directory: DataDir,
@@ -82,22 +109,76 @@ pub(crate) async fn start_with(config: Config, limits: store::Limits) -> Result<
     // Before anything else is begun: a port in use is the most common mistake.
     let listener = Listener::bind(&config).await?;
     let address = listener.address();
-    let store = Store::open_with(&directory.state(), limits).await?;
-    match assemble(config, &directory, &identity, &listener, store.clone()) {
-        Ok(app) => {
-            let relay = relay::start(&app.config, app.domain.to_string(), &identity).await;
-            if let Some(relay) = &relay {
-                app.metrics.watch_relay(relay);
-            }
-            let telling = tokio::spawn(http::tell_changes(app.clone()));
-            let serving = tokio::spawn(listener.serve(app.clone(), app.stop.clone()));
-            let leading = cluster::lead(app.store.clone(), app.node.clone(), app.stop.clone());
-            Ok(Node { app, address, serving, telling, leading, relay, _directory: directory })
-        }
+    let mut mesh =
+        NodeConfig::new(identity.node.clone(), Certificate::from_pem(&identity.webrtc_pem)?, candidates(&config));
+    mesh.cluster_key = Some(identity.cluster.clone());
+    mesh.relay_secret = Some(relay::secret(&identity));
+    let nodes = NodeMesh::new(mesh)?;
+    let store = open_store(&directory, &identity, limits, &nodes).await?;
+    match assemble(config, &directory, &identity, &listener, store.clone(), &nodes) {
+        Ok(assembled) => Ok(assembled.begin(listener, &identity, nodes, directory, address).await),
         Err(error) => {
-            store.close().await;
+            nodes.stop().await;
+            store.0.close().await;
             Err(error)
         }
+    }
+}
+
+/// The state log, in agreement with the other nodes.
+async fn open_store(
+    directory: &DataDir,
+    identity: &Identity,
+    limits: store::Limits,
+    nodes: &Arc<NodeMesh>,
+) -> Result<(Store, Arc<Peering>), Error> {
+    let told = joined::Told::load(directory)?;
+    let network: Network = nodes.clone();
+    let path = directory.state();
+    let store = match &told {
+        Some(_) => Store::open_joining(&path, &identity.node_id(), limits, network).await?,
+        None => Store::open_with(&path, &identity.node_id(), limits, network).await?,
+    };
+    let peering = Peering::new(store.consensus().clone());
+    let members = peering::members(&store, told.as_ref().map(joined::Told::as_state));
+    nodes.start(members, Arc::new(Answering(peering.clone())));
+    // Up to the entry that admits it, or one that removed it again.
+    let node = identity.node_id();
+    let mut states = store.watch();
+    let own = states.wait_for(|state| state.machines.contains_key(&node) || state.removed_machines.contains_key(&node));
+    if told.is_some() && !matches!(timeout(FIRST_STATE, own).await, Ok(Ok(_))) {
+        nodes.stop().await;
+        store.close().await;
+        return Err(Error::NotTold { within: FIRST_STATE });
+    }
+    Ok((store, peering))
+}
+
+/// The parts of a node that is about to begin.
+struct Assembled {
+    app: Arc<App>,
+    cluster: Cluster,
+}
+
+impl Assembled {
+    async fn begin(
+        self,
+        listener: Listener,
+        identity: &Identity,
+        nodes: Arc<NodeMesh>,
+        directory: DataDir,
+        address: SocketAddr,
+    ) -> Node {
+        let Self { app, cluster } = self;
+        let relay = relay::start(&app.config, app.domain.to_string(), identity).await;
+        if let Some(relay) = &relay {
+            app.metrics.watch_relay(relay);
+        }
+        let relay_port = relay.as_ref().map(|relay| relay.address().port());
+        let mut tasks = cluster.run(&app.engine, address, relay_port);
+        tasks.push(("the watch over services", tokio::spawn(http::tell_changes(app.clone()))));
+        tasks.push(("the listener", tokio::spawn(listener.serve(app.clone(), app.stop.clone()))));
+        Node { app, address, tasks, nodes, relay, _directory: directory }
     }
 }
 
@@ -106,35 +187,58 @@ fn assemble(
     directory: &DataDir,
     identity: &Identity,
     listener: &Listener,
-    store: Store,
-) -> Result<Arc<App>, Error> {
+    (store, peering): (Store, Arc<Peering>),
+    nodes: &Arc<NodeMesh>,
+) -> Result<Assembled, Error> {
     let state = store.state();
-    let Some(cluster) = &state.cluster else {
+    let Some(record) = &state.cluster else {
         return Err(Error::StateMissing { path: directory.state() });
     };
     let node = identity.node_id();
-    if cluster.token_key != identity.cluster_key() || !state.machines.contains_key(&node) {
+    if let Some(removed) = state.removed_machines.get(&node) {
+        return Err(Error::Removed { name: removed.name.to_string(), path: directory.path().to_owned() });
+    }
+    if record.token_key != identity.cluster_key() || !state.machines.contains_key(&node) {
         return Err(Error::ForeignState { path: directory.state() });
     }
-    let authority = Authority::new(store.clone(), &cluster.id, &identity.cluster)?;
-    let domain = Domain::new(config.domain.as_deref(), cluster.name.as_str(), listener.address(), listener.is_secure());
+    let authority = Authority::new(store.clone(), &record.id, &identity.cluster)?;
+    let domain = Domain::new(config.domain.as_deref(), record.name.as_str(), listener.address(), listener.is_secure());
     let metrics = Metrics::new();
+    metrics.watch_consensus(store.consensus());
     let limits = uploads::Limits { size_max: config.limits.upload_bytes, ..uploads::Limits::default() };
     let uploads = Uploads::open(directory.path(), limits).map_err(engine::Error::from)?;
+    let fence = Fence::start(fence::Config::new(directory.path(), config.docker_host.clone()))?;
+    metrics.watch_fence(fence.clone());
+    let stop = CancellationToken::new();
+    let parts = cluster::Parts {
+        node: node.clone(),
+        store: store.clone(),
+        peers: nodes.clone(),
+        fence: fence.clone(),
+        started_at: crate::clock::now(),
+        data_dir: directory.path().to_owned(),
+    };
+    let cluster = Cluster::new(parts, stop.clone());
     let engine = EngineConfig {
         docker_host: config.docker_host.clone(),
         data_dir: directory.path().to_owned(),
-        cluster_id: cluster.id.clone(),
+        cluster_id: record.id.clone(),
         node_id: node.clone(),
     };
-    let engine =
-        Engine::start(engine, store.watch(), Arc::new(wiring::Proposals(store.clone())), Arc::new(cluster::Alone))?;
+    let surroundings = engine::Surroundings {
+        proposer: Arc::new(wiring::Proposals(store.clone())),
+        lease: Arc::new(cluster.clone()),
+        fence,
+        others: Arc::new(cluster.clone()),
+    };
+    let engine = Engine::start(engine, store.watch(), surroundings)?;
+    let router = Router::of(&engine, node.clone(), store.watch());
     let tunnel = Tunnel::new(
         tunnel::Config::new(
             tunnel::Site { scheme: domain.scheme(), domain: domain.to_string() },
             directory.path().to_owned(),
         ),
-        Arc::new(wiring::Addresses(engine.clone())),
+        Arc::new(router.clone()),
     );
     metrics.watch_tunnel(tunnel.clone());
     let mesh = mesh::Config {
@@ -144,20 +248,37 @@ fn assemble(
     let attempts = Arc::new(http::Attempts::default());
     let tokens = wiring::Tokens { authority: authority.clone(), attempts: attempts.clone() };
     let mesh = Mesh::new(mesh, Arc::new(tokens), tunnel);
-    let stop = CancellationToken::new();
-    Ok(Arc::new(App::new(http::Parts {
+    peering.complete(Rest {
+        cluster: cluster.clone(),
+        engine: engine.clone(),
+        router,
+        store: store.clone(),
+        authority: authority.clone(),
+        cluster_key: identity.cluster.clone(),
+        app: std::sync::OnceLock::new(),
+    });
+    let app = App::new(http::Parts {
         config,
         domain,
         node,
+        listening: listener.address(),
         store,
         authority,
         engine,
         uploads,
         mesh,
         metrics,
+        members: Arc::new(cluster.clone()),
         attempts,
+        demo_socket: std::env::var_os(http::DEMO_SOCKET_VARIABLE).map(std::path::PathBuf::from),
         stop,
-    })))
+    });
+    if app.nodes.set(nodes.clone()).is_err() {
+        tracing::error!("the links to other nodes were begun twice");
+    }
+    let app = Arc::new(app);
+    peering.serve(&app);
+    Ok(Assembled { app, cluster })
 }
 
 /// Every way that leads here, and loopback for browsers on this machine: that is whom a cluster on `.localhost` is for.
@@ -183,9 +304,15 @@ impl Node {
         self.app.stop.cancel();
         // Browsers are told over their signalling sockets, which the listener drains after that.
         self.app.mesh.stop().await;
-        for (what, task) in
-            [("the listener", self.serving), ("the watch over services", self.telling), ("the leader", self.leading)]
+        // Another takes over before this one is missed.
+        let consensus = self.app.store.consensus();
+        if consensus.status().borrow().leads
+            && !consensus.status().borrow().is_alone()
+            && let Ok(Err(error)) = timeout(HANDING_OVER, consensus.transfer()).await
         {
+            tracing::warn!(%error, "leadership was not handed over");
+        }
+        for (what, task) in self.tasks {
             if task.await.is_err() {
                 tracing::error!("{what} ended in a panic");
             }
@@ -194,6 +321,7 @@ impl Node {
             relay.stop().await;
         }
         self.app.engine.stop().await;
+        self.nodes.stop().await;
         self.app.store.close().await;
         tracing::info!("stopped");
     }
@@ -232,6 +360,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     Ok(())
 }
 
+/// openraft tells each message at `info`, which is for who looks for a fault in it: it is asked for by its name.
+fn quieted(level: &str) -> String {
+    if level.contains("openraft") { level.to_owned() } else { format!("{level},openraft=warn") }
+}
+
 /// Sends the log where the configuration says. Once in a process, before anything is logged.
 pub fn start_log(log: &config::Log) {
     use std::io::IsTerminal as _;
@@ -239,7 +372,7 @@ pub fn start_log(log: &config::Log) {
     use tracing_subscriber::{EnvFilter, fmt};
 
     // Checked when the configuration was read.
-    let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(quieted(&log.level)).unwrap_or_else(|_| EnvFilter::new("info"));
     // Colours are for a terminal; in a file or a journal they are in the way.
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let started = match log.format {

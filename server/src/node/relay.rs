@@ -39,7 +39,7 @@ pub(super) async fn start(config: &Config, realm: String, identity: &Identity) -
 }
 
 /// The same on every node that has the cluster's key, and says nothing about it.
-fn secret(identity: &Identity) -> String {
+pub(super) fn secret(identity: &Identity) -> String {
     let digest = Sha256::new().chain_update("flotilla relay 1\0").chain_update(identity.cluster.as_bytes()).finalize();
     hexadecimal(&digest)
 }

@@ -1,23 +1,12 @@
 //! What modules need of each other, where neither shall know the other.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
-use flotilla_api::{ApiError, ServiceName, rest::Principal};
+use flotilla_api::{ApiError, rest::Principal};
 use flotilla_core::{Actor, Command, CommandV1, Entry};
 use futures::future::BoxFuture;
 
-use crate::{
-    auth::Authority,
-    clock,
-    engine::{Engine, Proposer},
-    http::Attempts,
-    mesh::Admission,
-    store::Store,
-    tunnel::Backends,
-};
+use crate::{auth::Authority, clock, engine::Proposer, http::Attempts, mesh::Admission, store::Store};
 
 /// The reconciler changes the state in the node's own name.
 #[derive(Debug)]
@@ -30,16 +19,6 @@ impl Proposer for Proposals {
             let entry = Entry { at: clock::now(), actor, command: Command::V1(command) };
             self.0.propose(entry).await.map(drop).map_err(ApiError::from)
         })
-    }
-}
-
-/// The tunnel asks the engine where a service is.
-#[derive(Debug)]
-pub(super) struct Addresses(pub(super) Engine);
-
-impl Backends for Addresses {
-    fn address(&self, service: &ServiceName) -> Result<SocketAddr, ApiError> {
-        self.0.address_of(service).map_err(ApiError::from)
     }
 }
 

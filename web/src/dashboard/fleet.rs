@@ -32,6 +32,7 @@ impl Fleet {
         let cluster = Query::start(CLUSTER_INTERVAL, move || async move { client.cluster().await });
         let services = Query::start(SERVICES_INTERVAL, move || async move { client.services().await });
         refresh_on_change(live, services);
+        refresh_on_change(live, cluster);
         let announcement = RwSignal::new(String::new());
         let value = services.value();
         Effect::new(move |before: Option<Option<States>>| {

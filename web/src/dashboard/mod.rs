@@ -15,6 +15,7 @@ mod components;
 mod compose_text;
 mod fleet;
 mod format;
+mod incidents;
 mod live;
 mod log_buffer;
 mod pages;
@@ -24,6 +25,7 @@ mod session;
 mod shell;
 mod task;
 mod theme;
+mod topology;
 
 use leptos::{mount::mount_to, prelude::*};
 use wasm_bindgen::JsCast;

@@ -71,7 +71,7 @@ mod tests {
             url: None,
             image: "notes".into(),
             replicas: 1,
-            epoch: None,
+            epoch: Some(1),
             since: UnixMillis(0),
             observed_at: UnixMillis(0),
             instances: instances
@@ -79,11 +79,13 @@ mod tests {
                 .map(|(revision, state)| InstanceView {
                     id: InstanceId(format!("notes-{revision}")),
                     machine: "one".parse().unwrap(),
+                    replica: 1,
                     epoch: 1,
                     revision: Revision(*revision),
                     state: *state,
                     message: None,
                     container: None,
+                    since: UnixMillis(0),
                     started_at: None,
                     restarts: 0,
                     exit_code: None,

@@ -3,7 +3,7 @@
 use flotilla_api::{Scope, rest::Principal};
 use leptos::prelude::*;
 use leptos_router::{
-    components::{A, FlatRoutes, Route, Router},
+    components::{A, FlatRoutes, Redirect, Route, Router},
     hooks::use_location,
     path,
 };
@@ -15,7 +15,8 @@ use super::{
     fleet::Fleet,
     live::{Link, Live},
     pages::{
-        access::Access, activity::Activity, deploy::Deploy, machines::Machines, service::Service, services::Services,
+        access::Access, activity::Activity, cluster::Cluster, deploy::Deploy, machine::Machine, service::Service,
+        services::Services,
     },
     query::Phase,
     session::{Notice, Session, Status},
@@ -69,7 +70,10 @@ pub(crate) fn Shell() -> impl IntoView {
                             <Route path=path!("/") view=Services/>
                             <Route path=path!("/deploy") view=|| allowed("Deploy", You::operates, || view! { <Deploy/> }.into_any())/>
                             <Route path=path!("/services/:name") view=|| allowed("Service", You::operates, || view! { <Service/> }.into_any())/>
-                            <Route path=path!("/machines") view=|| allowed("Machines", You::operates, || view! { <Machines/> }.into_any())/>
+                            <Route path=path!("/cluster") view=|| allowed("Cluster", You::operates, || view! { <Cluster/> }.into_any())/>
+                            // Where the list of machines was before there were several.
+                            <Route path=path!("/machines") view=|| view! { <Redirect path="/cluster"/> }/>
+                            <Route path=path!("/machines/:name") view=|| allowed("Machine", You::operates, || view! { <Machine/> }.into_any())/>
                             <Route path=path!("/access") view=|| allowed("Access", You::administers, || view! { <Access/> }.into_any())/>
                             <Route path=path!("/activity") view=|| allowed("Activity", You::operates, || view! { <Activity/> }.into_any())/>
                         </FlatRoutes>
@@ -150,7 +154,7 @@ fn Navigation() -> impl IntoView {
             <ul>
                 {item("/", Icon::Services, "Services")}
                 {move || you.operates().then(|| item("/deploy", Icon::Deploy, "Deploy"))}
-                {move || you.operates().then(|| item("/machines", Icon::Machine, "Machines"))}
+                {move || you.operates().then(|| item("/cluster", Icon::Cluster, "Cluster"))}
                 {move || you.administers().then(|| item("/access", Icon::Access, "Access"))}
                 {move || you.operates().then(|| item("/activity", Icon::Activity, "Activity"))}
             </ul>
@@ -161,8 +165,17 @@ fn Navigation() -> impl IntoView {
 #[component]
 fn NavLink(href: &'static str, icon: Icon, name: &'static str) -> impl IntoView {
     let path = use_location().pathname;
-    // A service's page belongs to the services.
-    let current = move || path.with(|path| path == href || (href == "/" && path.starts_with("/services")));
+    // A service's page belongs to the services, a machine's to the cluster.
+    let current = move || {
+        path.with(|path| {
+            let under = match href {
+                "/" => "/services/",
+                "/cluster" => "/machines/",
+                _ => return path == href,
+            };
+            path == href || path.starts_with(under)
+        })
+    };
     view! {
         <a href=href class="nav-link" aria-current=move || current().then_some("page")>
             <Glyph icon/>

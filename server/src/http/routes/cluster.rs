@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use flotilla_api::{
-    ErrorCode, ServiceName,
+    ErrorCode, MachineName, NodeId, ServiceName,
     rest::{ClusterView, EventView},
 };
 use serde::Deserialize;
@@ -14,12 +14,10 @@ use crate::{
         App,
         answer::{Answer, Asked, Failure, Json},
         caller::{Caller, Operator},
+        fleet,
     },
     store::AUDIT_PAGE_MAX,
 };
-
-/// Machines that a cluster needs to outlive the loss of one.
-const FAULT_TOLERANT_FROM: usize = 3;
 
 pub(super) async fn view(State(app): State<Arc<App>>, caller: Caller) -> Answer<Json<ClusterView>> {
     let state = app.store.state();
@@ -27,6 +25,15 @@ pub(super) async fn view(State(app): State<Arc<App>>, caller: Caller) -> Answer<
         .cluster
         .as_ref()
         .ok_or_else(|| Failure::new(ErrorCode::Internal, "the node has no cluster; make one with `flotilla init`"))?;
+    let quorum = app.members.quorum();
+    let name_of = |id: &NodeId| state.machines.get(id).map(|machine| machine.name().clone());
+    let (voters, learners): (Vec<_>, Vec<_>) = state.machines.keys().partition(|id| quorum.voters.contains(*id));
+    let names = |ids: Vec<&NodeId>| {
+        let mut names: Vec<MachineName> = ids.into_iter().filter_map(name_of).collect();
+        names.sort();
+        names
+    };
+    let weakness = fleet::weakness(&state, &quorum);
     Ok(Json(ClusterView {
         id: cluster.id.clone(),
         name: cluster.name.to_string(),
@@ -34,7 +41,14 @@ pub(super) async fn view(State(app): State<Arc<App>>, caller: Caller) -> Answer<
         domain: app.domain.to_string(),
         dashboard_url: app.domain.dashboard_url(),
         applied_index: state.applied,
-        fault_tolerant: state.machines.len() >= FAULT_TOLERANT_FROM,
+        machine: name_of(&app.node),
+        leader: quorum.leader.as_ref().and_then(name_of),
+        term: quorum.term,
+        voters: names(voters),
+        learners: names(learners),
+        fault_tolerant: weakness.is_none(),
+        not_fault_tolerant_because: weakness,
+        demo: app.demo_socket.is_some(),
         you: caller.principal,
     }))
 }

@@ -4,22 +4,23 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::{
-        State, WebSocketUpgrade,
+        Request, State, WebSocketUpgrade,
         ws::{Message, WebSocket, rejection::WebSocketUpgradeRejection},
     },
     response::{IntoResponse, Response},
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_api::{
-    ApiError, ErrorCode, InstanceId, ServiceName,
+    ApiError, ErrorCode, InstanceId, NodeId, ServiceName,
     rest::{ExecControl, ExecRequest},
 };
+use flotilla_core::reconcile::{self, View};
 use futures::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, mpsc},
     time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 
@@ -29,7 +30,9 @@ use crate::{
     http::{
         App,
         answer::{Answer, Asked, Failure, Segment},
-        caller::Operator,
+        caller::{Caller, Operator},
+        forward::{self, OnBehalf},
+        sight::Moment,
         streams,
     },
 };
@@ -63,6 +66,7 @@ pub(super) async fn run(
     Segment(service): Segment<ServiceName>,
     Asked(InstanceQuery { instance }): Asked<InstanceQuery>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    request: Request,
 ) -> Answer<Response> {
     let upgrade = upgrade.map_err(|_| {
         Failure::new(ErrorCode::InvalidRequest, "a command is run over a WebSocket; use `flotilla exec`")
@@ -71,6 +75,12 @@ pub(super) async fn run(
         return Err(super::services::unknown(&service));
     }
     let place = streams::place(&app)?;
+    if request.extensions().get::<OnBehalf>().is_none()
+        && let Some(machine) = elsewhere(&app, &service, instance.as_ref())
+    {
+        tracing::info!(%service, %machine, principal = %caller.principal.name, from = %caller.peer, "a command is passed on");
+        return pass_on(&app, &caller, &machine, place, request).await;
+    }
     let answer = upgrade.max_message_size(MESSAGE_MAX).max_frame_size(MESSAGE_MAX).on_upgrade(async move |socket| {
         tracing::info!(%service, principal = %caller.principal.name, from = %caller.peer, "a command is run");
         let (sink, stream) = socket.split();
@@ -86,6 +96,52 @@ pub(super) async fn run(
         drop(place);
     });
     Ok(answer.into_response())
+}
+
+/// The machine on which the command has to run, if that is another one: where the named instance is, or one that requests go to.
+fn elsewhere(app: &App, service: &ServiceName, instance: Option<&InstanceId>) -> Option<NodeId> {
+    let moment = Moment::of(app);
+    let views = moment.views();
+    let machine = match instance {
+        Some(instance) => {
+            let has = |view: &View<'_>| {
+                let mut containers = view.observed.into_iter().flat_map(|observed| &observed.containers);
+                containers.any(|container| container.instance == *instance)
+            };
+            views.iter().find(|(_, view)| has(view)).map(|(machine, _)| (*machine).clone())?
+        }
+        None => {
+            let serving = reconcile::serving(moment.now, moment.state.services.get(service)?, &views);
+            if serving.iter().any(|(machine, _)| **machine == app.node) {
+                return None;
+            }
+            serving.first().map(|(machine, _)| (*machine).clone())?
+        }
+    };
+    (machine != app.node).then_some(machine)
+}
+
+async fn pass_on(
+    app: &Arc<App>,
+    caller: &Caller,
+    machine: &NodeId,
+    place: OwnedSemaphorePermit,
+    request: Request,
+) -> Answer<Response> {
+    let path = request.uri().path_and_query().map_or_else(|| request.uri().path(), http::uri::PathAndQuery::as_str);
+    // Inside the API's own routes the prefix is taken off.
+    let path = format!("/api/v1{}", path.strip_prefix("/api/v1").unwrap_or(path));
+    let answer = forward::ask(app, machine, caller, http::Method::GET, &path, request.headers()).await?;
+    let answer = forward::refusal(answer).await?;
+    let (stop, for_caller, caller) = (app.stop.clone(), app.clone(), caller.clone());
+    let over = async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = caller.allowed_until(&for_caller) => {}
+        }
+        drop(place);
+    };
+    Ok(forward::join_sockets(request, answer, over))
 }
 
 /// Runs until the command has ended or the client has left. Dropping `output` ends the writer.

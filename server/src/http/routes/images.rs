@@ -4,26 +4,47 @@ use std::sync::Arc;
 
 use axum::{
     body::Body,
-    extract::State,
+    extract::{Request, State},
     response::{IntoResponse, Response},
 };
 use flotilla_api::{
-    ErrorCode,
+    ErrorCode, MachineName,
     rest::{BeginUpload, ImageView, LoadedImages, UploadView},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use serde::Deserialize;
 
 use crate::http::{
     App,
-    answer::{Answer, Failure, Json, Segment},
+    answer::{Answer, Asked, Failure, Json, Segment},
     caller::Operator,
+    forward::{self, OnBehalf},
 };
 
 const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
 const UPLOAD_LENGTH: HeaderName = HeaderName::from_static("upload-length");
 
-pub(super) async fn list(State(app): State<Arc<App>>, Operator(_): Operator) -> Answer<Json<Vec<ImageView>>> {
-    Ok(Json(app.engine.images().await?))
+#[derive(Debug, Deserialize)]
+pub(super) struct ImagesQuery {
+    /// Whose engine is asked; absent: this one's.
+    machine: Option<MachineName>,
+}
+
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    Asked(ImagesQuery { machine }): Asked<ImagesQuery>,
+    request: Request,
+) -> Answer<Response> {
+    let state = app.store.state();
+    let asked = machine.as_ref().map(|name| super::machines::named(&state, name)).transpose()?.map(|(id, _)| id);
+    let is_passed_on = request.extensions().get::<OnBehalf>().is_some();
+    if let Some(machine) = asked.filter(|machine| **machine != app.node && !is_passed_on) {
+        let answer = forward::ask(&app, machine, &caller, Method::GET, "/api/v1/images", &HeaderMap::new()).await?;
+        return Ok(forward::passed_on(answer));
+    }
+    let images: Vec<ImageView> = app.engine.images().await?;
+    Ok(Json(images).into_response())
 }
 
 pub(super) async fn begin(

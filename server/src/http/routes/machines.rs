@@ -1,26 +1,140 @@
-//! The machines of the cluster: one, for now.
+//! The machines of the cluster: look at, name, label, empty and remove.
 
 use std::sync::Arc;
 
 use axum::extract::State;
-use flotilla_api::rest::MachineView;
+use flotilla_api::{
+    ErrorCode, MachineName, NodeId,
+    rest::{ChangeMachine, MachineDetail, MachineView, RemoveMachineQuery},
+};
+use flotilla_core::{
+    CommandV1, State as ClusterState,
+    state::{Availability, Machine},
+};
+use http::StatusCode;
 
-use crate::http::{App, answer::Json, caller::Operator};
+use crate::{
+    clock,
+    http::{
+        App,
+        answer::{Answer, Asked, Failure, Json, Segment},
+        caller::{Admin, Operator},
+        fleet,
+    },
+};
 
 pub(super) async fn list(State(app): State<Arc<App>>, Operator(_): Operator) -> Json<Vec<MachineView>> {
-    let (observed_at, resources) = app.machine.resources().await;
-    let instances = app.engine.observed().map_or(0, |observed| observed.containers.len());
+    Json(fleet::views(&app).await)
+}
+
+pub(super) async fn detail(
+    State(app): State<Arc<App>>,
+    Operator(_): Operator,
+    Segment(name): Segment<MachineName>,
+) -> Answer<Json<MachineDetail>> {
     let state = app.store.state();
-    let own = state.machines.values().filter(|machine| machine.record.id == app.node).map(|machine| MachineView {
-        id: machine.record.id.clone(),
-        name: machine.name().clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        labels: machine.record.labels.clone(),
-        started_at: app.started_at,
-        observed_at,
-        resources: resources.clone(),
-        engine: app.engine.status(),
-        instances: u32::try_from(instances).unwrap_or(u32::MAX),
-    });
-    Json(own.collect())
+    let (id, _) = named(&state, &name)?;
+    fleet::detail(&app, id).await.map(Json).ok_or_else(|| unknown(&name))
+}
+
+pub(super) async fn change(
+    State(app): State<Arc<App>>,
+    Admin(caller): Admin,
+    Segment(name): Segment<MachineName>,
+    Json(ChangeMachine { name: new, labels }): Json<ChangeMachine>,
+) -> Answer<StatusCode> {
+    let state = app.store.state();
+    let (id, machine) = named(&state, &name)?;
+    if new.is_none() && labels.is_empty() {
+        return Err(Failure::new(ErrorCode::InvalidRequest, "there is nothing to change; send a `name` or `labels`"));
+    }
+    // Labels first: they are the ones that may be wrong in more than one way, and a machine that was renamed is not found again.
+    if !labels.is_empty() {
+        app.propose(caller.actor(), CommandV1::LabelMachine { machine: id.clone(), labels }).await?;
+    }
+    if let Some(name) = new.filter(|new| new != machine.name()) {
+        app.propose(caller.actor(), CommandV1::RenameMachine { machine: id.clone(), name }).await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn drain(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    Segment(name): Segment<MachineName>,
+) -> Answer<StatusCode> {
+    let availability = Availability::Drained { since: clock::now() };
+    set_availability(&app, &caller, &name, availability).await
+}
+
+pub(super) async fn undrain(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    Segment(name): Segment<MachineName>,
+) -> Answer<StatusCode> {
+    set_availability(&app, &caller, &name, Availability::Active).await
+}
+
+async fn set_availability(
+    app: &App,
+    caller: &crate::http::caller::Caller,
+    name: &MachineName,
+    availability: Availability,
+) -> Answer<StatusCode> {
+    let state = app.store.state();
+    let (id, _) = named(&state, name)?;
+    app.propose(caller.actor(), CommandV1::SetAvailability { machine: id.clone(), availability }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn remove(
+    State(app): State<Arc<App>>,
+    Admin(caller): Admin,
+    Segment(name): Segment<MachineName>,
+    Asked(RemoveMachineQuery { force }): Asked<RemoveMachineQuery>,
+) -> Answer<StatusCode> {
+    let state = app.store.state();
+    let (id, machine) = named(&state, &name)?;
+    if !force {
+        check_removal(&state, id, machine)?;
+    }
+    app.propose(caller.actor(), CommandV1::RemoveMachine { machine: id.clone() }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A machine that is gone for good can be taken off the list; one that works has to be emptied first.
+fn check_removal(state: &ClusterState, id: &NodeId, machine: &Machine) -> Answer<()> {
+    let name = machine.name();
+    let refuse = |message| Err(Failure::new(ErrorCode::Conflict, message));
+    // What the state itself refuses, force or not, is for it to say.
+    if machine.lost_at.is_some() || state.machines.len() == 1 {
+        return Ok(());
+    }
+    if machine.availability == Availability::Active {
+        return refuse(format!(
+            "`{name}` is in use; empty it first with `flotilla drain {name}`, or remove it with --force"
+        ));
+    }
+    match fleet::placed_on(state, id) {
+        0 => Ok(()),
+        1 => refuse(format!(
+            "one instance is still on `{name}`; wait until it has moved away, or remove it with --force"
+        )),
+        many => refuse(format!(
+            "{many} instances are still on `{name}`; wait until they have moved away, or remove it with --force"
+        )),
+    }
+}
+
+/// By its name, or by its id, which is what a copied disk and a log know it by.
+pub(super) fn named<'a>(state: &'a ClusterState, name: &MachineName) -> Answer<(&'a NodeId, &'a Machine)> {
+    let by_id = || state.machines.get_key_value(&NodeId(name.to_string()));
+    state.machine_named(name).or_else(by_id).ok_or_else(|| unknown(name))
+}
+
+fn unknown(name: &MachineName) -> Failure {
+    Failure::new(
+        ErrorCode::MachineNotFound,
+        format!("there is no machine `{name}`; `flotilla machine ls` lists those that there are"),
+    )
 }

@@ -2,6 +2,7 @@
 
 mod builds;
 mod cluster;
+pub(crate) mod demo;
 mod deployments;
 mod events;
 mod exec;
@@ -9,6 +10,7 @@ mod images;
 mod logs;
 mod machines;
 mod services;
+mod state;
 mod tokens;
 
 use std::sync::Arc;
@@ -22,13 +24,20 @@ use axum::{
 };
 use flotilla_api::ErrorCode;
 use http::{Method, Uri};
+use serde::Deserialize;
 
-use super::{App, answer::Failure};
+use super::{
+    App,
+    answer::{Asked, Failure},
+};
 
 pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
     let prompt = Router::new()
         .route("/cluster", get(cluster::view))
         .route("/machines", get(machines::list))
+        .route("/machines/{machine}", get(machines::detail).patch(machines::change).delete(machines::remove))
+        .route("/machines/{machine}/drain", post(machines::drain))
+        .route("/machines/{machine}/undrain", post(machines::undrain))
         .route("/services", get(services::list))
         .route("/services/{service}", get(services::detail).delete(services::remove))
         .route("/services/{service}/restart", post(services::restart))
@@ -43,6 +52,7 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/tokens/bind", post(tokens::bind))
         .route("/invitations", post(tokens::invite))
         .route("/invitations/redeem", post(tokens::redeem))
+        .route_layer(from_fn_with_state(app.clone(), up_to_date))
         .route_layer(from_fn_with_state(app.clone(), within_time));
     // These move images or go on for as long as somebody reads; each has limits of its own.
     let lasting = Router::new()
@@ -52,11 +62,45 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/builds", post(builds::build))
         .route("/services/{service}/logs", get(logs::read))
         .route("/services/{service}/exec", get(exec::run))
-        .route("/events", get(events::follow));
+        .route("/events", get(events::follow))
+        .route("/state/backup", get(state::back_up))
+        .route("/demo/machines/{machine}/kill", post(demo::kill))
+        .route("/demo/machines/{machine}/start", post(demo::start));
     prompt.merge(lasting)
 }
 
-async fn within_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// How old the answer to a read may be.
+#[derive(Debug, Default, Deserialize)]
+struct Freshness {
+    #[serde(default)]
+    consistency: Consistency,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Consistency {
+    /// What this node has applied; the header says how far that is.
+    #[default]
+    Local,
+    /// Everything that anybody was told before the question.
+    Linearizable,
+}
+
+async fn up_to_date(
+    State(app): State<Arc<App>>,
+    Asked(Freshness { consistency }): Asked<Freshness>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if consistency == Consistency::Linearizable
+        && let Err(error) = app.members.linearize().await
+    {
+        return Failure::from(error).into_response();
+    }
+    next.run(request).await
+}
+
+pub(super) async fn within_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let limit = app.request_timeout();
     tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
         Failure::new(

@@ -12,6 +12,11 @@ pub(super) const ROUTES: &[(&str, &str, [bool; 4])] = &[
     ("POST", "/api/v1/tokens/renew", [true, true, true, true]),
     ("POST", "/api/v1/tokens/bind", [true, true, true, true]),
     ("GET", "/api/v1/machines", [false, true, true, false]),
+    ("GET", "/api/v1/machines/ghost", [false, true, true, false]),
+    ("POST", "/api/v1/machines/ghost/drain", [false, true, true, false]),
+    ("POST", "/api/v1/machines/ghost/undrain", [false, true, true, false]),
+    ("PATCH", "/api/v1/machines/ghost", [false, false, true, false]),
+    ("DELETE", "/api/v1/machines/ghost", [false, false, true, false]),
     ("GET", "/api/v1/audit", [false, true, true, false]),
     ("GET", "/api/v1/events?replay=0", [false, true, true, false]),
     ("GET", "/api/v1/images", [false, true, true, false]),
@@ -31,6 +36,8 @@ pub(super) const ROUTES: &[(&str, &str, [bool; 4])] = &[
     ("GET", "/api/v1/tokens", [false, false, true, false]),
     ("POST", "/api/v1/tokens", [false, false, true, false]),
     ("DELETE", "/api/v1/tokens/ghost", [false, false, true, false]),
+    ("POST", "/api/v1/demo/machines/ghost/kill", [false, false, true, false]),
+    ("POST", "/api/v1/demo/machines/ghost/start", [false, false, true, false]),
     ("POST", "/api/v1/invitations", [false, false, true, false]),
 ];
 

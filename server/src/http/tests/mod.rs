@@ -2,22 +2,39 @@
 
 mod access;
 mod bodies;
+mod demo;
 mod engine;
+mod forward;
 mod hosts;
+mod join;
+mod known;
+mod machines;
+mod mesh;
 mod signal;
 mod streams;
 mod tls;
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use flotilla_api::{
-    ApiError, ErrorCode, Grant, Scope,
+    ApiError, ErrorCode, Grant, NodeId, Scope,
     rest::{CreateToken, CreatedToken},
+};
+use flotilla_core::{
+    Actor, Command, CommandV1, Entry,
+    command::{MachineFacts, MachineRecord},
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::{App, Listener, Members, Parts};
 use crate::{
+    auth, clock,
     config::Config,
     node::{self, Node},
     store,
@@ -70,12 +87,74 @@ impl Running {
     }
 
     async fn token_of(&self, scope: Scope) -> String {
-        self.token(Grant { scope, services: [].into() }).await.token
+        let grant = Grant { scope, services: [].into() };
+        if scope != Scope::Machine {
+            return self.token(grant).await.token;
+        }
+        // The API gives a join token for this scope.
+        let wanted = auth::Wanted { name: "test".to_owned(), grant, life_ms: 3_600_000 };
+        let actor = Actor { name: "test".to_owned(), token: None, from: None };
+        self.node.app().authority.issue(actor, wanted).await.unwrap().token
     }
 
     fn applied(&self) -> u64 {
         self.node.app().store.state().applied
     }
+}
+
+/// Another listener on the same node's state, engine and keys, which knows the cluster by `members`.
+async fn beside(running: &Running, members: Arc<dyn Members>) -> SocketAddr {
+    beside_in_demo(running, members, None).await
+}
+
+async fn beside_in_demo(running: &Running, members: Arc<dyn Members>, demo_socket: Option<PathBuf>) -> SocketAddr {
+    let app = running.node.app();
+    let config = Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..app.config.clone() };
+    let listener = Listener::bind(&config).await.unwrap();
+    let address = listener.address();
+    let app = Arc::new(App::new(Parts {
+        config: app.config.clone(),
+        domain: app.domain.clone(),
+        node: app.node.clone(),
+        listening: address,
+        store: app.store.clone(),
+        authority: app.authority.clone(),
+        engine: app.engine.clone(),
+        uploads: app.uploads.clone(),
+        mesh: app.mesh.clone(),
+        metrics: app.metrics.clone(),
+        members,
+        attempts: app.attempts.clone(),
+        demo_socket,
+        stop: app.stop.clone(),
+    }));
+    tokio::spawn(listener.serve(app.clone(), app.stop.clone()));
+    address
+}
+
+/// Changes the state as if the cluster had.
+async fn propose(running: &Running, command: CommandV1) {
+    let actor = Actor { name: "test".to_owned(), token: None, from: None };
+    let entry = Entry { at: clock::now(), actor, command: Command::V1(command) };
+    running.node.app().store.propose(entry).await.unwrap();
+}
+
+/// A further member, of which nothing is there but its record.
+async fn admit(running: &Running, name: &str) -> NodeId {
+    let grant = Grant { scope: Scope::Machine, services: [].into() };
+    let wanted = auth::Wanted { name: name.to_owned(), grant, life_ms: 60_000 };
+    let actor = Actor { name: "test".to_owned(), token: None, from: None };
+    let invitation = running.node.app().authority.invite(actor, wanted).await.unwrap().id;
+    let id = NodeId(format!("{name}-id"));
+    let record =
+        MachineRecord { id: id.clone(), name: name.parse().unwrap(), public_key: String::new(), labels: [].into() };
+    let facts = MachineFacts {
+        addresses: vec![format!("{name}:7070")],
+        version: "0.0.1".to_owned(),
+        ..MachineFacts::default()
+    };
+    propose(running, CommandV1::AdmitMachine { invitation, machine: record, facts }).await;
+    id
 }
 
 async fn initialised(directory: &Path, change: impl FnOnce(&mut Config)) -> (Config, String) {
@@ -220,7 +299,7 @@ async fn lost_state_and_foreign_state_are_refused() {
 async fn a_full_disk_is_told_and_nothing_changes() {
     let directory = tempfile::tempdir().unwrap();
     let (config, admin) = initialised(directory.path(), |_| {}).await;
-    let full = store::Limits { pages: Some(24), ..store::Limits::default() };
+    let full = store::Limits { pages: Some(64), ..store::Limits::default() };
     let node = node::start_with(config.clone(), full).await.unwrap();
     let running = Running { node, config, admin, http: reqwest::Client::new(), _directory: directory };
     let request = CreateToken { name: "x".repeat(90), grant: Grant::admin(), ttl_seconds: 3600 };
@@ -251,7 +330,7 @@ async fn a_node_that_stopped_goes_on_where_it_was() {
     assert!(tokio::net::TcpStream::connect(address).await.is_err(), "the listener is still there");
 
     let node = node::start(config).await.unwrap();
-    assert_eq!(node.app().store.state().applied, before);
+    assert!(node.app().store.state().applied >= before);
     let services =
         http.get(format!("http://{}/api/v1/services", node.address())).bearer_auth(token).send().await.unwrap();
     assert_eq!(services.json::<Value>().await.unwrap(), json!([]));
@@ -263,9 +342,14 @@ async fn a_node_that_stopped_goes_on_where_it_was() {
 async fn the_metrics_are_for_this_machine_or_an_administrator() {
     let running = Running::start().await;
     let text = running.get("/metrics").send().await.unwrap().text().await.unwrap();
-    for name in
-        ["flotilla_state_index 3", "flotilla_tunnel_sessions_open 0", "flotilla_services{state=\"running\"} 0", "# EOF"]
-    {
+    for name in [
+        "flotilla_state_index ",
+        "flotilla_consensus_leads 1",
+        "flotilla_consensus_commit_duration_seconds_count ",
+        "flotilla_tunnel_sessions_open 0",
+        "flotilla_services{state=\"running\"} 0",
+        "# EOF",
+    ] {
         assert!(text.contains(name), "{name} is not in\n{text}");
     }
     let operator = running.token_of(Scope::Operator).await;
@@ -282,7 +366,9 @@ fn the_manual_lists_every_route() {
         let path = path.strip_prefix("/api/v1").unwrap().split('?').next().unwrap();
         let path = path.replace("/ghost", "/{}").replace("/uploads/0", "/uploads/{}");
         let listed = manual.lines().any(|line| {
-            let route = line.replace("{service}", "{}").replace("{digest}", "{}").replace("{id}", "{}");
+            let route = ["{service}", "{digest}", "{id}", "{machine}"]
+                .iter()
+                .fold(line.to_owned(), |line, variable| line.replace(variable, "{}"));
             route.starts_with(&format!("| `{method} {path}` |"))
         });
         assert!(listed, "docs/API.md has no row for {method} {path}");

@@ -7,11 +7,12 @@ mod transport;
 use std::time::Duration;
 
 use flotilla_api::{
-    Revision, TokenId, UnixMillis,
+    MachineName, Revision, TokenId, UnixMillis,
     rest::{
-        BindToken, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken, DeployRequest,
-        DeployResponse, Deployed, EventView, IssuedToken, LogLine, LogQuery, MachineView, RedeemInvitation,
-        RevisionView, RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView,
+        BindToken, ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken,
+        DemoAnswer, DeployRequest, DeployResponse, Deployed, EventView, IssuedToken, LogLine, LogQuery, MachineDetail,
+        MachineView, PlacedView, RedeemInvitation, RevisionView, RollbackRequest, ScaleRequest, ServiceDetail,
+        ServiceView, TokenView,
     },
     spec::ServiceSpec,
 };
@@ -30,6 +31,9 @@ const QUESTION: Duration = Duration::from_secs(10);
 
 /// For a change, which the node first writes to disk.
 const CHANGE: Duration = Duration::from_secs(30);
+
+/// For a demo's machine: its outage is watched for a minute, and measured.
+const OUTAGE: Duration = Duration::from_secs(180);
 
 /// Below this, the two clocks are taken to agree: a `Date` header has whole seconds. Milliseconds.
 const SKEW_MIN: f64 = 3000.0;
@@ -71,6 +75,45 @@ impl Client {
         self.get("/machines").await
     }
 
+    pub(crate) async fn machine(&self, name: &str) -> Result<MachineDetail, Failure> {
+        /// As in [`service`](Self::service).
+        #[derive(serde::Deserialize)]
+        struct Beside {
+            placements: Vec<PlacedView>,
+            losses: Vec<UnixMillis>,
+        }
+        let answer = self.send("GET", &format!("/machines/{}", segment(name)), None, QUESTION).await?;
+        let Beside { placements, losses } = read(&answer.text)?;
+        Ok(MachineDetail { view: read(&answer.text)?, placements, losses })
+    }
+
+    pub(crate) async fn change_machine(&self, name: &str, change: &ChangeMachine) -> Result<(), Failure> {
+        let body = json(change)?;
+        self.done("PATCH", &format!("/machines/{}", segment(name)), Some(body)).await
+    }
+
+    pub(crate) async fn remove_machine(&self, name: &str, force: bool) -> Result<(), Failure> {
+        self.done("DELETE", &format!("/machines/{}?force={force}", segment(name)), None).await
+    }
+
+    pub(crate) async fn drain(&self, name: &str) -> Result<(), Failure> {
+        self.done("POST", &format!("/machines/{}/drain", segment(name)), None).await
+    }
+
+    pub(crate) async fn undrain(&self, name: &str) -> Result<(), Failure> {
+        self.done("POST", &format!("/machines/{}/undrain", segment(name)), None).await
+    }
+
+    /// In a demo alone.
+    pub(crate) async fn pull_plug(&self, name: &str) -> Result<DemoAnswer, Failure> {
+        self.ask("POST", &format!("/demo/machines/{}/kill", segment(name)), None, OUTAGE).await
+    }
+
+    /// In a demo alone.
+    pub(crate) async fn put_plug(&self, name: &str) -> Result<DemoAnswer, Failure> {
+        self.ask("POST", &format!("/demo/machines/{}/start", segment(name)), None, OUTAGE).await
+    }
+
     pub(crate) async fn services(&self) -> Result<Vec<ServiceView>, Failure> {
         self.get("/services").await
     }
@@ -81,11 +124,13 @@ impl Client {
         #[derive(serde::Deserialize)]
         struct Beside {
             spec: ServiceSpec,
+            placements: Vec<PlacedView>,
+            standby: Vec<MachineName>,
             revisions: Vec<RevisionView>,
         }
         let answer = self.send("GET", &format!("/services/{}", segment(name)), None, QUESTION).await?;
-        let Beside { spec, revisions } = read(&answer.text)?;
-        Ok(ServiceDetail { view: read(&answer.text)?, spec, revisions })
+        let Beside { spec, placements, standby, revisions } = read(&answer.text)?;
+        Ok(ServiceDetail { view: read(&answer.text)?, spec, placements, standby, revisions })
     }
 
     pub(crate) async fn audit(&self) -> Result<Vec<EventView>, Failure> {

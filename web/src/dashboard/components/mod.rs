@@ -1,5 +1,6 @@
 //! Parts that several pages share.
 
+mod condition;
 mod copy;
 mod dialog;
 mod icon;
@@ -12,6 +13,7 @@ mod state;
 mod time;
 mod toast;
 
+pub(crate) use condition::{ConditionBadge, ConditionReason, machine_appearance, role};
 pub(crate) use copy::{CopyButton, Secret};
 pub(crate) use dialog::Dialog;
 pub(crate) use icon::{Glyph, Icon};

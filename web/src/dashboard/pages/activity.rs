@@ -1,13 +1,19 @@
 use std::time::Duration;
 
-use flotilla_api::rest::{EventView, ServiceState};
+use flotilla_api::{
+    UnixMillis,
+    rest::{EventView, ServiceState},
+};
 use leptos::prelude::*;
+use leptos_router::components::A;
 
 use crate::dashboard::{
     api::Client,
     browser,
     components::{Ago, Empty, Glyph, Icon, Page, Prose, appearance as state_appearance, shown},
     fleet::refresh_on_change,
+    format,
+    incidents::{self, Entry, Incident, Kind, Move},
     live::Live,
     query::Query,
 };
@@ -33,14 +39,14 @@ pub(crate) fn Activity() -> impl IntoView {
 #[component]
 fn Timeline(audit: Signal<Vec<EventView>>, live: Live) -> impl IntoView {
     let limit = RwSignal::new(PAGE);
-    let events = Memo::new(move |_| live.recent.with(|recent| merged(audit.get(), recent.iter())));
+    let entries = Memo::new(move |_| live.recent.with(|recent| incidents::grouped(merged(audit.get(), recent.iter()))));
     let days = move || {
-        let events: Vec<_> = events.with(|events| events.iter().take(limit.get()).cloned().collect());
-        events
-            .chunk_by(|a, b| browser::local(a.at).date() == browser::local(b.at).date())
+        let entries: Vec<_> = entries.with(|entries| entries.iter().take(limit.get()).cloned().collect());
+        entries
+            .chunk_by(|a, b| browser::local(a.at()).date() == browser::local(b.at()).date())
             .filter_map(|day| {
-                let date = browser::local(day.first()?.at).date();
-                let items = day.iter().cloned().map(item).collect_view();
+                let date = browser::local(day.first()?.at()).date();
+                let items = day.iter().cloned().map(entry).collect_view();
                 Some(view! {
                     <section class="day">
                         <h2>{date}</h2>
@@ -51,7 +57,7 @@ fn Timeline(audit: Signal<Vec<EventView>>, live: Live) -> impl IntoView {
             .collect_view()
     };
     let rest = move || {
-        let more = events.with(Vec::len) > limit.get();
+        let more = entries.with(Vec::len) > limit.get();
         more.then(|| {
             view! {
                 <button class="button" on:click=move |_| limit.update(|limit| *limit += PAGE)>"Show earlier"</button>
@@ -60,7 +66,7 @@ fn Timeline(audit: Signal<Vec<EventView>>, live: Live) -> impl IntoView {
     };
     view! {
         {move || {
-            if events.with(Vec::is_empty) {
+            if entries.with(Vec::is_empty) {
                 return view! {
                     <Empty icon=Icon::Activity title="Nothing has happened yet">
                         <p>"Deployments, restarts and sign-ins will be listed here."</p>
@@ -88,6 +94,86 @@ fn merged<'a>(mut trail: Vec<EventView>, recent: impl Iterator<Item = &'a EventV
     trail
 }
 
+fn entry(entry: Entry) -> AnyView {
+    match entry {
+        Entry::Event(event) => item(event).into_any(),
+        Entry::Incident(incident) => story(incident).into_any(),
+    }
+}
+
+/// What belongs to the loss or the drain of a machine: told in sentences, and each event below.
+fn story(incident: Incident) -> impl IntoView {
+    let Incident { kind, machine, began, ended, moves, events } = incident;
+    let machine = machine.to_string();
+    let (icon, tone) = match (kind, ended) {
+        (Kind::Lost, None) => (Icon::Lost, "bad"),
+        (Kind::Drained, None) => (Icon::Drain, "busy"),
+        (_, Some(_)) => (Icon::Machine, "calm"),
+    };
+    let began_at = browser::local(began);
+    let headline = match kind {
+        Kind::Lost => " was lost at ",
+        Kind::Drained => " was drained at ",
+    };
+    let moved = moves.into_iter().map(|one| moved(one, kind, began)).collect_view();
+    let end = ended.map(|ended| {
+        let (what, after) = match kind {
+            Kind::Lost => (" came back at ", "after"),
+            Kind::Drained => (" takes instances again since ", "after"),
+        };
+        let took = format::duration(ended.since(began) / 1000 * 1000);
+        view! {
+            <li class="story-step">
+                <strong>{machine.clone()}</strong> {what} <Clock at=ended/> ", " {after} " " {took} "."
+            </li>
+        }
+    });
+    let count = format::counted(events.len(), "event", "events");
+    let items = events.into_iter().rev().map(item).collect_view();
+    view! {
+        <li class="event story">
+            <span class=format!("event-icon tone-{tone}")><Glyph icon/></span>
+            <div class="story-body card">
+                <p class="story-head">
+                    <A href=format!("/machines/{machine}") attr:class="row-link">{machine.clone()}</A>
+                    {headline}
+                    <time datetime=format::Moment::new(began, 0).iso() title=began_at.full()>{began_at.time()}</time>
+                    "."
+                </p>
+                <ul class="story-steps">{moved} {end}</ul>
+                <details class="hint">
+                    <summary>{count}</summary>
+                    <ol class="timeline">{items}</ol>
+                </details>
+            </div>
+            <p class="event-meta faint"><Ago at=began/></p>
+        </li>
+    }
+}
+
+fn moved(one: Move, kind: Kind, began: UnixMillis) -> impl IntoView {
+    let service = one.service.to_string();
+    let link = view! { <A href=format!("/services/{service}") attr:class="row-link">{service.clone()}</A> };
+    let rest = match (one.to, one.runs_at, one.placed_at) {
+        (Some(to), Some(at), _) => {
+            let took = (kind == Kind::Lost).then(|| format!(", {:.1} s later", at.since(began) as f64 / 1000.0));
+            view! { " back on " <strong>{to.to_string()}</strong> " at " <Clock at/> {took} "." }.into_any()
+        }
+        (Some(to), None, Some(at)) => {
+            view! { " placed on " <strong>{to.to_string()}</strong> " at " <Clock at/> "." }.into_any()
+        }
+        _ => " waits for a machine.".into_any(),
+    };
+    view! { <li class="story-step">{link} {rest}</li> }
+}
+
+/// "12:03:10"
+#[component]
+fn Clock(at: UnixMillis) -> impl IntoView {
+    let moment = browser::local(at);
+    view! { <time datetime=format::Moment::new(at, 0).iso() title=moment.full()>{moment.time()}</time> }
+}
+
 fn item(event: EventView) -> impl IntoView {
     let (icon, tone) = appearance(&event.kind, &event.message);
     view! {
@@ -110,6 +196,13 @@ fn appearance(kind: &str, message: &str) -> (Icon, &'static str) {
             (icon, tone)
         }),
         "deployed" | "unchanged" => (Icon::Deploy, "busy"),
+        "placed" => (Icon::Machine, "busy"),
+        "moving" | "machine-drained" => (Icon::Drain, "busy"),
+        "ended" => (Icon::Stop, "calm"),
+        "leader" => (Icon::Leader, "calm"),
+        "machine-lost" => (Icon::Lost, "bad"),
+        "machine-back" | "machine-undrained" | "machine-joined" => (Icon::Machine, "good"),
+        "machine-removed" => (Icon::Trash, "bad"),
         "rolled-back" => (Icon::Back, "busy"),
         "restarted" => (Icon::Refresh, "warn"),
         "scaled" => (Icon::Services, "calm"),
@@ -132,8 +225,6 @@ fn observed(message: &str) -> Option<ServiceState> {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_api::UnixMillis;
-
     use super::*;
 
     #[test]

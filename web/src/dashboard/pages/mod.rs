@@ -2,8 +2,9 @@
 
 pub(crate) mod access;
 pub(crate) mod activity;
+pub(crate) mod cluster;
 pub(crate) mod deploy;
-pub(crate) mod machines;
+pub(crate) mod machine;
 pub(crate) mod service;
 pub(crate) mod services;
 pub(crate) mod sign_in;

@@ -130,6 +130,7 @@ fn row(service: ServiceView, operates: bool) -> impl IntoView {
     let replicas = (service.replicas > 1).then(
         || view! { <span class="faint">{format::counted(service.replicas as usize, "instance", "instances")}</span> },
     );
+    let machines = machines(&service);
     let open = service.url.clone().filter(|_| can_open(service.state)).map(|url| open_link(&name, url, "button"));
     view! {
         <tr role="row" data-service=row_name>
@@ -143,7 +144,7 @@ fn row(service: ServiceView, operates: bool) -> impl IntoView {
                 {service.message.map(|message| view! { <p class="row-message"><Prose text=message/></p> })}
             </td>
             <td role="cell" class="cell-machine">
-                {service.machine.map_or_else(|| "–".to_owned(), |machine| machine.to_string())}
+                {machines}
             </td>
             <td role="cell" class="cell-image">
                 <span class="image" title=service.image.clone()>{format::image(&service.image)}</span>
@@ -152,6 +153,19 @@ fn row(service: ServiceView, operates: bool) -> impl IntoView {
             <td role="cell" class="cell-since faint"><Ago at=service.since/></td>
             <td role="cell" class="cell-open">{open}</td>
         </tr>
+    }
+}
+
+/// "atlas", "atlas, boreas", "4 machines"
+fn machines(service: &ServiceView) -> String {
+    const NAMED_MAX: usize = 2;
+    let mut names: Vec<&str> = service.instances.iter().map(|instance| instance.machine.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    match names.len() {
+        0 => service.machine.as_ref().map_or_else(|| "–".to_owned(), ToString::to_string),
+        1..=NAMED_MAX => names.join(", "),
+        many => format!("{many} machines"),
     }
 }
 

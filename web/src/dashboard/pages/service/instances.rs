@@ -27,6 +27,7 @@ pub(crate) fn Instances(detail: Signal<ServiceDetail>) -> impl IntoView {
                     <tr role="row">
                         <th role="columnheader" scope="col">"State"</th>
                         <th role="columnheader" scope="col">"Machine"</th>
+                        <th role="columnheader" scope="col">"Epoch"</th>
                         <th role="columnheader" scope="col">"Revision"</th>
                         <th role="columnheader" scope="col">"Started"</th>
                         <th role="columnheader" scope="col">"Restarts"</th>
@@ -67,6 +68,7 @@ fn row(instance: InstanceView, current: flotilla_api::Revision, memory_limit: Me
                 {instance.message.map(|message| view! { <p class="row-message"><Prose text=message/></p> })}
             </th>
             <td role="cell" data-label="Machine">{instance.machine.to_string()}</td>
+            <td role="cell" data-label="Epoch" class="number">{instance.epoch}</td>
             <td role="cell" data-label="Revision">{instance.revision.to_string()} " " {outdated}</td>
             <td role="cell" data-label="Started">{started}</td>
             <td role="cell" data-label="Restarts">{instance.restarts}</td>

@@ -3,12 +3,13 @@
 mod actions;
 mod instances;
 mod logs;
+mod placements;
 mod revisions;
 mod specification;
 
 use std::time::Duration;
 
-use flotilla_api::{ErrorCode, rest::ServiceDetail};
+use flotilla_api::{ErrorCode, MachineName, rest::ServiceDetail};
 use leptos::prelude::*;
 use leptos_router::{components::A, hooks::use_params_map};
 
@@ -24,6 +25,7 @@ use crate::dashboard::{
 use actions::Actions;
 use instances::Instances;
 use logs::Logs;
+use placements::Placements;
 use revisions::Revisions;
 use specification::Specification;
 
@@ -117,6 +119,7 @@ fn Detail(name: String, detail: Signal<ServiceDetail>, service: Query<ServiceDet
         <div class="service-grid">
             <div class="service-main">
                 <Instances detail/>
+                <Placements detail/>
                 <Logs name=logs/>
             </div>
             <div class="service-side">
@@ -127,16 +130,30 @@ fn Detail(name: String, detail: Signal<ServiceDetail>, service: Query<ServiceDet
     }
 }
 
+fn machines_linked(machines: Vec<MachineName>) -> AnyView {
+    if machines.is_empty() {
+        return "–".into_any();
+    }
+    let links = machines.into_iter().map(|machine| {
+        view! { <li><A href=format!("/machines/{machine}") attr:class="row-link">{machine.to_string()}</A></li> }
+    });
+    view! { <ul class="plain inline">{links.collect_view()}</ul> }.into_any()
+}
+
 #[component]
 fn Facts(detail: Signal<ServiceDetail>) -> impl IntoView {
     move || {
         let service = detail.get().view;
         let unknown = service.state == flotilla_api::rest::ServiceState::Unknown;
+        let mut machines: Vec<_> = service.instances.iter().map(|instance| instance.machine.clone()).collect();
+        machines.extend(service.machine.clone());
+        machines.sort();
+        machines.dedup();
         view! {
             <dl class="facts card">
                 <div>
-                    <dt>"Machine"</dt>
-                    <dd>{service.machine.map_or_else(|| "–".to_owned(), |machine| machine.to_string())}</dd>
+                    <dt>{if machines.len() > 1 { "Machines" } else { "Machine" }}</dt>
+                    <dd>{machines_linked(machines)}</dd>
                 </div>
                 <div>
                     <dt>"Image"</dt>

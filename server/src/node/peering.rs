@@ -1,0 +1,136 @@
+//! Who answers what other nodes say.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use flotilla_api::{ApiError, ErrorCode, NodeId};
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+use crate::{
+    auth::Authority,
+    cluster::{Cluster, join},
+    consensus::Consensus,
+    engine::{self, Engine},
+    http::{self, App},
+    peers::{Handler, Method, Stream},
+    route::{self, Router},
+    store::Store,
+};
+
+/// The consensus answers from the start, the rest as soon as this node knows its cluster.
+#[derive(Debug)]
+pub(super) struct Peering {
+    pub(super) consensus: Consensus,
+    rest: OnceLock<Rest>,
+}
+
+pub(super) struct Rest {
+    pub(super) cluster: Cluster,
+    pub(super) engine: Engine,
+    pub(super) router: Router,
+    pub(super) store: Store,
+    pub(super) authority: Authority,
+    pub(super) cluster_key: SigningKey,
+    /// What answers calls of the API that another node passes on.
+    pub(super) app: OnceLock<Weak<App>>,
+}
+
+impl std::fmt::Debug for Rest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rest").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+impl Peering {
+    pub(super) fn new(consensus: Consensus) -> Arc<Self> {
+        Arc::new(Self { consensus, rest: OnceLock::new() })
+    }
+
+    /// From now on everything is answered. Once.
+    pub(super) fn complete(&self, rest: Rest) {
+        if self.rest.set(rest).is_err() {
+            tracing::error!("the node was put together twice");
+        }
+    }
+}
+
+impl Peering {
+    /// From now on calls that another node passes on are answered, too.
+    pub(super) fn serve(&self, app: &Arc<App>) {
+        if let Some(rest) = self.rest.get()
+            && rest.app.set(Arc::downgrade(app)).is_err()
+        {
+            tracing::error!("the node was put together twice");
+        }
+    }
+}
+
+fn starting() -> ApiError {
+    ApiError::new(ErrorCode::ServiceUnavailable, "this machine is just starting; try again in a moment")
+}
+
+/// [`Handler`] of the node; a handle, as answers outlive the call.
+#[derive(Clone, Debug)]
+pub(super) struct Answering(pub(super) Arc<Peering>);
+
+impl Handler for Answering {
+    fn call(&self, from: NodeId, method: Method, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {
+        if Consensus::answers(method) {
+            return self.0.consensus.call(from, method, body);
+        }
+        let this = self.0.clone();
+        Box::pin(async move {
+            let rest = this.rest.get().ok_or_else(starting)?;
+            rest.cluster.answer(&from, method, &body)
+        })
+    }
+
+    fn stranger(&self, public_key: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {
+        let this = self.0.clone();
+        Box::pin(async move {
+            let rest = this.rest.get().ok_or_else(starting)?;
+            let member =
+                join::Member { store: &rest.store, authority: &rest.authority, cluster_key: &rest.cluster_key };
+            join::answer_join(member, &public_key, &body).await
+        })
+    }
+
+    fn stream(&self, from: NodeId, label: String, stream: Stream) -> BoxFuture<'static, ()> {
+        let this = self.0.clone();
+        Box::pin(async move {
+            let Some(rest) = this.rest.get() else { return };
+            if let Some(instance) = label.strip_prefix(route::LABEL) {
+                rest.router.serve(instance, stream).await;
+            } else if let Some(image) = label.strip_prefix(engine::IMAGE_LABEL) {
+                rest.engine.serve_image(image, stream).await;
+            } else if label == http::PEER_LABEL
+                && let Some(app) = rest.app.get().and_then(Weak::upgrade)
+            {
+                http::serve_member(app, from, stream).await;
+            } else {
+                tracing::debug!(%from, label, "a stream for nothing that is here");
+            }
+        })
+    }
+}
+
+/// The members that the mesh links with: what a machine that joins was told, until its own state knows better.
+pub(super) fn members(store: &Store, told: Option<flotilla_core::State>) -> watch::Receiver<Arc<flotilla_core::State>> {
+    let mut states = store.watch();
+    let Some(told) = told else { return states };
+    let (sender, receiver) = watch::channel(Arc::new(told));
+    tokio::spawn(async move {
+        loop {
+            let state = states.borrow_and_update().clone();
+            if state.cluster.is_some() && state.machines.len() > 1 && sender.send(state).is_err() {
+                return;
+            }
+            if states.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
