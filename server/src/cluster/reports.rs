@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use flotilla_api::{NodeId, UnixMillis};
+use flotilla_api::{InstanceId, NodeId, UnixMillis};
 use flotilla_core::{Actor, Command, CommandV1, Entry, report::Report, state::MACHINES_MAX};
 use tokio::{
     sync::watch,
@@ -25,6 +25,9 @@ const TELL_AT_MOST_EVERY: Duration = Duration::from_millis(150);
 
 /// Reports at least this often, with figures that change all the time.
 const TELL_EVERY: Duration = Duration::from_secs(2);
+
+/// What instances use is asked for no more often: each question costs the engine something.
+const USAGE_EVERY: Duration = Duration::from_secs(10);
 
 /// How long a report may be under way.
 const TELL_WITHIN: Duration = Duration::from_secs(2);
@@ -74,8 +77,12 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine) {
     let mut connected = shared.parts.peers.connected();
     let machine = Machine::new(shared.parts.data_dir.clone());
     let mut told = Instant::now();
+    let mut usage = (told, Arc::default());
     loop {
-        let report = report(&shared, &engine, &machine).await;
+        if usage.0.elapsed() > USAGE_EVERY {
+            usage = (Instant::now(), engine.usage().await);
+        }
+        let report = report(&shared, &engine, &machine, &usage.1).await;
         shared.reports.take(shared.parts.node.clone(), report.clone());
         shared.led.notify_one();
         tell(&shared, &report, &connected.borrow_and_update().clone());
@@ -98,7 +105,7 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine) {
     }
 }
 
-async fn report(shared: &Shared, engine: &Engine, machine: &Machine) -> Report {
+async fn report(shared: &Shared, engine: &Engine, machine: &Machine, usage: &BTreeMap<InstanceId, Usage>) -> Report {
     let state = shared.parts.store.state();
     Report {
         at: clock::now(),
@@ -110,7 +117,7 @@ async fn report(shared: &Shared, engine: &Engine, machine: &Machine) -> Report {
         observed: engine.observed().map(|observed| (*observed).clone()),
         memory: (*engine.memory()).clone(),
         activities: engine.activities(),
-        usage: (*engine.usage().await).clone(),
+        usage: usage.clone(),
         links: shared.parts.peers.links(),
         images: Vec::new(),
     }

@@ -84,8 +84,12 @@ impl Consensus {
     async fn caught_up(&self, node: &NodeId, deadline: Instant) -> Result<(), Error> {
         let mut status = self.core.status();
         let near = status.wait_for(|status| {
-            let lag = status.followers.get(node).map(|follower| follower.lag);
-            *node == status.node || !status.leads || lag.is_some_and(|lag| lag <= timing::PROMOTE_LAG_MAX)
+            // Of a short log nobody lacks much: who does not answer has not caught up, and as a voter would stop all others.
+            let near = status.followers.get(node).is_some_and(|follower| {
+                let heard = follower.heard.is_some_and(|heard| heard.instant.elapsed() < timing::PROMOTE_HEARD_WITHIN);
+                heard && follower.lag <= timing::PROMOTE_LAG_MAX
+            });
+            *node == status.node || !status.leads || near
         });
         match timeout_at(deadline, near).await {
             Ok(Ok(status)) if status.leads => Ok(()),

@@ -68,6 +68,9 @@ pub const RESTART_MAX: Duration = Duration::from_secs(10);
 /// the cluster may have too few that can.
 pub const PROMOTE_LAG_MAX: u64 = 64;
 
+/// A learner that becomes a voter has answered within this time: twice what an answer may be late on a busy machine.
+pub const PROMOTE_HEARD_WITHIN: Duration = Duration::from_secs(2);
+
 /// Entries that are kept behind a snapshot, as a part of the entries between two: a follower that was away for a moment gets those,
 /// rather than everything.
 const KEPT_FRACTION: u64 = 4;

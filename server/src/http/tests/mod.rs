@@ -59,6 +59,14 @@ impl Running {
         let directory = tempfile::tempdir().unwrap();
         let (config, admin) = initialised(directory.path(), change).await;
         let node = node::start(config.clone()).await.unwrap();
+        // What a node says of itself when it starts is said: from here on the state is changed by the test alone.
+        let id = node.app().node.clone();
+        let mut states = node.app().store.watch();
+        let settled = states.wait_for(|state| {
+            let known = state.machines.get(&id).is_some_and(|machine| !machine.facts.version.is_empty());
+            known && state.leadership.node.is_some()
+        });
+        tokio::time::timeout(Duration::from_secs(30), settled).await.expect("the node is settled").unwrap();
         Self { node, config, admin, http: reqwest::Client::new(), _directory: directory }
     }
 
