@@ -9,7 +9,7 @@ READY_FILE ?=
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bed lint bench sim web images
+.PHONY: help setup demo test e2e bed lint bench sim web images
 
 help: ## Says what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: setup ## Every test: units, properties, API, engine, and end to end in Chr
 
 bed: setup ## The tests on simulated machines, the long ones too; needs root
 	tests/setup/run-bed
+
+e2e: setup ## The end-to-end tests in Chromium
+	tests/setup/docker-group tests/setup/run-tests --ignore-default-filter -E 'binary(e2e)'
 
 lint: ## Formatting and clippy, where every warning is an error
 	tests/setup/install build

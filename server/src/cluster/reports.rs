@@ -8,7 +8,11 @@ use std::{
 };
 
 use flotilla_api::{InstanceId, NodeId, UnixMillis};
-use flotilla_core::{Actor, Command, CommandV1, Entry, report::Report, state::MACHINES_MAX};
+use flotilla_core::{
+    Actor, Command, CommandV1, Entry,
+    report::{Report, Usage},
+    state::MACHINES_MAX,
+};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
