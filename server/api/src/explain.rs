@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{MachineName, NodeId, Revision, ServiceName, UnixMillis};
+use crate::{MachineName, NodeId, ServiceName, UnixMillis, rest::PlacedView};
 
 /// `GET /api/v1/services/{service}/explain`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,37 +13,13 @@ pub struct ExplainView {
     pub replicas: u32,
     /// Services that have to be on the same machine, because one depends on the other.
     pub together_with: Vec<ServiceName>,
-    pub placements: Vec<PlacementView>,
+    pub placements: Vec<PlacedView>,
     /// Machines that keep its image and a created container, to take over with one start.
     pub standby: Vec<MachineName>,
     /// Those that were chosen first, then the better ones.
     pub machines: Vec<MachineVerdict>,
-    /// When the leader's knowledge was so.
+    /// When that was so by what the answering node knew; the leader knows most.
     pub at: UnixMillis,
-}
-
-/// A replica and its machine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PlacementView {
-    /// From 1.
-    pub replica: u32,
-    pub machine: MachineName,
-    pub epoch: u64,
-    pub revision: Revision,
-    pub phase: PlacementPhase,
-    pub since: UnixMillis,
-    /// Why there: one clause.
-    pub reason: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PlacementPhase {
-    Active,
-    /// It goes on until its successor is ready.
-    Leaving,
-    /// It has to end before its successor begins.
-    Vacating,
 }
 
 /// What a machine is for a service.

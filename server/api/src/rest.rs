@@ -5,13 +5,15 @@
 //! GET    /machines/{machine}                           MachineDetail
 //! PATCH  /machines/{machine}     ChangeMachine         204
 //! DELETE /machines/{machine}     ?RemoveMachineQuery   204
-//! POST   /machines/{machine}/drain  /undrain           204
+//! POST   /machines/{machine}/drain   ?DrainQuery        204
+//! POST   /machines/{machine}/undrain                   204
 //! POST   /demo/machines/{machine}/kill  /start         DemoAnswer; in a demo alone
 //! GET    /events                                       EventView, newline-delimited, endless
 //! POST   /deployments            DeployRequest         DeployResponse
 //! GET    /services                                     [ServiceView]
 //! GET    /services/{service}                           ServiceDetail
 //! DELETE /services/{service}     ?RemoveQuery          204
+//! GET    /services/{service}/explain                   ExplainView
 //! POST   /services/{service}/restart                   204
 //! POST   /services/{service}/rollback  RollbackRequest Deployed
 //! POST   /services/{service}/scale     ScaleRequest    204
@@ -38,7 +40,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Grant, InstanceId, MachineName, Revision, ServiceName, StackName, TokenId, UnixMillis, spec::ServiceSpec};
 
-pub use crate::explain::{ExplainView, MachineVerdict, PlacementPhase, PlacementView, ScorePart, Verdict};
+pub use crate::explain::{ExplainView, MachineVerdict, ScorePart, Verdict};
 pub use demo::*;
 pub use machine::*;
 

@@ -108,6 +108,9 @@ Variables (${NAME}) come from the environment, then from the file .env beside th
     Exec(Exec),
     /// Show all about a service: specification, revisions, instances
     Inspect(Service),
+    /// Say why a service runs where it runs, and why not elsewhere
+    #[command(after_help = "Example:\n  flotilla explain notes")]
+    Explain(Service),
     /// Remove services; their volumes stay unless --volumes is given
     #[command(after_help = "Examples:\n  flotilla rm notes\n  flotilla rm notes db --volumes --yes")]
     Rm(Rm),
@@ -482,6 +485,9 @@ pub struct MachineRm {
 #[derive(Args, Debug)]
 pub struct Drain {
     pub machine: MachineName,
+    /// Also if some of what runs there finds no other place; it is stopped then, until there is one
+    #[arg(long)]
+    pub force: bool,
     /// Wait until nothing runs there any more
     #[arg(long)]
     pub wait: bool,

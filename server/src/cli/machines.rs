@@ -10,7 +10,7 @@ use comfy_table::{Cell, Color};
 use flotilla_api::{
     MachineName, NodeId, UnixMillis,
     rest::{
-        ChangeMachine, EngineView, LinkPath, LinkState, LinkView, MachineDetail, MachineState, MachineView, Power,
+        ChangeMachine, DrainQuery, EngineView, LinkPath, LinkState, LinkView, MachineDetail, MachineState, MachineView, Power,
         RemoveMachineQuery, Role,
     },
 };
@@ -284,7 +284,7 @@ fn confirm(machine: &MachineView) -> Result<(), Failure> {
 
 pub(super) async fn drain(args: &Drain, session: &Session) -> Result<(), Failure> {
     let machine = &args.machine;
-    session.client.drain(machine).await?;
+    session.client.drain(machine, DrainQuery { force: args.force }).await?;
     if !args.wait {
         let sentence = format!("{machine} is being drained; `flotilla machine inspect {machine}` shows what is left.");
         return session.output.done(&sentence, &json!({ "machine": machine, "state": "draining" }));

@@ -7,6 +7,7 @@ mod context;
 mod deploy;
 mod dotenv;
 mod exec;
+mod explain;
 mod failure;
 mod image;
 pub(crate) mod local;
@@ -58,6 +59,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Logs(args) => services::logs(&args, &session).await,
         Verb::Exec(args) => exec::run(args, &session).await,
         Verb::Inspect(args) => services::inspect(&args.service, &session).await,
+        Verb::Explain(args) => explain::run(&args.service, &session).await,
         Verb::Rm(args) => services::rm(args, &session).await,
         Verb::Restart(args) => services::restart(&args.services, &session).await,
         Verb::Rollback(args) => services::roll_back(&args, &session).await,

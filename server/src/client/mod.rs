@@ -16,7 +16,7 @@ use flotilla_api::{
     ApiError, InstanceId, MachineName, Revision, ServiceName, TokenId,
     rest::{
         ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken, DeployRequest,
-        DeployResponse, Deployed, EventView, ImageView, IssuedToken, LogLine, LogQuery, MachineDetail, MachineView,
+        DeployResponse, Deployed, DrainQuery, EventView, ExplainView, ImageView, IssuedToken, LogLine, LogQuery, MachineDetail, MachineView,
         RemoveMachineQuery, RemoveQuery, RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView,
     },
 };
@@ -140,8 +140,9 @@ impl Client {
         self.done(self.request(Method::DELETE, &path)).await
     }
 
-    pub async fn drain(&self, machine: &MachineName) -> Result<(), Error> {
-        self.done(self.request(Method::POST, &format!("machines/{machine}/drain"))).await
+    pub async fn drain(&self, machine: &MachineName, query: DrainQuery) -> Result<(), Error> {
+        let path = format!("machines/{machine}/drain?force={}", query.force);
+        self.done(self.request(Method::POST, &path)).await
     }
 
     pub async fn undrain(&self, machine: &MachineName) -> Result<(), Error> {
@@ -154,6 +155,10 @@ impl Client {
 
     pub async fn service(&self, service: &ServiceName) -> Result<ServiceDetail, Error> {
         self.get(&format!("services/{service}")).await
+    }
+
+    pub async fn explain(&self, service: &ServiceName) -> Result<ExplainView, Error> {
+        self.get(&format!("services/{service}/explain")).await
     }
 
     pub async fn deploy(&self, request: &DeployRequest) -> Result<DeployResponse, Error> {

@@ -127,20 +127,6 @@ impl Cluster {
         *self.shared.lease_until.borrow()
     }
 
-    /// Runs `ask` on what a scheduler would see here and now. Only the leader knows of leases; others go by the state.
-    pub fn with_input<T>(&self, ask: impl FnOnce(&Input<'_>) -> T) -> T {
-        let state = self.shared.parts.store.state();
-        let reports = self.shared.reports.newest();
-        if let Some(leader) = &*self.shared.leader() {
-            return ask(&leader.input(clock::since_boot(), clock::now(), &state, &reports));
-        }
-        let standing = |(id, machine): (&NodeId, &flotilla_core::state::Machine)| {
-            let report = reports.get(id).map(Arc::as_ref);
-            (id.clone(), Standing { ended: machine.lost_at.is_some(), released: BTreeSet::new(), report })
-        };
-        ask(&Input { now: clock::now(), state: &state, machines: state.machines.iter().map(standing).collect() })
-    }
-
     /// Answers another node's message.
     ///
     /// # Errors
@@ -212,6 +198,20 @@ impl Members for Cluster {
 
     fn network(&self) -> Option<Network> {
         Some(self.shared.parts.peers.clone())
+    }
+
+    /// Only the leader knows of leases; others go by the state.
+    fn show_input(&self, look: &mut dyn FnMut(&Input<'_>)) {
+        let state = self.shared.parts.store.state();
+        let reports = self.shared.reports.newest();
+        if let Some(leader) = &*self.shared.leader() {
+            return look(&leader.input(clock::since_boot(), clock::now(), &state, &reports));
+        }
+        let standing = |(id, machine): (&NodeId, &flotilla_core::state::Machine)| {
+            let report = reports.get(id).map(Arc::as_ref);
+            (id.clone(), Standing { ended: machine.lost_at.is_some(), released: BTreeSet::new(), report })
+        };
+        look(&Input { now: clock::now(), state: &state, machines: state.machines.iter().map(standing).collect() });
     }
 }
 

@@ -77,6 +77,7 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine) {
     let mut observed = engine.watch_observed();
     let mut memory = engine.watch_memory();
     let mut status = engine.watch_status();
+    let mut images = engine.held_images();
     let mut states = shared.parts.store.watch();
     let mut connected = shared.parts.peers.connected();
     let machine = Machine::new(shared.parts.data_dir.clone());
@@ -97,6 +98,7 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine) {
                 changed = observed.changed() => changed.is_ok(),
                 changed = memory.changed() => changed.is_ok(),
                 changed = status.changed() => changed.is_ok(),
+                changed = images.changed() => changed.is_ok(),
                 changed = states.changed() => changed.is_ok(),
                 changed = connected.changed() => changed.is_ok(),
                 () = sleep_until(told + TELL_EVERY) => true,
@@ -123,7 +125,7 @@ async fn report(shared: &Shared, engine: &Engine, machine: &Machine, usage: &BTr
         activities: engine.activities(),
         usage: usage.clone(),
         links: shared.parts.peers.links(),
-        images: Vec::new(),
+        images: engine.held_images().borrow().iter().cloned().collect(),
     }
 }
 

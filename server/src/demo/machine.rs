@@ -253,7 +253,7 @@ impl Runner {
         self.tell(Power::Off, None);
         let Recipe { data_dir, docker_host, .. } = &self.parts.recipe;
         let node = Identity::node_id_in(data_dir).map_err(|error| Failure::Other(error.to_string()))?;
-        let containers = engine::kill_all(docker_host.as_deref(), &self.parts.cluster, &node).await;
+        let containers = engine::pull_the_plug(docker_host.as_deref(), &self.parts.cluster, &node).await;
         tracing::debug!(machine = %self.parts.name, took = ?began.elapsed(), "unplugged");
         containers.map_err(|error| {
             Failure::Other(format!("the containers of {} could not be killed: {error}", self.parts.name))

@@ -74,7 +74,7 @@ struct Play {
     #[command(flatten)]
     place: Place,
     /// How many machines; an earlier demo in the same directory goes on with those it had
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=10))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=10))]
     machines: u8,
     /// Port on this computer, for people; 0 takes a free one
     #[arg(long, default_value_t = PORT)]

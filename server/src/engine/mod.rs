@@ -20,7 +20,6 @@ mod stats;
 mod takedown;
 mod traffic;
 mod transfer;
-mod unplug;
 pub mod uploads;
 mod volume;
 
@@ -61,7 +60,6 @@ use reconciler::Reconciler;
 pub use takedown::{answers, pull_the_plug, take_down};
 pub use traffic::{Traffic, Visit};
 pub use transfer::LABEL as IMAGE_LABEL;
-pub use unplug::kill_all;
 
 use crate::{clock, fence::Fence, peers};
 
@@ -139,10 +137,6 @@ struct Shared {
     memory: watch::Sender<Arc<Memory>>,
     state: watch::Receiver<Arc<State>>,
     activities: Mutex<BTreeMap<ServiceName, String>>,
-    /// Index of the state that was planned from last.
-    planned: watch::Sender<u64>,
-    /// Epochs of what could write a volume and is being started, or was; and when that ended.
-    starting: Mutex<BTreeMap<u64, Option<UnixMillis>>>,
     turn: address::Turn,
     traffic: Traffic,
     pulls: Semaphore,
@@ -192,8 +186,6 @@ impl Engine {
             memory: watch::Sender::new(Arc::default()),
             state: state.clone(),
             activities: Mutex::default(),
-            planned: watch::Sender::new(0),
-            starting: Mutex::default(),
             turn: address::Turn::default(),
             traffic: Traffic::default(),
             pulls: Semaphore::new(PULLS_AT_ONCE),
@@ -245,17 +237,6 @@ impl Engine {
 
     pub fn watch_observed(&self) -> watch::Receiver<Option<Arc<Observed>>> {
         self.shared.observed.subscribe()
-    }
-
-    /// Index of the state that the reconciler planned from last: a start that [`Engine::starting`] does not know yet comes from a
-    /// later one.
-    pub fn planned(&self) -> u64 {
-        *self.shared.planned.borrow()
-    }
-
-    /// Epochs of instances that could write a volume and are being started, or were since the newest observation began.
-    pub fn starting(&self) -> BTreeSet<u64> {
-        self.shared.starting.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
     /// What this node holds.

@@ -222,22 +222,18 @@ impl Reconciler {
         // What was started before now shows in what is observed from now on.
         self.started.clear();
         let observed = Arc::new(self.observer.observe(client, &self.shared.owner(), &self.shared.fence).await?);
-        self.shared.forget_started(observed.at);
         self.shared.observed.send_replace(Some(Arc::clone(&observed)));
         let state = Arc::clone(&self.state.borrow_and_update());
-        let plan = {
-            self.shared.planned.send_replace(state.applied);
-            let mut fresh = || format!("{:08x}", rand::random::<u32>());
-            reconcile(
-                clock::now(),
-                &self.shared.config.node_id,
-                self.lease.may_start(),
-                &state,
-                &observed,
-                &mut self.memory,
-                &mut fresh,
-            )
-        };
+        let mut fresh = || format!("{:08x}", rand::random::<u32>());
+        let plan = reconcile(
+            clock::now(),
+            &self.shared.config.node_id,
+            self.lease.may_start(),
+            &state,
+            &observed,
+            &mut self.memory,
+            &mut fresh,
+        );
         for (lane, actions) in lanes(plan.actions) {
             self.dispatch(client, &observed, lane, actions);
         }
@@ -487,18 +483,12 @@ impl Worker {
         if !writes {
             return container::start(&self.client, container).await;
         }
-        self.shared.starts(epoch, true);
-        let started = async {
-            self.shared.fence.announce(container, epoch).await?;
-            if !self.lease.may_start() {
-                self.shared.fence.withdraw(container);
-                return Err(Error::Cancelled);
-            }
-            container::start(&self.client, container).await
-        };
-        let started = started.await;
-        self.shared.starts(epoch, false);
-        started
+        self.shared.fence.announce(container, epoch).await?;
+        if !self.lease.may_start() {
+            self.shared.fence.withdraw(container);
+            return Err(Error::Cancelled);
+        }
+        container::start(&self.client, container).await
     }
 
     /// Under which epoch a container that was made earlier would run, and whether it could write a volume.
@@ -558,17 +548,6 @@ impl Shared {
             node: Some(node.clone()),
             unlabelled: self.state.borrow().machines.get(node).is_some_and(|machine| machine.joined_at.is_none()),
         }
-    }
-
-    /// What begins to start counts as held until an observation that began after it can show it.
-    fn starts(&self, epoch: u64, begins: bool) {
-        let ended = (!begins).then(clock::now);
-        self.starting.lock().unwrap_or_else(PoisonError::into_inner).insert(epoch, ended);
-    }
-
-    fn forget_started(&self, observed_at: UnixMillis) {
-        let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
-        starting.retain(|_, ended| ended.is_none_or(|ended| ended >= observed_at));
     }
 
     pub(super) fn machine_name(&self, machine: &NodeId) -> String {

@@ -4,14 +4,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use flotilla_api::{
     MachineName, NodeId, ServiceName, UnixMillis,
-    rest::{EventView, InstanceView, PlacedPhase, PlacedView, RevisionView, ServiceDetail, ServiceState, ServiceView},
+    rest::{EventView, InstanceView, PlacedView, RevisionView, ServiceDetail, ServiceState, ServiceView},
 };
 use flotilla_core::{
     reconcile::{self, Condition},
-    state::{Phase, Placement, Service},
+    schedule,
+    state::{Placement, Service},
 };
 
-use super::{App, sight::Moment};
+use super::{App, scheduler, sight::Moment};
 
 /// Changes that a slow reader of events may lag behind.
 pub(super) const OBSERVATIONS_MAX: usize = 256;
@@ -25,10 +26,15 @@ pub(super) const OBSERVED: &str = "observed";
 impl Moment {
     fn condition(&self, app: &App, service: &Service) -> Condition {
         let mut condition = reconcile::condition(self.now, service, &self.views());
+        // One without an instance may have no machine to run on; for one with some that would be looked for in vain.
+        let nowhere = condition.instances.is_empty() && service.replicas > 0;
+        let waits = || scheduler(&*app.members, |input| schedule::waiting(input, &service.name));
         if condition.state == ServiceState::Starting
             && let Some(activity) = self.activity(app, &service.name)
         {
             condition.message = Some(activity);
+        } else if nowhere && let Some(waiting) = waits() {
+            condition.message = Some(format!("it {waiting}"));
         }
         condition
     }
@@ -91,20 +97,7 @@ impl Moment {
     }
 
     pub(super) fn placement(&self, service: &Service, placement: &Placement) -> Option<PlacedView> {
-        Some(PlacedView {
-            service: service.name.clone(),
-            replica: placement.replica,
-            machine: self.name_of(&placement.machine)?,
-            epoch: placement.epoch,
-            revision: placement.revision,
-            phase: match placement.phase {
-                Phase::Active => PlacedPhase::Active,
-                Phase::Leaving => PlacedPhase::Leaving,
-                Phase::Vacating => PlacedPhase::Vacating,
-            },
-            since: placement.since,
-            reason: placement.reason.clone(),
-        })
+        Some(placement.view(&service.name, &self.name_of(&placement.machine)?))
     }
 }
 

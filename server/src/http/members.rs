@@ -8,11 +8,11 @@ use std::{
 };
 
 use flotilla_api::{ApiError, NodeId, UnixMillis, rest::LinkView};
-use flotilla_core::report::Report;
+use flotilla_core::{report::Report, schedule::Input};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
-use crate::{peers::Network, store::Store};
+use crate::{clock, peers::Network, store::Store};
 
 /// A report of another machine, and when it came in by this machine's clock.
 pub type Told = (UnixMillis, Arc<Report>);
@@ -42,6 +42,16 @@ pub trait Members: Send + Sync + fmt::Debug + 'static {
 
     /// The way to the other machines; absent where there are none.
     fn network(&self) -> Option<Network>;
+
+    /// Shows what a scheduler would go by, here and now. See [`scheduler`].
+    fn show_input(&self, look: &mut dyn FnMut(&Input<'_>));
+}
+
+/// Asks the scheduler, by what this node knows of the machines. Nothing comes of it.
+pub fn scheduler<T>(members: &dyn Members, mut ask: impl FnMut(&Input<'_>) -> T) -> T {
+    let mut answer = None;
+    members.show_input(&mut |input| answer = Some(ask(input)));
+    answer.expect("members show their input before they return")
 }
 
 /// Who leads, and whose majority counts.
@@ -101,5 +111,9 @@ impl Members for Single {
 
     fn network(&self) -> Option<Network> {
         None
+    }
+
+    fn show_input(&self, look: &mut dyn FnMut(&Input<'_>)) {
+        look(&Input::unreported(clock::now(), &self.store.state()));
     }
 }

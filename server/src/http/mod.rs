@@ -53,7 +53,7 @@ pub(crate) use condition::tell_changes;
 pub use forward::{LABEL as PEER_LABEL, serve_member};
 pub use listener::{Error, Listener};
 pub(crate) use machine::Machine;
-pub use members::{Members, Quorum, Single, Told};
+pub use members::{Members, Quorum, Single, Told, scheduler};
 pub(crate) use routes::demo::SOCKET_VARIABLE as DEMO_SOCKET_VARIABLE;
 pub use site::{Domain, Site};
 

@@ -74,7 +74,7 @@ fn rank(state: LinkState) -> u8 {
 /// between two of them goes through a third.
 pub(crate) fn places(count: usize) -> Vec<(f64, f64)> {
     const ACROSS: f64 = 0.36;
-    const UP: f64 = 0.32;
+    const UP: f64 = 0.34;
     match count {
         1 => vec![(0.5, 0.5)],
         2 => vec![(0.25, 0.5), (0.75, 0.5)],

@@ -231,6 +231,14 @@ pub struct ChangeMachine {
     pub labels: BTreeMap<String, Option<String>>,
 }
 
+/// Query of `POST /api/v1/machines/{machine}/drain`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainQuery {
+    /// Also where some of what runs there finds no other place: it ends there, and waits for one.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// Query of `DELETE /api/v1/machines/{machine}`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveMachineQuery {

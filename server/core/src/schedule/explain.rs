@@ -2,7 +2,7 @@
 
 use flotilla_api::{
     ApiError, ErrorCode, ServiceName,
-    rest::{ExplainView, MachineVerdict, PlacementPhase, PlacementView, ScorePart, Verdict},
+    rest::{ExplainView, MachineVerdict, PlacedView, ScorePart, Verdict},
 };
 
 use super::{
@@ -156,23 +156,11 @@ fn summary<'a>(
     format!("`{name}` runs on {}{with}.", machines.join(", "))
 }
 
-fn placements(fleet: &Fleet<'_>, service: &Service) -> Vec<PlacementView> {
-    let placements = service.placements.iter().filter_map(|placement| {
-        Some(PlacementView {
-            replica: placement.replica,
-            machine: fleet.site(&placement.machine)?.name().clone(),
-            epoch: placement.epoch,
-            revision: placement.revision,
-            phase: match placement.phase {
-                Phase::Active => PlacementPhase::Active,
-                Phase::Leaving => PlacementPhase::Leaving,
-                Phase::Vacating => PlacementPhase::Vacating,
-            },
-            since: placement.since,
-            reason: placement.reason.clone(),
-        })
+fn placements(fleet: &Fleet<'_>, service: &Service) -> Vec<PlacedView> {
+    let placed = service.placements.iter().filter_map(|placement| {
+        Some(placement.view(&service.name, fleet.site(&placement.machine)?.name()))
     });
-    placements.collect()
+    placed.collect()
 }
 
 fn verdicts<'a>(draft: &Draft<'a>, fleet: &Fleet<'a>, service: &Service, unit: &Unit<'a>) -> Vec<MachineVerdict> {

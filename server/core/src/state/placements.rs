@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use flotilla_api::{ErrorCode, NodeId, Revision, ServiceName, UnixMillis};
+use flotilla_api::{
+    ErrorCode, MachineName, NodeId, Revision, ServiceName, UnixMillis,
+    rest::{PlacedPhase, PlacedView},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Applied, Assignment, Event, Leftover, Rejected, Service, State};
@@ -62,6 +65,26 @@ pub enum Phase {
     Leaving,
     /// It shall end, and its successor waits for that.
     Vacating,
+}
+
+impl Placement {
+    /// As people and programs are told of it.
+    pub fn view(&self, service: &ServiceName, machine: &MachineName) -> PlacedView {
+        PlacedView {
+            service: service.clone(),
+            replica: self.replica,
+            machine: machine.clone(),
+            epoch: self.epoch,
+            revision: self.revision,
+            phase: match self.phase {
+                Phase::Active => PlacedPhase::Active,
+                Phase::Leaving => PlacedPhase::Leaving,
+                Phase::Vacating => PlacedPhase::Vacating,
+            },
+            since: self.since,
+            reason: self.reason.clone(),
+        }
+    }
 }
 
 impl Leadership {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use axum::extract::State;
 use flotilla_api::{
     ErrorCode, MachineName, NodeId,
-    rest::{ChangeMachine, MachineDetail, MachineView, RemoveMachineQuery},
+    rest::{ChangeMachine, DrainQuery, MachineDetail, MachineView, RemoveMachineQuery},
 };
 use flotilla_core::{
-    CommandV1, State as ClusterState,
+    CommandV1, State as ClusterState, schedule,
     state::{Availability, Machine},
 };
 use http::StatusCode;
@@ -19,7 +19,7 @@ use crate::{
         App,
         answer::{Answer, Asked, Failure, Json, Segment},
         caller::{Admin, Operator},
-        fleet,
+        fleet, scheduler,
     },
 };
 
@@ -62,7 +62,14 @@ pub(super) async fn drain(
     State(app): State<Arc<App>>,
     Operator(caller): Operator,
     Segment(name): Segment<MachineName>,
+    Asked(DrainQuery { force }): Asked<DrainQuery>,
 ) -> Answer<StatusCode> {
+    if !force {
+        let state = app.store.state();
+        let (id, _) = named(&state, &name)?;
+        scheduler(&*app.members, |input| schedule::check_drain(input, id))
+            .map_err(|rejected| Failure::from(rejected.0))?;
+    }
     let availability = Availability::Drained { since: clock::now() };
     set_availability(&app, &caller, &name, availability).await
 }

@@ -40,6 +40,7 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/machines/{machine}/undrain", post(machines::undrain))
         .route("/services", get(services::list))
         .route("/services/{service}", get(services::detail).delete(services::remove))
+        .route("/services/{service}/explain", get(services::explain))
         .route("/services/{service}/restart", post(services::restart))
         .route("/services/{service}/rollback", post(services::roll_back))
         .route("/services/{service}/scale", post(services::scale))

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use axum::extract::State;
 use flotilla_api::{
     ErrorCode, ServiceName,
-    rest::{Deployed, RemoveQuery, RollbackRequest, ScaleRequest, ServiceDetail, ServiceView},
+    rest::{Deployed, ExplainView, RemoveQuery, RollbackRequest, ScaleRequest, ServiceDetail, ServiceView},
 };
-use flotilla_core::{CommandV1, Outcome};
+use flotilla_core::{CommandV1, Outcome, schedule};
 use http::StatusCode;
 
 use crate::http::{
     App,
     answer::{Answer, Asked, Failure, Json, Segment},
     caller::{Caller, Operator},
-    condition,
+    condition, scheduler,
 };
 
 /// A user sees what it may open.
@@ -31,6 +31,16 @@ pub(super) async fn detail(
     Segment(name): Segment<ServiceName>,
 ) -> Answer<Json<ServiceDetail>> {
     condition::detail(&app, &name).await.map(Json).ok_or_else(|| unknown(&name))
+}
+
+/// Why it runs where it runs, and not elsewhere.
+pub(super) async fn explain(
+    State(app): State<Arc<App>>,
+    Operator(_): Operator,
+    Segment(name): Segment<ServiceName>,
+) -> Answer<Json<ExplainView>> {
+    let explained = scheduler(&*app.members, |input| schedule::explain(input, &name));
+    explained.map(Json).map_err(|rejected| Failure::from(rejected.0))
 }
 
 pub(super) async fn remove(

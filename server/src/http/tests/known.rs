@@ -11,6 +11,7 @@ use flotilla_core::{
     compose,
     reconcile::{Container, Health, Memory, Observed, Status},
     report::{Report, Usage},
+    schedule::{Input, Standing},
 };
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -31,6 +32,8 @@ pub(super) struct Known {
     pub(super) linearizable: bool,
     pub(super) network: Option<Network>,
     pub(super) changes: watch::Sender<u64>,
+    /// What its scheduler goes by beside the reports.
+    pub(super) state: Arc<flotilla_core::State>,
 }
 
 impl Known {
@@ -38,7 +41,20 @@ impl Known {
         let quorum =
             Quorum { term: 7, leader: Some(leader.clone()), voters: voters.iter().map(|id| (*id).clone()).collect() };
         let (reports, connected) = (BTreeMap::new(), BTreeSet::new());
-        Self { quorum, reports, connected, linearizable: true, network: None, changes: watch::Sender::new(0) }
+        Self {
+            quorum,
+            reports,
+            connected,
+            linearizable: true,
+            network: None,
+            changes: watch::Sender::new(0),
+            state: Arc::default(),
+        }
+    }
+
+    pub(super) fn going_by(mut self, running: &Running) -> Self {
+        self.state = running.node.app().store.state();
+        self
     }
 
     pub(super) fn told(mut self, id: &NodeId, received: UnixMillis, report: Report) -> Self {
@@ -84,6 +100,14 @@ impl Members for Known {
 
     fn network(&self) -> Option<Network> {
         self.network.clone()
+    }
+
+    fn show_input(&self, look: &mut dyn FnMut(&Input<'_>)) {
+        let machines = self.state.machines.keys().map(|id| {
+            let report = self.reports.get(id).map(|(_, report)| &**report);
+            (id.clone(), Standing { report, ..Standing::default() })
+        });
+        look(&Input { now: clock::now(), state: &self.state, machines: machines.collect() });
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use flotilla_api::{
     Revision, UnixMillis,
-    rest::{MachineDetail, MachineState, MachineView, Role, ServiceState, ServiceView},
+    rest::{DrainQuery, MachineDetail, MachineState, MachineView, Role, ServiceState, ServiceView, Verdict},
 };
 use flotilla_core::{command::Change, state::Availability};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::client::Error;
 
-fn refused(result: Result<(), Error>) -> ApiError {
+fn refused<T: std::fmt::Debug>(result: Result<T, Error>) -> ApiError {
     match result {
         Err(Error::Api(error)) => error,
         other => panic!("{other:?}"),
@@ -86,8 +86,8 @@ async fn only_a_machine_that_is_empty_or_lost_is_removed_without_force() {
     admit(&running, "berta").await;
     let error = refused(client.remove_machine(&berta, plain).await);
     assert!(error.code == ErrorCode::Conflict && error.message.contains("flotilla drain berta"), "{error}");
-    client.drain(&berta).await.unwrap();
-    assert_eq!(refused(client.drain(&berta).await).code, ErrorCode::Conflict, "drained already");
+    client.drain(&berta, DrainQuery::default()).await.unwrap();
+    assert_eq!(refused(client.drain(&berta, DrainQuery::default()).await).code, ErrorCode::Conflict, "drained already");
     client.remove_machine(&berta, plain).await.unwrap();
     assert_eq!(refused(client.remove_machine(&berta, plain).await).code, ErrorCode::MachineNotFound);
 
@@ -208,7 +208,7 @@ async fn a_service_is_told_by_what_all_machines_show() {
     assert!(web.message.unwrap().contains("does not answer"));
 
     // Drained, it says how much is left.
-    client.drain(&"berta".parse().unwrap()).await.unwrap();
+    client.drain(&"berta".parse().unwrap(), DrainQuery { force: true }).await.unwrap();
     let berta = client.machine(&"berta".parse().unwrap()).await.unwrap().view;
     assert_eq!(berta.condition.state, MachineState::Draining);
     assert_eq!(berta.condition.reason.as_deref(), Some("one instance is still there"));
@@ -216,6 +216,39 @@ async fn a_service_is_told_by_what_all_machines_show() {
     assert!(error.message.contains("one instance is still on `berta`"), "{error}");
     client.undrain(&berta.name).await.unwrap();
     assert_eq!(client.machine(&berta.name).await.unwrap().view.condition.state, MachineState::Ready);
+    running.node.stop().await;
+}
+
+#[tokio::test]
+async fn a_drain_that_leaves_something_without_a_place_says_what_lacks_where() {
+    let running = Running::start().await;
+    let (stack, services) = spec();
+    propose(&running, CommandV1::Deploy { stack, services }).await;
+    let web = "web".parse().unwrap();
+    let mut states = running.node.app().store.watch();
+    let placed = states.wait_for(|state| state.services[&web].placements.len() == 2);
+    drop(tokio::time::timeout(Duration::from_secs(20), placed).await.expect("both are placed"));
+    let client = client(&running, running.address());
+    let anna = "anna".parse().unwrap();
+    let before = running.applied();
+    let error = refused(client.drain(&anna, DrainQuery::default()).await);
+    assert_eq!(error.code, ErrorCode::NoRoom);
+    for part in ["`anna` can't be drained, and nothing was changed", "`web` finds no place", "there is no other"] {
+        assert!(error.message.contains(part), "{part}: {error}");
+    }
+    assert_eq!(running.applied(), before);
+
+    // Why it is here, by the scheduler's own word.
+    let explained = client.explain(&web).await.unwrap();
+    assert_eq!(explained.summary, "`web` runs on `anna`.");
+    let places: Vec<_> = explained.placements.iter().map(|placed| (placed.replica, placed.machine.as_str())).collect();
+    assert_eq!(places, [(1, "anna"), (2, "anna")]);
+    let [verdict] = &explained.machines[..] else { panic!("{explained:?}") };
+    assert_eq!((verdict.verdict, verdict.machine.as_str()), (Verdict::Chosen, "anna"));
+    let unknown = refused(client.explain(&"ghost".parse().unwrap()).await);
+    assert_eq!(unknown.code, ErrorCode::ServiceNotFound);
+
+    client.drain(&anna, DrainQuery { force: true }).await.unwrap();
     running.node.stop().await;
 }
 

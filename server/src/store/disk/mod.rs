@@ -289,14 +289,15 @@ impl Disk {
         copy(&mut connection, to).await.map_err(failed)
     }
 
-    /// Writes what waits, and closes the file.
+    /// Writes what waits, and closes the file. The writer goes last: only then SQLite brings all into the one file that is told of as
+    /// the state, and leaves no log beside it.
     pub(crate) async fn close(&self) {
+        self.shared.readers.close().await;
         let (done, told) = oneshot::channel();
         if self.works.send(Work::Close { done }).await.is_ok() {
             // The writer dropping its end says that it has closed, too.
             let _ = told.await;
         }
-        self.shared.readers.close().await;
     }
 }
 

@@ -10,7 +10,7 @@ use flotilla_api::{
     MachineName, Revision, TokenId, UnixMillis,
     rest::{
         BindToken, ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken,
-        DemoAnswer, DeployRequest, DeployResponse, Deployed, EventView, IssuedToken, LogLine, LogQuery, MachineDetail,
+        DemoAnswer, DeployRequest, DeployResponse, Deployed, EventView, ExplainView, IssuedToken, LogLine, LogQuery, MachineDetail,
         MachineView, PlacedView, RedeemInvitation, RevisionView, RollbackRequest, ScaleRequest, ServiceDetail,
         ServiceView, TokenView,
     },
@@ -96,8 +96,8 @@ impl Client {
         self.done("DELETE", &format!("/machines/{}?force={force}", segment(name)), None).await
     }
 
-    pub(crate) async fn drain(&self, name: &str) -> Result<(), Failure> {
-        self.done("POST", &format!("/machines/{}/drain", segment(name)), None).await
+    pub(crate) async fn drain(&self, name: &str, force: bool) -> Result<(), Failure> {
+        self.done("POST", &format!("/machines/{}/drain?force={force}", segment(name)), None).await
     }
 
     pub(crate) async fn undrain(&self, name: &str) -> Result<(), Failure> {
@@ -131,6 +131,10 @@ impl Client {
         let answer = self.send("GET", &format!("/services/{}", segment(name)), None, QUESTION).await?;
         let Beside { spec, placements, standby, revisions } = read(&answer.text)?;
         Ok(ServiceDetail { view: read(&answer.text)?, spec, placements, standby, revisions })
+    }
+
+    pub(crate) async fn explain(&self, name: &str) -> Result<ExplainView, Failure> {
+        self.get(&format!("/services/{}/explain", segment(name))).await
     }
 
     pub(crate) async fn audit(&self) -> Result<Vec<EventView>, Failure> {

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use flotilla_api::ErrorCode;
 use leptos::prelude::*;
 use wasm_bindgen_futures::spawn_local;
 
@@ -89,7 +90,7 @@ pub(crate) fn ToastRegion(toasts: Toasts) -> impl IntoView {
 pub(crate) struct Act {
     pub(crate) busy: RwSignal<bool>,
     /// Where a refusal is told: here for a dialog, which lies over all toasts and makes them inert.
-    refusal: Option<RwSignal<Option<String>>>,
+    refusal: Option<RwSignal<Option<Failure>>>,
     toasts: Toasts,
 }
 
@@ -119,15 +120,20 @@ impl Act {
             self.busy.try_set(false);
             match result {
                 Ok(value) => done(self.toasts, value),
-                Err(failure) => self.refused(Some(failure.to_string())),
+                Err(failure) => self.refused(Some(failure)),
             }
         });
     }
 
-    fn refused(self, sentence: Option<String>) {
-        match (self.refusal, sentence) {
-            (Some(refusal), sentence) => drop(refusal.try_set(sentence)),
-            (None, Some(sentence)) => self.toasts.warn(sentence),
+    /// With which code the last try was refused, in a dialog.
+    pub(crate) fn code(self) -> Option<ErrorCode> {
+        self.refusal?.with(|refusal| refusal.as_ref().and_then(Failure::code))
+    }
+
+    fn refused(self, failure: Option<Failure>) {
+        match (self.refusal, failure) {
+            (Some(refusal), failure) => drop(refusal.try_set(failure)),
+            (None, Some(failure)) => self.toasts.warn(failure.to_string()),
             (None, None) => {}
         }
     }
@@ -137,7 +143,7 @@ impl Act {
 #[component]
 pub(crate) fn Refusal(act: Act) -> impl IntoView {
     let sentence = move || {
-        let sentence = act.refusal?.get()?;
+        let sentence = act.refusal?.get()?.to_string();
         Some(view! {
             <p class="field-error">
                 <Glyph icon=Icon::Warning/>

@@ -33,6 +33,8 @@ pub(super) struct World {
 pub(super) struct Machine {
     /// It has no power, or no network: its instances are frozen, and its lease has ended.
     pub(super) gone: bool,
+    /// Its lease ended: its instances stand still until it acts upon a state in which it is back.
+    frozen: bool,
     /// It hears nothing and does nothing, but has its lease.
     pub(super) slow: bool,
     /// Index of the state that it acts upon.
@@ -139,6 +141,7 @@ impl World {
     #[track_caller]
     pub(super) fn lose(&mut self, machine: &str) {
         self.machine(machine).gone = true;
+        self.machine(machine).frozen = true;
         self.apply(CommandV1::MachineLost { term: 1, machine: id(machine) }).unwrap();
     }
 
@@ -322,6 +325,7 @@ impl World {
             }
         }
         machine.applied = self.state.applied;
+        machine.frozen = false;
         machine.report = Some(Report {
             at: self.now,
             applied: machine.applied,
@@ -352,7 +356,7 @@ impl World {
             assert!(!exclusive || service.placements.len() == 1, "one writes beside others:\n{}", self.story());
         }
         let mut writers: BTreeMap<&ServiceName, u64> = BTreeMap::new();
-        for machine in self.machines.values().filter(|machine| !machine.gone) {
+        for machine in self.machines.values().filter(|machine| !machine.gone && !machine.frozen) {
             for container in machine.containers.iter().filter(|it| machine.writers.contains(&it.id) && is_running(it)) {
                 let other = writers.insert(&container.service, container.epoch);
                 assert!(other.is_none(), "two write the volumes of `{}`:\n{}", container.service, self.story());

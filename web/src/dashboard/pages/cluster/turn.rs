@@ -1,4 +1,4 @@
-use flotilla_api::rest::MachineView;
+use flotilla_api::{ErrorCode, rest::MachineView};
 use leptos::prelude::*;
 
 use crate::dashboard::{
@@ -16,9 +16,9 @@ pub(crate) fn Turn(machine: Signal<MachineView>, #[prop(optional)] small: bool) 
     let drained = Memo::new(move |_| machine.with(|machine| machine.drained));
     let instances = Memo::new(move |_| machine.with(|machine| machine.instances));
     let class = if small { "button small" } else { "button" };
-    let drain = move |_| {
+    let drain = move |force| {
         let name = name.get_untracked();
-        act.run(async move { client.drain(&name).await.map(|()| name) }, move |toasts, name| {
+        act.run(async move { client.drain(&name, force).await.map(|()| name) }, move |toasts, name| {
             toasts.tell(format!("`{name}` is being drained."));
             asking.try_set(false);
             fleet.cluster.refresh();
@@ -65,7 +65,14 @@ pub(crate) fn Turn(machine: Signal<MachineView>, #[prop(optional)] small: bool) 
             <Refusal act/>
             <footer class="dialog-foot">
                 <button class="button" on:click=move |_| asking.set(false)>"Cancel"</button>
-                <button class="button primary" disabled=act.busy on:click=drain>"Drain"</button>
+                {move || {
+                    // What finds no other place is stopped then, which nobody shall do without having read it.
+                    if act.code() == Some(ErrorCode::NoRoom) {
+                        view! { <button class="button danger" disabled=act.busy on:click=move |_| drain(true)>"Drain anyway"</button> }.into_any()
+                    } else {
+                        view! { <button class="button primary" disabled=act.busy on:click=move |_| drain(false)>"Drain"</button> }.into_any()
+                    }
+                }}
             </footer>
         </Dialog>
     }

@@ -1,6 +1,7 @@
 //! One service: how it is, what it says, what it was and what can be done with it.
 
 mod actions;
+mod elsewhere;
 mod instances;
 mod logs;
 mod placements;
@@ -23,6 +24,7 @@ use crate::dashboard::{
     query::{Phase, Query},
 };
 use actions::Actions;
+use elsewhere::Elsewhere;
 use instances::Instances;
 use logs::Logs;
 use placements::Placements;
@@ -120,6 +122,7 @@ fn Detail(name: String, detail: Signal<ServiceDetail>, service: Query<ServiceDet
             <div class="service-main">
                 <Instances detail/>
                 <Placements detail/>
+                <Elsewhere name=name.clone()/>
                 <Logs name=logs/>
             </div>
             <div class="service-side">
