@@ -10,8 +10,8 @@ use comfy_table::{Cell, Color};
 use flotilla_api::{
     MachineName, NodeId, UnixMillis,
     rest::{
-        ChangeMachine, DrainQuery, EngineView, LinkPath, LinkState, LinkView, MachineDetail, MachineState, MachineView, Power,
-        RemoveMachineQuery, Role,
+        ChangeMachine, DrainQuery, EngineView, LinkPath, LinkState, LinkView, MachineDetail, MachineState, MachineView,
+        Power, RemoveMachineQuery, Role,
     },
 };
 use serde_json::json;

@@ -16,8 +16,9 @@ use flotilla_api::{
     ApiError, InstanceId, MachineName, Revision, ServiceName, TokenId,
     rest::{
         ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken, DeployRequest,
-        DeployResponse, Deployed, DrainQuery, EventView, ExplainView, ImageView, IssuedToken, LogLine, LogQuery, MachineDetail, MachineView,
-        RemoveMachineQuery, RemoveQuery, RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView,
+        DeployResponse, Deployed, DrainQuery, EventView, ExplainView, ImageView, IssuedToken, LogLine, LogQuery,
+        MachineDetail, MachineView, RemoveMachineQuery, RemoveQuery, RollbackRequest, ScaleRequest, ServiceDetail,
+        ServiceView, TokenView,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};

@@ -24,7 +24,7 @@ type Written = Result<openraft::raft::ClientWriteResponse<Types>, RaftError<Type
 impl Consensus {
     /// Makes these the members: learners are added at once and catch up by themselves; a learner that shall vote has to have caught up.
     /// Voters change by joint consensus, so that there is a majority of the old and of the new at any time. Does nothing where it is so
-    /// already.
+    /// already. A leader that shall not vote hands over and changes nothing: it is for its successor.
     ///
     /// # Errors
     /// This node does not lead, a new voter has not caught up, or another change is under way. With [`Error::Unknown`] the change
@@ -36,6 +36,12 @@ impl Consensus {
         let deadline = Instant::now() + timing::MEMBERS_WITHIN;
         let raft = self.core.raft()?;
         let status = self.leading()?;
+        if !voters.contains(&status.node) {
+            // Once it does not vote any more it can't lead the change to its end: its successor makes it.
+            self.core.transfer_to(|node| voters.contains(node)).await?;
+            let leader = self.core.status().borrow().leader.clone();
+            return Err(Error::NotLeading { leader });
+        }
         let members: BTreeSet<NodeId> = voters.union(&learners).cloned().collect();
         let known: BTreeSet<NodeId> = status.voters.union(&status.learners).cloned().collect();
         let new: BTreeMap<NodeId, EmptyNode> =
@@ -72,7 +78,7 @@ impl Consensus {
     /// # Errors
     /// There is nobody to hand it to, or nobody took it in time.
     pub async fn transfer(&self) -> Result<(), Error> {
-        self.core.transfer().await
+        self.core.transfer_to(|_| true).await
     }
 
     fn leading(&self) -> Result<Status, Error> {
@@ -101,7 +107,7 @@ impl Consensus {
 }
 
 impl Core {
-    async fn transfer(&self) -> Result<(), Error> {
+    async fn transfer_to(&self, may_lead: impl Fn(&NodeId) -> bool) -> Result<(), Error> {
         let mut status = self.status();
         let now = status.borrow().clone();
         if now.leader.as_ref() != Some(&now.node) {
@@ -111,7 +117,7 @@ impl Core {
         let successor = now
             .followers
             .iter()
-            .filter(|(node, _)| now.voters.contains(*node) && connected.contains(*node))
+            .filter(|(node, _)| now.voters.contains(*node) && connected.contains(*node) && may_lead(node))
             .max_by_key(|(_, follower)| (follower.matched, follower.heard.map(|heard| heard.boot)));
         let Some((successor, _)) = successor else { return Err(Error::NoSuccessor) };
         let raft = self.raft()?;
@@ -132,7 +138,7 @@ impl Core {
         }
         let core = self.clone();
         self.tasks.spawn(async move {
-            if let Err(error) = core.transfer().await {
+            if let Err(error) = core.transfer_to(|_| true).await {
                 tracing::warn!(%error, "the disk is full, and no other machine takes over");
             }
             core.making_way.store(false, Ordering::Relaxed);

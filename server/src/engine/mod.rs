@@ -34,7 +34,7 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_api::{
-    ApiError, InstanceId, NodeId, ServiceName, UnixMillis,
+    ApiError, InstanceId, NodeId, ServiceName,
     rest::{BuildLine, BuildQuery, EngineView, ExecRequest, ImageView, LoadedImages, LogLine, LogQuery},
 };
 use flotilla_core::{

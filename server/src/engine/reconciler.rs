@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 

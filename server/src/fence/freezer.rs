@@ -168,8 +168,7 @@ impl Freezer {
 
     /// Where containers of this engine are known to be. No search: it costs some system calls.
     fn look_up(&self, container: &str) -> Option<PathBuf> {
-        // It becomes part of a path.
-        if container.len() < 12 || !container.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        if !may_be_id(container) {
             return None;
         }
         let mut known = self.known();
@@ -192,6 +191,9 @@ impl Freezer {
     pub(crate) fn search(&self, container: &str) -> bool {
         if self.look_up(container).is_some() {
             return true;
+        }
+        if !may_be_id(container) {
+            return false;
         }
         let mut left = VecDeque::from([(self.root.clone(), 0)]);
         let mut seen = 0;
@@ -370,6 +372,11 @@ fn processes(directory: &Path) -> Vec<i32> {
 /// The control group went while it was asked; its files then say that there is no such device.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
+}
+
+/// It becomes part of a path, and is looked for in names.
+fn may_be_id(container: &str) -> bool {
+    container.len() >= 12 && container.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 #[cfg(test)]

@@ -142,6 +142,8 @@ struct Guard {
     freezes: u64,
     trouble: Option<String>,
     searched: Mono,
+    /// It was told of something since.
+    to_search: bool,
     /// Requests to the engine, and when each was made.
     pauses: JoinSet<(String, Result<bool, Error>)>,
     asked: BTreeMap<String, Mono>,
@@ -164,6 +166,7 @@ impl Guard {
             freezes: 0,
             trouble: None,
             searched: Mono(0),
+            to_search: false,
             pauses: JoinSet::new(),
             asked: BTreeMap::new(),
             paused: BTreeSet::new(),
@@ -260,6 +263,7 @@ impl Guard {
                 // Only the daemon thaws; what it has thawed is not paused any more either.
                 self.paused.clear();
             }
+            self.to_search |= hold.targets != self.hold.targets || hold.deadline != self.hold.deadline;
             self.hold = hold;
         }
         let (freezer, paused) = (&self.freezer, &self.paused);
@@ -285,9 +289,11 @@ impl Guard {
         }
         let late = now.since(deadline);
         let may_be_starting = late < STARTING_MS;
-        let searching = may_be_starting && now.since(self.searched) >= SEARCH_EVERY_MS;
+        // A daemon without a lease tells of what has run for long, and the deadline is as old as the machine.
+        let searching = (may_be_starting || self.to_search) && now.since(self.searched) >= SEARCH_EVERY_MS;
         if searching {
             self.searched = now;
+            self.to_search = false;
         }
         let mut next = now.plus(WATCH_EVERY_MS);
         let containers: Vec<String> = self.hold.targets.iter().map(|target| target.container.clone()).collect();

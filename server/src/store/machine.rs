@@ -194,8 +194,12 @@ impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = Image;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Image>> {
-        let applied = self.applied.ok_or_else(|| io::Error::other("there is nothing to take a snapshot of"))?;
         let state = serde_json::to_string(&*self.state)?;
+        let Some(applied) = self.applied else {
+            // Of nothing: there is no log yet that it could stand for.
+            let meta = SnapshotMeta { last_log_id: None, last_membership: self.membership.clone() };
+            return Ok(Snapshot { meta, snapshot: Image { state, chain: Chain::default(), audit: Vec::new() } });
+        };
         let membership = Standing::of(&self.membership);
         let snapshot = Taken { at: applied.into(), membership, state: state.clone(), chain: None };
         self.disk.perform(|done| Work::Snapshot { snapshot, audit: Vec::new(), done }).await?;

@@ -157,9 +157,10 @@ fn summary<'a>(
 }
 
 fn placements(fleet: &Fleet<'_>, service: &Service) -> Vec<PlacedView> {
-    let placed = service.placements.iter().filter_map(|placement| {
-        Some(placement.view(&service.name, fleet.site(&placement.machine)?.name()))
-    });
+    let placed = service
+        .placements
+        .iter()
+        .filter_map(|placement| Some(placement.view(&service.name, fleet.site(&placement.machine)?.name())));
     placed.collect()
 }
 

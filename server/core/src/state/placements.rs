@@ -393,7 +393,10 @@ impl State {
             return;
         }
         let Some(only) = self.machines.keys().next().cloned() else { return };
-        let mut newest = self.epoch.max(self.applied);
+        // Only where there is something to write down: whoever reads this state as a snapshot does it, too, and has to come to the
+        // same as those who applied the entries.
+        let assigned = self.services.values().any(|service| service.assignment.is_some());
+        let mut newest = if assigned { self.epoch.max(self.applied) } else { self.epoch };
         let mut used = BTreeSet::new();
         for service in self.services.values_mut() {
             let Some(Assignment { machine, epoch }) = service.assignment.take() else { continue };

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -14,7 +15,10 @@ use flotilla_api::{
     frame::{CREDIT_STEP, FRAME_VERSION, Frame, HEADER_LEN, Head, Hello, Kind, Open, STREAMS_MAX, flags},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 use super::{
     Answer,
@@ -28,6 +32,9 @@ use crate::{
 
 /// The largest answer that is held: this client is for looking at services, not for downloads. Bytes.
 const ANSWER_MAX: usize = 32 * 1024 * 1024;
+
+/// How long the node may take to close a channel that it has no more use for.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// Requests that wait to be sent: no more of them can be open at once either.
 const ASKED_MAX: usize = STREAMS_MAX;
@@ -96,6 +103,9 @@ impl Driver {
         for answered in self.streams.drain().map(|(_, stream)| stream.answered).chain(unsent) {
             let _ = answered.send(Err(why.clone().into_error()));
         }
+        // The node first, if it means to: the library gives the number of a channel that is closed here to the next one at once,
+        // which the node's own reset of it would then hit.
+        let _ = timeout(ENDING, async { while self.channel.recv().await.is_some() {} }).await;
         self.channel.close().await;
     }
 

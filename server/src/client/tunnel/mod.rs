@@ -141,10 +141,12 @@ impl TunnelClient {
             answer.await.unwrap_or_else(|_| Err(ended::lost().into_error()))
         };
         tokio::select! {
+            // Of a connection that is over, its end says more than what a request met there.
+            biased;
+            error = self.ended() => Err(error),
             answer = timeout(self.within, asked) => {
                 answer.map_err(|_| Error::TimedOut { api: self.api.clone(), after: self.within })?
             }
-            error = self.ended() => Err(error),
         }
     }
 

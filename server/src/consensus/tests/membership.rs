@@ -19,8 +19,7 @@ async fn a_machine_that_joins_late_is_told_by_a_snapshot() {
     propose(&bed[2], "by-the-learner").await.unwrap();
     bed.crash(2).await;
     bed.start(2).await;
-    let status = bed[2].consensus().status().borrow().clone();
-    assert_eq!((status.voters, status.learners), (ids([1]), ids([2])));
+    until(&bed[2], "it knows who votes", |status| (&status.voters, &status.learners) == (&ids([1]), &ids([2]))).await;
     bed[1].consensus().set_members(ids([1, 2]), ids([])).await.unwrap();
     propose(&bed[2], "by-the-voter").await.unwrap();
     assert_eq!(bed.check().await.tokens.len(), 102);
@@ -68,11 +67,13 @@ async fn voters_change_and_nothing_is_lost() {
     propose(&leader, "after").await.unwrap();
     assert_eq!(bed.check().await.tokens.len(), 2);
 
-    // A leader that is taken out of the voters hands over.
+    // A leader that is taken out of the voters hands over, and its successor does it.
     let leaving = bed.leading().await;
     let rest = ids(bed.nodes.keys().copied().filter(|number| *number != leaving));
-    let _ = bed[leaving].consensus().set_members(rest.clone(), ids([leaving])).await;
+    let handed = bed[leaving].consensus().set_members(rest.clone(), ids([leaving])).await;
+    assert!(matches!(handed, Err(Error::NotLeading { .. })), "{handed:?}");
     let (_, successor) = bed.leader_but(Some(leaving)).await;
+    successor.consensus().set_members(rest.clone(), ids([leaving])).await.unwrap();
     until(&successor, "the rest votes", |status| status.voters == rest).await;
     propose(&bed[leaving], "by-the-former-leader").await.unwrap();
     assert_eq!(bed.check().await.tokens.len(), 3);

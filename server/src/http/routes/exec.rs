@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
+    RequestPartsExt as _,
     extract::{
         Request, State, WebSocketUpgrade,
         ws::{Message, WebSocket, rejection::WebSocketUpgradeRejection},
@@ -65,12 +66,8 @@ pub(super) async fn run(
     Operator(caller): Operator,
     Segment(service): Segment<ServiceName>,
     Asked(InstanceQuery { instance }): Asked<InstanceQuery>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     request: Request,
 ) -> Answer<Response> {
-    let upgrade = upgrade.map_err(|_| {
-        Failure::new(ErrorCode::InvalidRequest, "a command is run over a WebSocket; use `flotilla exec`")
-    })?;
     if !app.store.state().services.contains_key(&service) {
         return Err(super::services::unknown(&service));
     }
@@ -81,6 +78,11 @@ pub(super) async fn run(
         tracing::info!(%service, %machine, principal = %caller.principal.name, from = %caller.peer, "a command is passed on");
         return pass_on(&app, &caller, &machine, place, request).await;
     }
+    // Only here: it takes the connection out of the request, which `pass_on` needs.
+    let upgrade: Result<WebSocketUpgrade, _> = request.into_parts().0.extract().await;
+    let upgrade = upgrade.map_err(|_: WebSocketUpgradeRejection| {
+        Failure::new(ErrorCode::InvalidRequest, "a command is run over a WebSocket; use `flotilla exec`")
+    })?;
     let answer = upgrade.max_message_size(MESSAGE_MAX).max_frame_size(MESSAGE_MAX).on_upgrade(async move |socket| {
         tracing::info!(%service, principal = %caller.principal.name, from = %caller.peer, "a command is run");
         let (sink, stream) = socket.split();

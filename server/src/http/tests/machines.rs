@@ -223,12 +223,22 @@ async fn a_service_is_told_by_what_all_machines_show() {
 async fn a_drain_that_leaves_something_without_a_place_says_what_lacks_where() {
     let running = Running::start().await;
     let (stack, services) = spec();
+    let (node, web) = (own(&running), "web".parse().unwrap());
+    // Here the test leads.
+    let term = running.node.app().store.state().leadership.term + 100;
+    propose(&running, CommandV1::Lead { node: node.clone(), term }).await;
     propose(&running, CommandV1::Deploy { stack, services }).await;
-    let web = "web".parse().unwrap();
-    let mut states = running.node.app().store.watch();
-    let placed = states.wait_for(|state| state.services[&web].placements.len() == 2);
-    drop(tokio::time::timeout(Duration::from_secs(20), placed).await.expect("both are placed"));
-    let client = client(&running, running.address());
+    let place = |replica| Change::Assign {
+        service: "web".parse().unwrap(),
+        replica,
+        machine: node.clone(),
+        revision: Revision(1),
+        restarts: 0,
+        reason: "it has room".to_owned(),
+    };
+    propose(&running, CommandV1::Place { term, changes: vec![place(1), place(2)] }).await;
+    let known = Known::of(&node, &[&node]).told(&node, clock::now(), report(Vec::new(), 0)).going_by(&running);
+    let client = client(&running, beside(&running, Arc::new(known)).await);
     let anna = "anna".parse().unwrap();
     let before = running.applied();
     let error = refused(client.drain(&anna, DrainQuery::default()).await);

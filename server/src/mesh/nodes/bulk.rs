@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::stream::NodeStream;
+use super::stream::{NodeStream, Opened};
 use crate::{
     mesh::{
         Error,
@@ -169,6 +169,7 @@ impl BulkLink {
         let opened = timeout(OPENING, opening).await.unwrap_or(Err(CallError::Timeout { within: OPENING }));
         Ok(stream(
             self.closed.run_until_cancelled(async { opened }).await.unwrap_or(Err(CallError::Unreachable))?,
+            Opened::Here,
             place,
         ))
     }
@@ -190,7 +191,7 @@ impl BulkLink {
             let label = channel.label().await.ok().filter(|label| label.len() <= LABEL_MAX);
             match (label, Arc::clone(&self.accepted).try_acquire_owned(), &taker.handler) {
                 (Some(label), Ok(place), Some(handler)) => {
-                    let serving = handler.stream(taker.from.clone(), label, stream(channel, place));
+                    let serving = handler.stream(taker.from.clone(), label, stream(channel, Opened::There, place));
                     taker.tasks.spawn(serving);
                 }
                 _ => channel.close().await,
@@ -213,6 +214,6 @@ impl BulkLink {
     }
 }
 
-fn stream(channel: MeshChannel, place: OwnedSemaphorePermit) -> Stream {
-    Box::new(NodeStream::start(Arc::new(channel) as Arc<dyn Channel>, place))
+fn stream(channel: MeshChannel, opened: Opened, place: OwnedSemaphorePermit) -> Stream {
+    Box::new(NodeStream::start(Arc::new(channel) as Arc<dyn Channel>, opened, place))
 }

@@ -19,6 +19,8 @@ pub(crate) struct Tail {
     pub(crate) last: Option<LogId>,
     pub(crate) vote: Option<Vote>,
     pub(crate) committed: Option<LogId>,
+    /// The log begins here, as far as it is not empty: entry 0 is its first, but for a log that somebody began later.
+    begins: u64,
     /// The newest entries without a gap, with their size. All that are not on disk yet are here.
     recent: BTreeMap<u64, (LogEntry, usize)>,
     recent_bytes: usize,
@@ -35,7 +37,8 @@ impl Tail {
         committed: Option<LogId>,
     ) -> Self {
         let flushed = last.map(|id| id.index);
-        Self { purged, last, vote, committed, flushed, ..Self::default() }
+        let begins = purged.map_or(0, |id| id.index + 1);
+        Self { purged, last, vote, committed, flushed, begins, ..Self::default() }
     }
 
     /// Index of the next entry.
@@ -44,6 +47,9 @@ impl Tail {
     }
 
     pub(crate) fn append(&mut self, entry: LogEntry, size: usize) {
+        if self.last.is_none() {
+            self.begins = entry.log_id.index;
+        }
         self.last = Some(entry.log_id);
         self.recent_bytes += size;
         self.recent.insert(entry.log_id.index, (entry, size));
@@ -76,6 +82,7 @@ impl Tail {
     pub(crate) fn purge(&mut self, upto: LogId) {
         self.purged = self.purged.max(Some(upto));
         self.last = self.last.max(Some(upto));
+        self.begins = self.begins.max(upto.index + 1);
         let kept = self.recent.split_off(&(upto.index + 1));
         self.recent_bytes = kept.values().map(|(_, size)| size).sum();
         self.recent = kept;
@@ -86,7 +93,7 @@ impl Tail {
 
     /// Of `range`, what has to be read from the disk, and the entries that follow it.
     pub(crate) fn read(&self, range: Range<u64>) -> (Range<u64>, Vec<(LogEntry, usize)>) {
-        let start = range.start.max(self.purged.map_or(0, |id| id.index + 1));
+        let start = range.start.max(self.begins);
         let end = range.end.min(self.next());
         let memory = self.recent.first_key_value().map_or(end, |(first, _)| *first).clamp(start.min(end), end);
         (start.min(memory)..memory, self.recent.range(memory..end).map(|(_, entry)| entry.clone()).collect())

@@ -105,7 +105,8 @@ async fn the_last_machine_goes_on_alone_when_it_is_told_to() {
     // Not by itself: two of three may be well.
     let store = open(&path).await.unwrap();
     assert_eq!(*store.state(), state);
-    let status = store.consensus().status().borrow().clone();
+    let mut status = store.consensus().status();
+    let status = status.wait_for(|status| !status.voters.is_empty()).await.unwrap().clone();
     assert_eq!((status.leads, status.leader, status.voters.len()), (false, None, 3));
     store.close().await;
 

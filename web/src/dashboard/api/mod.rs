@@ -10,9 +10,9 @@ use flotilla_api::{
     MachineName, Revision, TokenId, UnixMillis,
     rest::{
         BindToken, ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken,
-        DemoAnswer, DeployRequest, DeployResponse, Deployed, EventView, ExplainView, IssuedToken, LogLine, LogQuery, MachineDetail,
-        MachineView, PlacedView, RedeemInvitation, RevisionView, RollbackRequest, ScaleRequest, ServiceDetail,
-        ServiceView, TokenView,
+        DemoAnswer, DeployRequest, DeployResponse, Deployed, EventView, ExplainView, IssuedToken, LogLine, LogQuery,
+        MachineDetail, MachineView, PlacedView, RedeemInvitation, RevisionView, RollbackRequest, ScaleRequest,
+        ServiceDetail, ServiceView, TokenView,
     },
     spec::ServiceSpec,
 };
