@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use flotilla_api::{ApiError, ErrorCode, NodeId};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -12,14 +13,17 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::stream::{NodeStream, Opened};
+use super::{
+    mux::{Mux, MuxChannel, Offered},
+    stream::NodeStream,
+};
 use crate::{
     mesh::{
         Error,
         link::{Link, LinkState, MeshChannel},
     },
     peers::{CallError, Handler, Stream},
-    tunnel::Channel,
+    tunnel::{Channel, ChannelClosed},
 };
 
 /// Streams that one node has open to another on one link.
@@ -41,11 +45,27 @@ pub(super) const OPENING: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(60);
 const IDLE_LOOK: Duration = Duration::from_secs(5);
 
-/// Id of a channel that nothing is said on: an offer needs one before the first stream is wanted.
-const ANCHOR: u16 = 0;
+/// Id of the channel that carries the streams.
+const STREAMS: u16 = 0;
 
-pub(super) async fn open_anchor(link: &Link) -> Result<MeshChannel, Error> {
-    link.open_agreed(ANCHOR, true).await
+const GREETING: &[u8] = b"flotilla";
+
+/// To be opened before the link is up.
+pub(super) async fn open_channel(link: &Link) -> Result<MeshChannel, Error> {
+    link.open_agreed(STREAMS, true).await
+}
+
+/// Says the first word on a link, on the side that answered: what reaches its channel before that is open breaks it, so that the other
+/// side waits for this ([`greeted`]).
+pub(super) async fn greet(channel: &MeshChannel) -> Result<(), ChannelClosed> {
+    channel.opened().await?;
+    channel.send(BytesMut::from(GREETING)).await
+}
+
+/// Waits until the link may be used, on the side that offered it.
+pub(super) async fn greeted(channel: &MeshChannel) -> Result<(), ChannelClosed> {
+    channel.opened().await?;
+    channel.recv().await.map(drop).ok_or(ChannelClosed)
 }
 
 #[derive(Debug, Default)]
@@ -60,8 +80,7 @@ pub(super) struct Bulk {
 #[derive(Debug)]
 pub(super) struct BulkLink {
     link: Link,
-    /// Held for as long as the link.
-    _anchor: MeshChannel,
+    mux: Mux,
     /// The run of the other node that it leads to.
     boot: String,
     opened: Arc<Semaphore>,
@@ -114,18 +133,18 @@ pub(super) struct Taker {
 }
 
 impl Bulk {
-    /// Adds a link that is up. `made_here`: this node closes it when it is idle.
+    /// Adds a link that is up, and its channel, on which the answering side has said its first word. `made_here`: this node closes it when it is idle.
     pub(super) fn add(
         self: &Arc<Self>,
         link: Link,
-        anchor: MeshChannel,
+        channel: MeshChannel,
         boot: String,
         made_here: bool,
         taker: Taker,
     ) -> Arc<BulkLink> {
         let link = Arc::new(BulkLink {
             link,
-            _anchor: anchor,
+            mux: Mux::new(Box::new(channel), made_here),
             boot,
             opened: Arc::new(Semaphore::new(STREAMS_MAX)),
             accepted: Arc::new(Semaphore::new(ACCEPTED_MAX)),
@@ -161,15 +180,10 @@ impl BulkLink {
                 format!("{STREAMS_MAX} streams to this machine are open; try again when some have ended"),
             ))
         })?;
-        let opening = async {
-            let channel = self.link.open(label).await.map_err(|_| CallError::Unreachable)?;
-            channel.opened().await.map_err(|_| CallError::Unreachable)?;
-            Ok(channel)
-        };
+        let opening = async { self.mux.open(label).await.map_err(|_| CallError::Unreachable) };
         let opened = timeout(OPENING, opening).await.unwrap_or(Err(CallError::Timeout { within: OPENING }));
         Ok(stream(
             self.closed.run_until_cancelled(async { opened }).await.unwrap_or(Err(CallError::Unreachable))?,
-            Opened::Here,
             place,
         ))
     }
@@ -182,21 +196,22 @@ impl BulkLink {
             () = self.closed.cancelled() => {}
             _ = lost => {}
             () = self.until_idle(), if made_here => {}
-            () = self.accept(taker) => {}
+            () = self.mux.carry(|offered| self.take(offered, taker)) => {}
         }
     }
 
-    async fn accept(&self, taker: &Taker) {
-        while let Some(channel) = self.link.accept().await {
-            let label = channel.label().await.ok().filter(|label| label.len() <= LABEL_MAX);
-            match (label, Arc::clone(&self.accepted).try_acquire_owned(), &taker.handler) {
-                (Some(label), Ok(place), Some(handler)) => {
-                    let serving = handler.stream(taker.from.clone(), label, stream(channel, Opened::There, place));
-                    taker.tasks.spawn(serving);
-                }
-                _ => channel.close().await,
+    /// What there is no place for, or nobody to take it, is refused by dropping it.
+    fn take(&self, offered: Offered, taker: &Taker) {
+        let (Ok(place), Some(handler)) = (Arc::clone(&self.accepted).try_acquire_owned(), &taker.handler) else {
+            return;
+        };
+        let (handler, from) = (Arc::clone(handler), taker.from.clone());
+        taker.tasks.spawn(async move {
+            let label = offered.label.clone();
+            if let Ok(channel) = offered.accept().await {
+                handler.stream(from, label, stream(channel, place)).await;
             }
-        }
+        });
     }
 
     async fn until_idle(&self) {
@@ -214,6 +229,6 @@ impl BulkLink {
     }
 }
 
-fn stream(channel: MeshChannel, opened: Opened, place: OwnedSemaphorePermit) -> Stream {
-    Box::new(NodeStream::start(Arc::new(channel) as Arc<dyn Channel>, opened, place))
+fn stream(channel: MuxChannel, place: OwnedSemaphorePermit) -> Stream {
+    Box::new(NodeStream::start(Arc::new(channel) as Arc<dyn Channel>, place))
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use flotilla_api::{ApiError, ErrorCode, NodeId};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use serde::{Deserialize, Serialize};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     Shared,
@@ -130,13 +130,15 @@ pub(super) async fn bulk_link(
     let manner = over.manner();
     let ways = shared.ways(&peer.id, manner.relay, manner.shared_port);
     let link = Link::by(End::Bulk, &shared.config.addresses, &shared.config.certificate, ways).await?;
-    let anchor = bulk::open_anchor(&link).await?;
+    let channel = bulk::open_channel(&link).await?;
     let offer = offer(&link, Purpose::Bulk, manner).await?;
     let answer =
         pass(shared, peer, over, 0, &offer).await.map_err(|(Way::Blocked(failure) | Way::End(failure))| failure)?;
     link.answered(answer.description).await?;
     link.connected(CONNECTING).await.map_err(|_| Failure::NotUp(NotUp::Silent))?;
-    Ok(peer.bulk.add(link, anchor, answer.boot, true, shared.taker(&peer.id)))
+    let opened = timeout(CONNECTING, bulk::greeted(&channel)).await;
+    opened.map_or(Err(NotUp::Silent), |opened| opened.map_err(|_| NotUp::Ended)).map_err(Failure::NotUp)?;
+    Ok(peer.bulk.add(link, channel, answer.boot, true, shared.taker(&peer.id)))
 }
 
 async fn offer(link: &Link, purpose: Purpose, manner: Manner) -> Result<Offer, Error> {

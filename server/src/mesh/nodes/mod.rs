@@ -10,6 +10,7 @@ mod control;
 mod dial;
 mod envelope;
 mod figures;
+mod mux;
 mod outbox;
 mod peer;
 mod post;
@@ -381,12 +382,14 @@ impl Shared {
         }
         let ways = self.ways(&peer.id, offer.relay, !offer.shared_port);
         let link = Link::by(End::Bulk, &self.config.addresses, &self.config.certificate, ways).await?;
-        let anchor = bulk::open_anchor(&link).await?;
+        let channel = bulk::open_channel(&link).await?;
         let description = link.answer(offer.description.clone()).await?;
         let (shared, peer, boot) = (Arc::clone(self), Arc::clone(peer), boot.to_owned());
         self.tasks.spawn(async move {
-            if link.connected(CONNECTING).await.is_ok() {
-                peer.bulk.add(link, anchor, boot, false, shared.taker(&peer.id));
+            if link.connected(CONNECTING).await.is_ok()
+                && matches!(timeout(CONNECTING, bulk::greet(&channel)).await, Ok(Ok(())))
+            {
+                peer.bulk.add(link, channel, boot, false, shared.taker(&peer.id));
             }
         });
         Ok(description)

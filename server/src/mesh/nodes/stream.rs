@@ -1,4 +1,4 @@
-//! A stream of bytes in both directions over one data channel, with credit, half-close and reset.
+//! A stream of bytes in both directions over one channel, with credit, half-close and reset.
 //!
 //! SCTP has one window for a whole connection: a stream that nobody reads would stop all others. So each stream has credit of its
 //! own, and what arrives is always taken.
@@ -55,30 +55,15 @@ pub(super) struct NodeStream {
     shared: Arc<Shared>,
 }
 
-/// Who opened the channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opened {
-    Here,
-    There,
-}
-
 impl NodeStream {
     /// `held` is dropped once the channel is closed.
-    ///
-    /// Whoever took the channel closes it first. The library gives the number of a channel that is closed here to the next one at
-    /// once, though the other side's reset of it may be under way still, and would hit the new one (RFC 8831, section 6.7); the
-    /// number of one that was closed there is free of that.
-    pub(super) fn start(channel: Arc<dyn Channel>, opened: Opened, held: impl Send + 'static) -> Self {
+    pub(super) fn start(channel: Arc<dyn Channel>, held: impl Send + 'static) -> Self {
         let shared =
             Arc::new(Shared { flow: Mutex::new(Flow { credit: WINDOW, ..Flow::default() }), changed: Notify::new() });
         let carried = Arc::clone(&shared);
         tokio::spawn(async move {
             carried.carry(&*channel).await;
-            let _ = timeout(ENDING, async {
-                channel.flushed().await;
-                while opened == Opened::Here && channel.recv().await.is_some() {}
-            })
-            .await;
+            let _ = timeout(ENDING, channel.flushed()).await;
             channel.close().await;
             drop(held);
         });
@@ -384,7 +369,7 @@ mod tests {
 
     fn pair() -> (NodeStream, NodeStream) {
         let (a, b) = pipe();
-        (NodeStream::start(a, Opened::Here, ()), NodeStream::start(b, Opened::There, ()))
+        (NodeStream::start(a, ()), NodeStream::start(b, ()))
     }
 
     async fn in_time<T>(future: impl Future<Output = T>) -> T {
@@ -433,7 +418,7 @@ mod tests {
     #[tokio::test]
     async fn many_small_messages_are_bounded_too() {
         let (a, b) = pipe();
-        let mut reader = NodeStream::start(b, Opened::There, ());
+        let mut reader = NodeStream::start(b, ());
         let mut sent = 0;
         let message = || BytesMut::from(&[kind::DATA, 1][..]);
         while let Ok(Ok(())) = timeout(Duration::from_millis(100), a.send(message())).await {
@@ -450,12 +435,12 @@ mod tests {
     async fn what_is_no_stream_is_an_end() {
         for bad in [&b""[..], &[kind::CREDIT, 1], &[kind::RESET]] {
             let (a, b) = pipe();
-            let mut stream = NodeStream::start(b, Opened::There, ());
+            let mut stream = NodeStream::start(b, ());
             a.send(BytesMut::from(bad)).await.unwrap();
             assert!(in_time(stream.read_u8()).await.is_err(), "{bad:?}");
         }
         let (a, b) = pipe();
-        let mut stream = NodeStream::start(b, Opened::There, ());
+        let mut stream = NodeStream::start(b, ());
         for fine in [&[77, 1][..], &[kind::DATA], &[kind::DATA, 5], &[kind::END]] {
             a.send(BytesMut::from(fine)).await.unwrap();
         }

@@ -182,7 +182,8 @@ async fn two_versions_that_have_nothing_in_common_say_which_is_to_be_updated() {
     for (node, other, whom) in [(&old, &new, "update this one"), (&new, &old, "update that one")] {
         wait_for("the problem is told", || {
             let links = node.mesh.links().into_iter();
-            let problem = links.filter(|link| link.peer == other.id()).find_map(|link| link.problem).unwrap_or_default();
+            let problem =
+                links.filter(|link| link.peer == other.id()).find_map(|link| link.problem).unwrap_or_default();
             problem.contains(whom) && problem.contains("9.0.0") && problem.contains("0.1.0")
         })
         .await;
