@@ -30,7 +30,9 @@ pub const READY_LIMIT: Duration = Duration::from_secs(60);
 const VOTERS_MAX: usize = 5;
 /// A node that is asked for its view answers at once or not at all.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
-/// Services of [`compose`] run where this label is not `yes`.
+/// A node takes an image only where a gigabyte is left besides. What nothing is written to takes no room here.
+const DISK_MB: u32 = 3072;
+/// Services of [`Cluster::compose`] run where this label is not `yes`.
 const AVOIDED: &str = "avoided";
 
 /// Real nodes on simulated machines.
@@ -60,7 +62,7 @@ impl Cluster {
 
     /// The first `members` machines of a bed become a cluster; the others have an engine and no node.
     pub async fn on(spec: BedSpec, members: usize) -> Result<Self> {
-        let mut bed = Bed::up(spec).await?;
+        let mut bed = Bed::up(spec.disk_mb(DISK_MB)).await?;
         let token = bed.machine(0).init(NAME).await?;
         bed.machine(0).start_node().await?;
         let archive = bed.scratch("beat.tar");
