@@ -9,10 +9,13 @@ use flotilla_tests::{
     wait,
 };
 
-use super::{NOTES, PAGES, ends_well};
+use super::{NOTES, PAGES, ends_well, ends_well_but};
 
 /// A lease, its margin, and what a busy machine adds.
 const FENCED_LIMIT: Duration = Duration::from_secs(10);
+
+/// As a machine wakes, what it runs goes on until its guard has seen that the lease is over.
+const WOKEN_FOR: Duration = Duration::from_millis(250);
 
 /// A worker, with a service that writes a volume and one that does not.
 async fn with_a_host(cluster: &Cluster) -> Result<usize> {
@@ -98,9 +101,7 @@ async fn a_machine_that_sleeps_loses_its_services_and_wakes_without_them() -> Re
     cluster.bed.machine(host).wake()?;
     cluster.ready(host).await?;
     visitor.outage_within_promise("a machine that wakes", woken).await?;
-    let report = ends_well(&cluster, checker).await?;
-    ensure!(report.epochs(NOTES.name).len() >= 2, "{report}");
-    Ok(())
+    ends_well_but(&cluster, checker, WOKEN_FOR).await.map(drop)
 }
 
 /// Waits until the kernel shows none of the instance's processes running on its former machine.
