@@ -9,10 +9,10 @@ READY_FILE ?=
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test e2e bed lint bench sim web images
+.PHONY: help setup demo test e2e bed lint bench bench-failover sim web images
 
 help: ## Says what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Installs what is missing, and starts Docker Engine if none answers
 	tests/setup/install build engine tests bed
@@ -39,6 +39,9 @@ lint: ## Formatting and clippy, where every warning is an error
 bench: setup ## The figures of docs/BENCHMARKS.md, side by side, in a release build
 	$(CARGO) build --release --locked --bins -p flotilla -p flotilla-tests
 	tests/setup/docker-group target/release/flotilla-bench $(BENCH)
+
+bench-failover: setup ## What people notice when machines die, beside Docker Swarm; needs root. BENCH="--runs 3 --only worker"
+	tests/setup/run-failover $(BENCH)
 
 sim: ## Ten thousand simulated clusters that suffer; SEED=17 runs one again, with its history
 	tests/setup/install build

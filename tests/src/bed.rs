@@ -7,12 +7,14 @@
 //! It needs root, Linux, `nft`, `ip`, `mkfs.xfs`, `nsenter` and `dockerd`: `tests/setup/install bed` installs what is missing.
 
 mod cgroup;
+pub mod cluster;
 mod machine;
 mod network;
 mod node;
 pub mod probe;
 mod shell;
 mod sweep;
+pub mod visitor;
 
 use std::{
     fs,
@@ -22,12 +24,12 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub use self::{cluster::Cluster, machine::Machine, network::Nat};
 use self::{
     machine::Hardware,
     network::{CLIENT, Network},
     sweep::Name,
 };
-pub use self::{machine::Machine, network::Nat};
 
 /// Names of machines end up in a /24 with room for routers and the client.
 const MACHINES_MAX: usize = 20;
@@ -141,16 +143,20 @@ impl Bed {
         Ok(bed)
     }
 
-    /// [`Self::up`], where that is possible; else it says why the test is skipped, unless this is continuous integration.
+    /// [`Self::up`], where that is possible; see [`Self::can_be_made`].
     pub async fn up_or_skip(spec: BedSpec) -> Result<Option<Self>> {
-        match unavailable() {
-            None => Self::up(spec).await.map(Some),
-            Some(reason) => {
-                ensure!(std::env::var_os("CI").is_none(), "{reason}");
-                eprintln!("SKIPPED, nothing was tested: {reason}");
-                Ok(None)
-            }
-        }
+        if Self::can_be_made()? { Self::up(spec).await.map(Some) } else { Ok(None) }
+    }
+
+    /// Where no bed can be made, it says why the test is skipped.
+    ///
+    /// # Errors
+    /// In continuous integration, where nothing may be skipped.
+    pub fn can_be_made() -> Result<bool> {
+        let Some(reason) = unavailable() else { return Ok(true) };
+        ensure!(std::env::var_os("CI").is_none(), "{reason}");
+        eprintln!("SKIPPED, nothing was tested: {reason}");
+        Ok(false)
     }
 
     fn build(&mut self) -> Result<()> {

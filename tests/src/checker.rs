@@ -34,6 +34,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 /// Between two looks that are further apart nobody knows what happened: a longer sighting is two.
 const LOOKS_APART_MAX: u64 = 1_000_000_000;
+/// Between two beats that are further apart it may have been frozen: a service beats every 50 ms.
+const BEATS_APART_MAX: u64 = 400_000_000;
 /// How long a checker's thread may take to end: two probes.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
@@ -88,7 +90,17 @@ impl Checker {
     /// # Errors
     /// Where two instances of one service ran at one time, and where nothing was seen of a service that was to be watched: such
     /// a watch proves nothing. Machines should be on, as what they hold of the volumes is read now.
-    pub fn finish(mut self) -> Result<Report> {
+    pub fn finish(self) -> Result<Report> {
+        self.finish_but(None)
+    }
+
+    /// [`Self::finish`], where machines slept meanwhile: what runs in one goes on as it wakes, together with what freezes it, so
+    /// that both may run for so long (see ADR 11).
+    pub fn finish_after_sleep(self, tolerated: Duration) -> Result<Report> {
+        self.finish_but(Some(tolerated))
+    }
+
+    fn finish_but(mut self, tolerated: Option<Duration>) -> Result<Report> {
         self.stop.store(true, Ordering::Relaxed);
         let mut spans = Vec::new();
         let mut known = BTreeMap::new();
@@ -101,20 +113,24 @@ impl Checker {
         }
         spans.extend(self.written(&known)?);
         let report = Report { spans, slowest: Duration::from_nanos(slowest) };
-        report.check()?;
+        match tolerated {
+            None => report.check()?,
+            Some(tolerated) => report.check_but(tolerated)?,
+        }
         Ok(report)
     }
 
-    /// From the first to the last beat that each container has written.
+    /// From the first to the last beat that each container has written without a pause: one that was frozen wrote nothing.
     fn written(&self, known: &BTreeMap<String, (String, Known)>) -> Result<Vec<Span>> {
-        let mut spans: BTreeMap<String, Span> = BTreeMap::new();
+        let mut spans: Vec<Span> = Vec::new();
+        let mut open: BTreeMap<String, Span> = BTreeMap::new();
         for (machine, volume) in volumes(known) {
             let probe = self.probes.iter().find(|probe| probe.machine() == machine).context("a machine of the bed")?;
             // A machine that is off, or was wiped, tells nothing.
             let Ok(file) = probe.read(&volume.join(BEATS_FILE)) else { continue };
             for line in beat::lines(&String::from_utf8_lossy(&file)) {
                 let Some((id, (_, known))) = known.iter().find(|(id, _)| id.starts_with(&line.host)) else { continue };
-                let span = spans.entry(id.clone()).or_insert_with(|| Span {
+                let new = || Span {
                     machine: machine.clone(),
                     service: known.service.clone(),
                     container: id.clone(),
@@ -122,12 +138,16 @@ impl Checker {
                     evidence: Evidence::Wrote,
                     first_by: line.at,
                     last_from: line.at,
-                });
-                span.first_by = span.first_by.min(line.at);
+                };
+                let span = open.entry(id.clone()).or_insert_with(new);
+                if line.at.saturating_sub(span.last_from) > BEATS_APART_MAX {
+                    spans.push(std::mem::replace(span, new()));
+                }
                 span.last_from = span.last_from.max(line.at);
             }
         }
-        Ok(spans.into_values().collect())
+        spans.extend(open.into_values());
+        Ok(spans)
     }
 }
 
@@ -206,6 +226,7 @@ impl Report {
         self.check_but(Duration::ZERO)
     }
 
+    /// All that is shorter than `tolerated` is let pass.
     fn check_but(&self, tolerated: Duration) -> Result<()> {
         ensure!(!self.spans.is_empty(), "nothing was seen of the watched services: this proves nothing");
         for (index, one) in self.spans.iter().enumerate() {

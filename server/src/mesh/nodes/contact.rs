@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     NodeConfig, Shared,
-    control::{self, Control, Hello, Lanes, NotUp},
+    control::{self, Control, Hello, Lanes, NotUp, Part},
     dial::Manner,
     envelope::{self, Answer, Author, Body, Offer, Purpose, Voucher, invalid, random_name},
     post::{self, Post},
@@ -123,12 +123,11 @@ pub async fn contact(config: &NodeConfig, addresses: &[String], fingerprint: &st
     link.answered(found.description).await?;
     let (oldest, newest) = config.protocol;
     let hello = Hello { oldest, newest, version: config.version.clone(), boot: author.boot.clone() };
-    let (control, lanes) = Box::pin(control::establish(link, lanes, &hello, Manner::default())).await.map_err(
-        |failure| match failure {
-            NotUp::Version(sentence) => ContactError::Version(sentence),
-            NotUp::Silent | NotUp::Ended => ContactError::NoPackets { address: found.address },
-        },
-    )?;
+    let established = Box::pin(control::establish(link, lanes, &hello, Manner::default(), Part::Offered)).await;
+    let (control, lanes) = established.map_err(|failure| match failure {
+        NotUp::Version(sentence) => ContactError::Version(sentence),
+        NotUp::Silent | NotUp::Ended => ContactError::NoPackets { address: found.address },
+    })?;
     let control = Arc::new(control);
     control.start(lanes, Arc::new(NoAnswers), Arc::default(), &TaskTracker::new());
     Ok(Contact { control, node: found.node })
@@ -194,9 +193,8 @@ pub(super) async fn answer(
     let (serving, hello) = (Arc::clone(shared), shared.hello());
     shared.tasks.spawn(async move {
         let _place = place;
-        let Ok((control, lanes)) = Box::pin(control::establish(link, lanes, &hello, Manner::default())).await else {
-            return;
-        };
+        let established = control::establish(link, lanes, &hello, Manner::default(), Part::Answered);
+        let Ok((control, lanes)) = Box::pin(established).await else { return };
         let control = Arc::new(control);
         control.start(lanes, answers, Arc::default(), &serving.tasks);
         tokio::select! {

@@ -117,19 +117,39 @@ pub(super) struct Control {
     why: Mutex<Option<String>>,
 }
 
+/// Whose words come first on a link.
+///
+/// The node that answered an offer is the client of the association, which is up on the other node first. What reaches an agreed
+/// channel of the client together with the last word of that handshake is lost, and breaks the channel. So the other node says
+/// nothing before it has heard the client, whose channels are open by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Offered,
+    Answered,
+}
+
 /// Waits until the link is up and both sides have said who they are.
 pub(super) async fn establish(
     link: Link,
     lanes: Lanes,
     own: &Hello,
     manner: Manner,
+    part: Part,
 ) -> Result<(Control, Lanes), NotUp> {
     link.connected(CONNECTING).await.map_err(|_| NotUp::Silent)?;
+    let speak = async || {
+        let words = serde_json::to_vec(own).unwrap_or_default();
+        lanes.calls.send(BytesMut::from(&words[..])).await.map_err(|_| NotUp::Ended)
+    };
     let greeting = async {
         lanes.calls.opened().await.map_err(|_| NotUp::Ended)?;
-        let words = serde_json::to_vec(own).unwrap_or_default();
-        lanes.calls.send(BytesMut::from(&words[..])).await.map_err(|_| NotUp::Ended)?;
+        if part == Part::Answered {
+            speak().await?;
+        }
         let words = lanes.calls.recv().await.ok_or(NotUp::Ended)?;
+        if part == Part::Offered {
+            speak().await?;
+        }
         serde_json::from_slice::<Hello>(&words)
             .map_err(|_| NotUp::Version("its first words are not understood; update one of the two nodes".to_owned()))
     };

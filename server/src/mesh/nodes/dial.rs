@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use super::{
     Shared,
     bulk::{self, BulkLink},
-    control::{self, CONNECTING, Control, Lanes, NotUp},
+    control::{self, CONNECTING, Control, Lanes, NotUp, Part},
     envelope::{self, Body, Message, Offer, Purpose, invalid, random_name},
     peer::Peer,
     post,
@@ -118,7 +118,7 @@ pub(super) async fn control_link(
     let answer = bring(shared, peer, &offer).await?;
     let _ = progress.0.set(answer.boot);
     link.answered(answer.description).await?;
-    control::establish(link, lanes, &shared.hello(), manner).await.map_err(Failure::NotUp)
+    control::establish(link, lanes, &shared.hello(), manner, Part::Offered).await.map_err(Failure::NotUp)
 }
 
 /// Makes a bulk link. Its offer goes over the control link.

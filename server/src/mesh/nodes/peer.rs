@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Member, Shared,
     bulk::Bulk,
-    control::{self, Control, Lanes, NotUp},
+    control::{self, Control, Lanes, NotUp, Part},
     dial::{self, Failure, Manner, Progress},
     envelope::Offer,
 };
@@ -346,7 +346,9 @@ impl Keeper {
             match made {
                 Ok((link, lanes, answer)) => {
                     description.send_replace(Some(Ok(answer)));
-                    Box::pin(control::establish(link, lanes, &shared.hello(), manner)).await.map_err(Failure::NotUp)
+                    let hello = shared.hello();
+                    let established = control::establish(link, lanes, &hello, manner, Part::Answered);
+                    Box::pin(established).await.map_err(Failure::NotUp)
                 }
                 Err(error) => {
                     let failure = Failure::Local(error.to_string());

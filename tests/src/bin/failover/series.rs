@@ -1,0 +1,126 @@
+//! The figures, and the table at the end.
+
+use std::{fmt, time::Duration};
+
+use serde::Serialize;
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    series: Vec<Series>,
+    /// What could not be measured, and why.
+    failures: Vec<String>,
+}
+
+/// One thing, measured over and over.
+#[derive(Debug, Serialize)]
+pub(crate) struct Series {
+    name: String,
+    unit: Unit,
+    values: Vec<f64>,
+    /// None of the values may be more.
+    at_most: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Unit {
+    Seconds,
+    Milliseconds,
+    Megabytes,
+    Requests,
+}
+
+impl Series {
+    pub(crate) fn new(name: impl Into<String>, unit: Unit) -> Self {
+        Self { name: name.into(), unit, values: Vec::new(), at_most: None }
+    }
+
+    pub(crate) fn at_most(mut self, most: f64) -> Self {
+        self.at_most = Some(most);
+        self
+    }
+
+    pub(crate) fn add(&mut self, value: f64) {
+        eprintln!("  {}: {}", self.name, self.unit.show(value));
+        self.values.push(value);
+    }
+
+    pub(crate) fn add_time(&mut self, time: Duration) {
+        self.add(self.unit.of(time));
+    }
+
+    /// One of thousands.
+    pub(crate) fn add_quietly(&mut self, time: Duration) {
+        self.values.push(self.unit.of(time));
+    }
+
+    /// The value that so many hundredths of all are not above (nearest rank).
+    fn percentile(&self, hundredths: usize) -> f64 {
+        let mut sorted = self.values.clone();
+        sorted.sort_by(f64::total_cmp);
+        let rank = (sorted.len() * hundredths).div_ceil(100).max(1);
+        sorted.get(rank - 1).copied().unwrap_or(f64::NAN)
+    }
+
+    fn is_met(&self) -> bool {
+        !self.values.is_empty() && self.at_most.is_none_or(|most| self.values.iter().all(|value| *value <= most))
+    }
+}
+
+impl Unit {
+    fn of(self, time: Duration) -> f64 {
+        match self {
+            Self::Milliseconds => time.as_secs_f64() * 1000.0,
+            Self::Seconds | Self::Megabytes | Self::Requests => time.as_secs_f64(),
+        }
+    }
+
+    fn show(self, value: f64) -> String {
+        match self {
+            Self::Seconds => format!("{value:.2} s"),
+            Self::Milliseconds => format!("{value:.1} ms"),
+            Self::Megabytes => format!("{value:.1} MB"),
+            Self::Requests => format!("{value:.0}"),
+        }
+    }
+}
+
+impl Report {
+    pub(crate) fn add(&mut self, series: Series) {
+        self.series.push(series);
+    }
+
+    pub(crate) fn failed(&mut self, what: &str, error: &anyhow::Error) {
+        eprintln!("  {what} failed: {error:#}");
+        let whole = format!("{error:#}");
+        let sentence = whole.lines().next().unwrap_or_default();
+        self.failures.push(format!("{what}: {sentence}"));
+    }
+
+    pub(crate) fn missed(&self) -> usize {
+        self.series.iter().filter(|series| !series.is_met()).count() + self.failures.len()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "| what | runs | p50 | p95 | p99 | max | goal | |")?;
+        writeln!(f, "|---|---:|---:|---:|---:|---:|---:|---|")?;
+        for series in &self.series {
+            let show = |value| series.unit.show(value);
+            let goal = series.at_most.map(|most| format!("<= {}", show(most))).unwrap_or_default();
+            writeln!(
+                f,
+                "| {} | {} | {} | {} | {} | {} | {goal} | {} |",
+                series.name,
+                series.values.len(),
+                show(series.percentile(50)),
+                show(series.percentile(95)),
+                show(series.percentile(99)),
+                show(series.percentile(100)),
+                if series.is_met() { "" } else { "**missed**" },
+            )?;
+        }
+        self.failures.iter().try_for_each(|failure| writeln!(f, "\nnot measured: {failure}"))
+    }
+}
