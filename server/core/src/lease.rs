@@ -87,6 +87,8 @@ pub struct Grantor {
     /// When the last heartbeat was sent that a quorum answered.
     confirmed: Option<Mono>,
     granted: BTreeMap<NodeId, Mono>,
+    /// Until when machines may take to ask for their first lease; gone with that.
+    expected: BTreeMap<NodeId, Mono>,
     /// Machines from which something is being taken: no lease until that is decided.
     withheld: BTreeSet<NodeId>,
 }
@@ -100,6 +102,7 @@ impl Grantor {
             inherited_until: now.plus(LEASE_MAX_MS + MARGIN_MS),
             confirmed: None,
             granted: BTreeMap::new(),
+            expected: BTreeMap::new(),
             withheld: BTreeSet::new(),
         }
     }
@@ -164,21 +167,20 @@ impl Grantor {
         let until = now.plus(lease_ms);
         let known = self.granted.entry(node.clone()).or_insert(until);
         *known = until.max(*known);
+        self.expected.remove(node);
         Grant { lease_ms, ..refused }
     }
 
     /// The machine is there, and asks for its first lease soon: until then it is not taken for lost.
     pub fn expect(&mut self, node: &NodeId, until: Mono) {
-        let known = self.granted.entry(node.clone()).or_insert(until);
+        let known = self.expected.entry(node.clone()).or_insert(until);
         *known = until.max(*known);
     }
 
     /// Whether the machine may still act under a lease.
     pub fn standing(&self, now: Mono, node: &NodeId) -> Standing {
-        let until = match self.granted.get(node) {
-            Some(granted) => self.inherited_until.max(granted.plus(MARGIN_MS)),
-            None => self.inherited_until,
-        };
+        let known = [self.granted.get(node), self.expected.get(node)].into_iter().flatten().max();
+        let until = known.map_or(self.inherited_until, |until| self.inherited_until.max(until.plus(MARGIN_MS)));
         if until > now { Standing::Until(until) } else { Standing::Ended }
     }
 
@@ -189,7 +191,8 @@ impl Grantor {
 
     /// When a standing changes next by time alone.
     pub fn next_end(&self, now: Mono) -> Option<Mono> {
-        let ends = self.granted.values().flat_map(|granted| [*granted, granted.plus(MARGIN_MS)]);
+        let ends =
+            self.granted.values().chain(self.expected.values()).flat_map(|until| [*until, until.plus(MARGIN_MS)]);
         ends.chain([self.inherited_until]).filter(|end| *end > now).min()
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use flotilla_api::rest::{MachineState, RemoveMachineQuery};
+use flotilla_api::rest::{DrainQuery, MachineState, RemoveMachineQuery};
 use flotilla_tests::{
     bed::{
         Bed, BedSpec, Cluster,
@@ -27,7 +27,7 @@ async fn a_machine_is_emptied_and_no_request_fails() -> Result<()> {
         cluster.visit(PAGES.name, &[host]).await?,
     ];
     let at = Instant::now();
-    cluster.client(leader)?.drain(&cluster.name(host)?).await?;
+    cluster.client(leader)?.drain(&cluster.name(host)?, DrainQuery::default()).await?;
     drained(&cluster, host).await?;
     eprintln!("MEASURED emptied after {:?}", at.elapsed());
     ensure!(cluster.runs(PAGES.name).await? != [host]);
@@ -120,7 +120,7 @@ async fn a_machine_joins_takes_over_and_leaves_under_load() -> Result<()> {
     cluster.avoid(&[0, 1, 2], false).await?;
     let client = cluster.client(cluster.leader().await?)?;
     let name = cluster.name(fourth)?;
-    client.drain(&name).await?;
+    client.drain(&name, DrainQuery::default()).await?;
     drained(&cluster, fourth).await?;
     client.remove_machine(&name, RemoveMachineQuery { force: false }).await?;
     wait::holds("it to be gone", SETTLED_LIMIT, async || {

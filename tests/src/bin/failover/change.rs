@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use flotilla_api::rest::{ChangeMachine, MachineState, RemoveMachineQuery};
+use flotilla_api::rest::{ChangeMachine, DrainQuery, MachineState, RemoveMachineQuery};
 use flotilla_tests::{
     bed::{
         BedSpec, Cluster,
@@ -68,7 +68,7 @@ async fn leave(cluster: &mut Cluster, index: usize) -> Result<()> {
     let client = cluster.client(cluster.leader().await?)?;
     let name = cluster.name(index)?;
     cluster.avoid(&[0, 1, 2], false).await?;
-    client.drain(&name).await?;
+    client.drain(&name, DrainQuery::default()).await?;
     wait::holds("the machine to be empty", SETTLED_LIMIT, async || {
         Ok(client.machine(&name).await?.view.condition.state == MachineState::Drained)
     })

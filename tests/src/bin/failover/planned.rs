@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use flotilla_api::rest::MachineState;
+use flotilla_api::rest::{DrainQuery, MachineState};
 use flotilla_tests::{
     bed::{
         Cluster,
@@ -31,7 +31,7 @@ pub(crate) async fn drain(runs: usize, report: &mut Report) -> Result<()> {
         let at = Instant::now();
         let client = cluster.client(cluster.leader().await?)?;
         let name = cluster.name(host)?;
-        client.drain(&name).await?;
+        client.drain(&name, DrainQuery::default()).await?;
         wait::holds("the machine to be empty", SETTLED_LIMIT, async || {
             Ok(client.machine(&name).await?.view.condition.state == MachineState::Drained)
         })
