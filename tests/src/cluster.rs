@@ -104,6 +104,13 @@ impl Options {
             tap,
         };
         cluster.up().await?;
+        // What a new node says of itself comes after it is ready, and would look like the work of a test.
+        wait::holds("the node to lead and to say what it has", READY_LIMIT, async || {
+            let (trail, machines) = (cluster.client.audit().await?, cluster.client.machines().await?);
+            let leads = trail.iter().any(|event| event.kind == "leader");
+            Ok(leads && machines.iter().all(|machine| machine.cpu_millis > 0))
+        })
+        .await?;
         cluster.id = cluster.client.cluster().await?.id;
         let _ = std::fs::write(running().join(&cluster.id), std::process::id().to_string());
         Ok(cluster)

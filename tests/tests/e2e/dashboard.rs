@@ -76,11 +76,13 @@ async fn every_page_is_good_on_a_phone_and_a_desk_and_for_a_screen_reader() -> R
     cluster.submit(&format!("services:\n  broken:\n    image: {image}\n    command: [--exit, \"3\"]\n")).await?;
     browser.sees("[data-service=echo]", "Running").await?;
     audited(&browser, "services").await?;
+    let machine = cluster.client.machines().await?.remove(0).name;
     for (path, heading) in [
         ("/deploy", "Deploy"),
         ("/services/echo", "echo"),
         ("/services/broken", "broken"),
-        ("/machines", "Machine"),
+        ("/cluster", "Cluster"),
+        (&*format!("/machines/{machine}"), machine.as_str()),
         ("/access", "Access"),
         ("/activity", "Activity"),
         ("/services/nobody", "nobody"),
@@ -218,7 +220,7 @@ async fn the_keyboard_reaches_everything_and_focus_is_seen() -> Result<()> {
     }
     let all = reached.join(" | ");
     ensure!(reached.first().is_some_and(|first| first.contains("Skip")), "the first stop skips the navigation: {all}");
-    for wanted in ["Services", "Deploy", "Machines", "Access", "Activity", "echo", "Open"] {
+    for wanted in ["Services", "Deploy", "Cluster", "Access", "Activity", "echo", "Open"] {
         ensure!(reached.iter().any(|text| text.contains(wanted)), "`{wanted}` is not reached: {all}");
     }
     browser.close().await
