@@ -120,6 +120,14 @@ pub(super) fn place<'a>(draft: &mut Draft<'a>, fleet: &Fleet<'a>, units: &[Unit<
             settle(draft, fleet, task, machine);
         }
     }
+    // What ended for a successor that finds no place now has ended all the same.
+    for service in draft.input.state.services.values() {
+        for slot in draft.slots(&service.name).to_vec() {
+            if slot.exclusive && slot.phase == Phase::Vacating && may_end(draft, fleet, slot) {
+                draft.end(service, slot, "it has ended, and its successor has no place yet");
+            }
+        }
+    }
 }
 
 /// What is to be done for a unit, if anything can be now.

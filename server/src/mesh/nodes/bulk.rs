@@ -198,6 +198,7 @@ impl BulkLink {
             () = self.until_idle(), if made_here => {}
             () = self.mux.carry(|offered| self.take(offered, taker)) => {}
         }
+        self.mux.end();
     }
 
     /// What there is no place for, or nobody to take it, is refused by dropping it.

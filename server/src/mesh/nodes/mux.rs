@@ -126,6 +126,10 @@ impl Mux {
                 _ => {}
             }
         }
+    }
+
+    /// The link is gone: what was not read is read still, and then every stream has ended.
+    pub(super) fn end(&self) {
         self.shared.streams().clear();
     }
 }
@@ -240,8 +244,14 @@ mod tests {
             (Arc::new(Mux::new(Box::new(Shared(a)), true)), Arc::new(Mux::new(Box::new(Shared(b)), false)));
         let (sender, offered) = mpsc::unbounded_channel();
         let (reading, taking) = (Arc::clone(&one), Arc::clone(&other));
-        tokio::spawn(async move { reading.carry(drop).await });
-        tokio::spawn(async move { taking.carry(|offer| drop(sender.send(offer))).await });
+        tokio::spawn(async move {
+            reading.carry(drop).await;
+            reading.end();
+        });
+        tokio::spawn(async move {
+            taking.carry(|offer| drop(sender.send(offer))).await;
+            taking.end();
+        });
         (one, other, offered)
     }
 
