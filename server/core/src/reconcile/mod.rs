@@ -158,6 +158,11 @@ impl Container {
         matches!(self.status, Status::Running { .. } | Status::Paused)
     }
 
+    /// May it take requests already, though nobody counts on it yet?
+    pub(crate) fn may_answer(&self) -> bool {
+        matches!(self.status, Status::Running { health: Health::Healthy | Health::None, .. })
+    }
+
     /// Does it run well enough that others may count on it?
     pub(crate) fn is_ready(&self, now: UnixMillis) -> bool {
         match self.status {

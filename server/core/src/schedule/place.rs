@@ -74,7 +74,7 @@ fn finish_leaving<'a>(draft: &mut Draft<'a>, fleet: &Fleet<'a>, service: &'a Ser
         draft.end(service, slot, "its machine was lost");
     } else if draft.active(&service.name, slot.replica).is_some_and(|successor| is_ready(fleet, service, successor)) {
         draft.end(service, slot, "its successor is ready");
-    } else if fleet.site(slot.machine).is_some_and(Site::shows_engine) && !is_ready(fleet, service, slot) {
+    } else if fleet.site(slot.machine).is_some_and(Site::shows_engine) && !may_answer(fleet, service, slot) {
         draft.end(service, slot, "it does not answer, so that there is nothing to go on");
     }
 }
@@ -109,6 +109,12 @@ pub(super) fn shown<'a>(fleet: &Fleet<'a>, service: &Service, slot: Slot<'_>, ep
 pub(super) fn is_ready(fleet: &Fleet<'_>, service: &Service, slot: Slot<'_>) -> bool {
     let shown = slot.epoch.and_then(|epoch| shown(fleet, service, slot, epoch));
     shown.is_some_and(|shown| shown.container.is_ready(shown.at))
+}
+
+/// Could its instance answer? One that has just begun may, though it does not count as ready yet.
+fn may_answer(fleet: &Fleet<'_>, service: &Service, slot: Slot<'_>) -> bool {
+    let shown = slot.epoch.and_then(|epoch| shown(fleet, service, slot, epoch));
+    shown.is_some_and(|shown| shown.container.may_answer())
 }
 
 /// Finds a machine for every unit that needs one.

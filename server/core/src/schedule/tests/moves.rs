@@ -136,6 +136,23 @@ fn a_drained_machine_is_left_without_a_moment_of_silence() {
 }
 
 #[test]
+fn what_has_only_just_begun_goes_on_until_its_successor_is_ready() {
+    let mut world = settled("  other: {image: good}");
+    world.deploy_stack("young", "  lone: {image: good}");
+    world.decide();
+    world.step(500);
+    let first = world.only("lone");
+    world.drain(&first);
+    for _ in 0..3 {
+        world.step(500);
+        let former = world.service("lone").placements.iter().find(|placement| placement.machine == id(&first));
+        assert_eq!(former.map(|placement| placement.phase), Some(Phase::Leaving), "{}", world.story());
+    }
+    world.settle();
+    assert_ne!(world.only("lone"), first);
+}
+
+#[test]
 fn what_writes_a_volume_ends_before_it_begins_elsewhere() {
     let mut world = settled(CACHE);
     let first = world.only("cache");
