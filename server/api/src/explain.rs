@@ -14,7 +14,7 @@ pub struct ExplainView {
     /// Services that have to be on the same machine, because one depends on the other.
     pub together_with: Vec<ServiceName>,
     pub placements: Vec<PlacedView>,
-    /// Machines that keep its image and a created container, to take over with one start.
+    /// Machines that keep its image, to take over without fetching it first.
     pub standby: Vec<MachineName>,
     /// Those that were chosen first, then the better ones.
     pub machines: Vec<MachineVerdict>,

@@ -61,15 +61,15 @@ fn row(placed: PlacedView, current: Revision) -> impl IntoView {
     }
 }
 
-/// "boreas and clio stand by: they have the image and a container, and can take over at once."
+/// "boreas and clio stand by: they have the image, and can take over at once."
 fn standby_sentence(machines: &[MachineName]) -> Option<String> {
     let (last, others) = machines.split_last()?;
     let names: Vec<&str> = others.iter().map(AsRef::as_ref).collect();
     Some(if names.is_empty() {
-        format!("{last} stands by: it has the image and a container, and can take over at once.")
+        format!("{last} stands by: it has the image, and can take over at once.")
     } else {
         format!(
-            "{} and {last} stand by: they have the image and a container, and can take over at once.",
+            "{} and {last} stand by: they have the image, and can take over at once.",
             names.join(", ")
         )
     })
