@@ -161,7 +161,7 @@ pub struct ServiceDetail {
     /// Where its replicas shall run, by replica and then epoch.
     #[serde(default)]
     pub placements: Vec<PlacedView>,
-    /// Machines that keep its image and a created container, to take over with one start.
+    /// Machines that keep its image, to take over without fetching it first.
     #[serde(default)]
     pub standby: Vec<MachineName>,
     /// Newest first.

@@ -183,7 +183,7 @@ pub enum Change {
     Vacate { epoch: u64, reason: String },
     /// The placement is over: its machine said so, or its lease has ended.
     End { epoch: u64, reason: String },
-    /// The machine that keeps the image and a created container, to take over with one start.
+    /// The machine that keeps the image, to take over without fetching it first.
     StandBy { service: ServiceName, machines: Vec<NodeId> },
 }
 

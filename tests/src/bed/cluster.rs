@@ -149,7 +149,7 @@ impl Cluster {
                     Ok(Ok(None)) => {}
                     Ok(Err(error)) => last = Some(error.context(format!("asked {}", machine.name()))),
                     Err(_) => {
-                        last = Some(anyhow::anyhow!("{} does not answer within {ANSWER_LIMIT:?}", machine.name()))
+                        last = Some(anyhow::anyhow!("{} does not answer within {ANSWER_LIMIT:?}", machine.name()));
                     }
                 }
             }

@@ -68,10 +68,7 @@ fn standby_sentence(machines: &[MachineName]) -> Option<String> {
     Some(if names.is_empty() {
         format!("{last} stands by: it has the image, and can take over at once.")
     } else {
-        format!(
-            "{} and {last} stand by: they have the image, and can take over at once.",
-            names.join(", ")
-        )
+        format!("{} and {last} stand by: they have the image, and can take over at once.", names.join(", "))
     })
 }
 
