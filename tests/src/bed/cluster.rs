@@ -11,7 +11,8 @@ use flotilla::client::{Archive, Client};
 use flotilla_api::{
     Grant, MachineName, Scope, ServiceName,
     rest::{
-        ChangeMachine, ClusterView, CreateToken, DeployRequest, MachineState, MachineView, ServiceDetail, ServiceState,
+        ChangeMachine, ClusterView, CreateToken, DeployRequest, DrainQuery, MachineState, MachineView, ServiceDetail,
+        ServiceState,
     },
 };
 
@@ -26,8 +27,6 @@ const JOINED_LIMIT: Duration = Duration::from_secs(90);
 pub const SETTLED_LIMIT: Duration = Duration::from_secs(60);
 /// A machine that was lost is ready again: its node starts, links, catches up and gets a lease.
 pub const READY_LIMIT: Duration = Duration::from_secs(60);
-/// The longest lease that there is, with the leader's margin.
-const LEASE_LONGEST_MS: u64 = 4_250;
 /// More voters than this are not made.
 const VOTERS_MAX: usize = 5;
 /// A node that is asked for its view answers at once or not at all.
@@ -189,6 +188,21 @@ impl Cluster {
         ready.with_context(|| format!("it is {last:#?}"))
     }
 
+    /// Drains a machine, and waits until it is empty.
+    pub async fn empty(&self, index: usize) -> Result<()> {
+        let name = self.name(index)?;
+        self.client(self.leader().await?)?.drain(&name, DrainQuery::default()).await?;
+        let mut last = None;
+        let drained = wait::holds(format!("{name} to be empty"), SETTLED_LIMIT, async || {
+            let detail = self.client(self.leader().await?)?.machine(&name).await?;
+            let drained = detail.view.condition.state == MachineState::Drained;
+            last = Some(detail);
+            Ok(drained)
+        })
+        .await;
+        drained.with_context(|| format!("it is {last:#?}"))
+    }
+
     /// Power on, and the node with it; waits until it is one of the cluster again.
     pub async fn boot(&mut self, index: usize) -> Result<()> {
         self.bed.boot(index).await?;
@@ -224,20 +238,7 @@ impl Cluster {
         for service in services {
             self.stands_by(service.name).await?;
         }
-        self.nobody_is_new().await
-    }
-
-    /// A machine that has just joined is given more time before it is taken for lost: waits until that is over for all.
-    async fn nobody_is_new(&self) -> Result<()> {
-        let mut last = None;
-        let old = wait::holds("leases as long as leases are", SETTLED_LIMIT, async || {
-            let machines = self.client(self.leader().await?)?.machines().await?;
-            let left: Vec<Option<u64>> = machines.iter().map(|machine| machine.lease_left_ms).collect();
-            last = Some(left.clone());
-            Ok(left.iter().all(|left| left.is_none_or(|left| left <= LEASE_LONGEST_MS)))
-        })
-        .await;
-        old.with_context(|| format!("they last {last:?}"))
+        Ok(())
     }
 
     /// Services of [`Self::compose`] stay away from these machines, or may come there again.

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use flotilla_api::rest::{DrainQuery, MachineState, RemoveMachineQuery};
+use anyhow::{Result, ensure};
+use flotilla_api::rest::RemoveMachineQuery;
 use flotilla_tests::{
     bed::{
         Bed, BedSpec, Cluster,
@@ -27,8 +27,7 @@ async fn a_machine_is_emptied_and_no_request_fails() -> Result<()> {
         cluster.visit(PAGES.name, &[host]).await?,
     ];
     let at = Instant::now();
-    cluster.client(leader)?.drain(&cluster.name(host)?, DrainQuery::default()).await?;
-    drained(&cluster, host).await?;
+    cluster.empty(host).await?;
     eprintln!("MEASURED emptied after {:?}", at.elapsed());
     ensure!(cluster.runs(PAGES.name).await? != [host]);
     for visitor in visitors {
@@ -118,10 +117,9 @@ async fn a_machine_joins_takes_over_and_leaves_under_load() -> Result<()> {
     eprintln!("MEASURED took over after {:?}", at.elapsed());
 
     cluster.avoid(&[0, 1, 2], false).await?;
+    cluster.empty(fourth).await?;
     let client = cluster.client(cluster.leader().await?)?;
     let name = cluster.name(fourth)?;
-    client.drain(&name, DrainQuery::default()).await?;
-    drained(&cluster, fourth).await?;
     client.remove_machine(&name, RemoveMachineQuery { force: false }).await?;
     wait::holds("it to be gone", SETTLED_LIMIT, async || {
         Ok(client.machines().await?.iter().all(|machine| machine.name != name))
@@ -134,17 +132,4 @@ async fn a_machine_joins_takes_over_and_leaves_under_load() -> Result<()> {
         visitor.leave_without_a_failure("join, take over, leave")?;
     }
     Ok(())
-}
-
-async fn drained(cluster: &Cluster, index: usize) -> Result<()> {
-    let name = cluster.name(index)?;
-    let mut last = None;
-    let drained = wait::holds(format!("{name} to be empty"), SETTLED_LIMIT, async || {
-        let detail = cluster.client(cluster.leader().await?)?.machine(&name).await?;
-        let drained = detail.view.condition.state == MachineState::Drained;
-        last = Some(detail);
-        Ok(drained)
-    })
-    .await;
-    drained.with_context(|| format!("it is {last:#?}"))
 }

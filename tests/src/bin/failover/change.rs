@@ -3,14 +3,8 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use flotilla_api::rest::{ChangeMachine, DrainQuery, MachineState, RemoveMachineQuery};
-use flotilla_tests::{
-    bed::{
-        BedSpec, Cluster,
-        cluster::{SETTLED_LIMIT, Sample},
-    },
-    wait,
-};
+use flotilla_api::rest::{ChangeMachine, RemoveMachineQuery};
+use flotilla_tests::bed::{BedSpec, Cluster, cluster::Sample};
 
 use super::series::{Report, Series, Unit};
 
@@ -68,11 +62,7 @@ async fn leave(cluster: &mut Cluster, index: usize) -> Result<()> {
     let client = cluster.client(cluster.leader().await?)?;
     let name = cluster.name(index)?;
     cluster.avoid(&[0, 1, 2], false).await?;
-    client.drain(&name, DrainQuery::default()).await?;
-    wait::holds("the machine to be empty", SETTLED_LIMIT, async || {
-        Ok(client.machine(&name).await?.view.condition.state == MachineState::Drained)
-    })
-    .await?;
+    cluster.empty(index).await?;
     client.remove_machine(&name, RemoveMachineQuery { force: false }).await?;
     // A node that is told to go may do so with an error, as the next start would say.
     let machine = cluster.bed.machine(index);

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use flotilla_api::rest::{DrainQuery, MachineState};
 use flotilla_tests::{
     bed::{
         Cluster,
@@ -29,17 +28,11 @@ pub(crate) async fn drain(runs: usize, report: &mut Report) -> Result<()> {
         let through = cluster.all_but(host);
         let visitor = cluster.visit(PAGES.name, &through).await?;
         let at = Instant::now();
-        let client = cluster.client(cluster.leader().await?)?;
-        let name = cluster.name(host)?;
-        client.drain(&name, DrainQuery::default()).await?;
-        wait::holds("the machine to be empty", SETTLED_LIMIT, async || {
-            Ok(client.machine(&name).await?.view.condition.state == MachineState::Drained)
-        })
-        .await?;
+        cluster.empty(host).await?;
         emptied.add_time(at.elapsed());
         gaps.add_time(visitor.outage_since(at).await?.gap);
         failed.add(visitor.leave()?.failed as f64);
-        client.undrain(&name).await?;
+        cluster.client(cluster.leader().await?)?.undrain(&cluster.name(host)?).await?;
         cluster.ready(host).await?;
         cluster.stands_by(PAGES.name).await?;
     }
