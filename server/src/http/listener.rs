@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body, extract::Request};
+use axum::{body::Body, extract::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    App, gate,
+    Reception,
     meter::{Meter, Metered},
     tls::Acceptor,
 };
@@ -86,19 +86,18 @@ pub enum Error {
 
 impl Listener {
     /// Serves until `stop`, then lets requests under way finish.
-    pub async fn serve(self, app: Arc<App>, stop: CancellationToken) {
+    pub async fn serve(self, reception: Arc<Reception>, stop: CancellationToken) {
         let Self { tcp, tls, .. } = self;
         let watching = tls.clone().map(|tls| tokio::spawn(tls.watch(stop.clone())));
-        serve(tcp, tls, app, stop).await;
+        serve(tcp, tls, reception, stop).await;
         if let Some(watching) = watching {
             watching.abort();
         }
     }
 }
 
-async fn serve(listener: TcpListener, tls: Option<Acceptor>, app: Arc<App>, stop: CancellationToken) {
-    let router = super::router(app.clone());
-    let places = Arc::new(Semaphore::new(app.config.limits.connections as usize));
+async fn serve(listener: TcpListener, tls: Option<Acceptor>, reception: Arc<Reception>, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(reception.limits.connections as usize));
     let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -108,15 +107,15 @@ async fn serve(listener: TcpListener, tls: Option<Acceptor>, app: Arc<App>, stop
         match accepted {
             Ok((stream, peer)) => match places.clone().try_acquire_owned() {
                 Ok(place) => {
-                    let (app, router, stop, tls) = (app.clone(), router.clone(), stop.clone(), tls.clone());
+                    let (reception, stop, tls) = (reception.clone(), stop.clone(), tls.clone());
                     tasks.spawn(async move {
                         // A signalling message is small, and the browser waits for it.
                         let _ = stream.set_nodelay(true);
                         match tls {
-                            None => connection(stream, peer, app, router, stop).await,
+                            None => connection(stream, peer, reception, stop).await,
                             Some(tls) => {
                                 if let Some(stream) = tls.accept(stream).await {
-                                    connection(stream, peer, app, router, stop).await;
+                                    connection(stream, peer, reception, stop).await;
                                 }
                             }
                         }
@@ -142,18 +141,17 @@ async fn serve(listener: TcpListener, tls: Option<Acceptor>, app: Arc<App>, stop
 async fn connection<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: T,
     peer: SocketAddr,
-    app: Arc<App>,
-    router: Router,
+    reception: Arc<Reception>,
     stop: CancellationToken,
 ) {
-    let meter = Arc::new(Meter::new(&app.metrics));
-    app.metrics.connections().inc();
+    let meter = Arc::new(Meter::new(&reception.metrics));
+    let gauge = reception.metrics.connections().clone();
+    gauge.inc();
     let io = TokioIo::new(Metered { io: stream, meter: meter.clone() });
-    let gauge = app.metrics.connections().clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let (app, router, meter) = (app.clone(), router.clone(), meter.clone());
+        let (reception, meter) = (reception.clone(), meter.clone());
         let request: Request = request.map(Body::new);
-        async move { Ok::<_, std::convert::Infallible>(gate::answer(app, router, peer, meter, request).await) }
+        async move { Ok::<_, std::convert::Infallible>(reception.answer(peer, meter, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

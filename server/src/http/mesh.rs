@@ -1,6 +1,6 @@
 //! `/mesh/v1/signal`: hands another node's envelope to the mesh. It carries no token: its signature says who wrote it.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     body::to_bytes,
@@ -10,17 +10,17 @@ use axum::{
 use flotilla_api::ErrorCode;
 use http::header;
 
-use super::{App, answer::Failure, gate::Asker};
-use crate::mesh::nodes::ENVELOPE_MAX;
+use super::{App, answer::Failure, attempts::Attempts, gate::Asker};
+use crate::mesh::nodes::{ENVELOPE_MAX, NodeMesh};
 
 pub(super) async fn signal(State(app): State<Arc<App>>, asker: Asker, request: Request) -> Response {
-    if let Err(error) = app.attempts.signalling(asker.peer.ip()) {
+    answer(&app.nodes, &app.attempts, asker.peer.ip(), request).await
+}
+
+pub(super) async fn answer(nodes: &NodeMesh, attempts: &Attempts, from: IpAddr, request: Request) -> Response {
+    if let Err(error) = attempts.signalling(from) {
         return Failure(error).into_response();
     }
-    let Some(nodes) = app.nodes.get() else {
-        return Failure::new(ErrorCode::ServiceUnavailable, "this node is not ready for others; try again")
-            .into_response();
-    };
     let Ok(envelope) = to_bytes(request.into_body(), ENVELOPE_MAX).await else {
         return Failure::new(
             ErrorCode::RequestTooLarge,

@@ -14,6 +14,7 @@ mod merge;
 mod mesh;
 mod meter;
 mod probes;
+mod reception;
 mod routes;
 mod sight;
 mod signal;
@@ -23,12 +24,7 @@ mod streams;
 mod tests;
 mod tls;
 
-use std::{
-    net::SocketAddr,
-    path::PathBuf,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{Router, middleware::from_fn_with_state};
 use flotilla_api::{NodeId, ServiceName, UnixMillis, rest::EventView};
@@ -54,6 +50,7 @@ pub use forward::{LABEL as PEER_LABEL, serve_member};
 pub use listener::{Error, Listener};
 pub(crate) use machine::Machine;
 pub use members::{Members, Quorum, Single, Told, scheduler};
+pub use reception::Reception;
 pub(crate) use routes::demo::SOCKET_VARIABLE as DEMO_SOCKET_VARIABLE;
 pub use site::{Domain, Site};
 
@@ -71,8 +68,8 @@ pub struct App {
     pub engine: Engine,
     pub uploads: Uploads,
     pub mesh: Mesh,
-    /// The links to other nodes; set once they are begun.
-    pub nodes: OnceLock<Arc<NodeMesh>>,
+    /// The links to other nodes.
+    pub nodes: Arc<NodeMesh>,
     pub metrics: Metrics,
     pub members: Arc<dyn Members>,
     /// Cancelled when the node stops: endless answers end.
@@ -99,6 +96,7 @@ pub struct Parts {
     pub engine: Engine,
     pub uploads: Uploads,
     pub mesh: Mesh,
+    pub nodes: Arc<NodeMesh>,
     pub metrics: Metrics,
     pub members: Arc<dyn Members>,
     pub attempts: Arc<Attempts>,
@@ -118,6 +116,7 @@ impl App {
             engine,
             uploads,
             mesh,
+            nodes,
             metrics,
             members,
             attempts,
@@ -139,7 +138,7 @@ impl App {
             engine,
             uploads,
             mesh,
-            nodes: OnceLock::new(),
+            nodes,
             metrics,
             members,
             attempts,

@@ -24,7 +24,7 @@ use crate::{
         uploads::{self, Uploads},
     },
     fence::{self, Fence},
-    http::{self, App, Domain, Listener},
+    http::{self, App, Attempts, Domain, Listener, Reception},
     identity::{self, DataDir, Identity},
     mesh::{
         self, Certificate, Mesh,
@@ -87,7 +87,6 @@ pub struct Node {
     app: Arc<App>,
     address: SocketAddr,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
-    nodes: Arc<NodeMesh>,
     relay: Option<Arc<Relay>>,
     /// Held until everything else has ended.
     _directory: DataDir,
@@ -114,15 +113,29 @@ pub(crate) async fn start_with(config: Config, limits: store::Limits) -> Result<
     mesh.cluster_key = Some(identity.cluster.clone());
     mesh.relay_secret = Some(relay::secret(&identity));
     let nodes = NodeMesh::new(mesh)?;
-    let store = open_store(&directory, &identity, limits, &nodes).await?;
-    match assemble(config, &directory, &identity, &listener, store.clone(), &nodes) {
-        Ok(assembled) => Ok(assembled.begin(listener, &identity, nodes, directory, address).await),
-        Err(error) => {
-            nodes.stop().await;
-            store.0.close().await;
-            Err(error)
-        }
-    }
+    let site = (address, listener.is_secure());
+    let (attempts, metrics, stop) = (Arc::default(), Metrics::new(), CancellationToken::new());
+    let reception = Reception::new(&config, nodes.clone(), Arc::clone(&attempts), metrics.clone());
+    let listening = tokio::spawn(listener.serve(reception.clone(), stop.clone()));
+    let begun = Begun { site, nodes: nodes.clone(), attempts, metrics, stop: stop.clone() };
+    let failed = match open_store(&directory, &identity, limits, &nodes).await {
+        Ok((store, peering)) => match assemble(config, &directory, &identity, begun, (store.clone(), peering)) {
+            Ok(assembled) => {
+                let mut node = assembled.begin(&reception, &identity, directory, address).await;
+                node.tasks.push(("the listener", listening));
+                return Ok(node);
+            }
+            Err(error) => {
+                nodes.stop().await;
+                store.close().await;
+                error
+            }
+        },
+        Err(error) => error,
+    };
+    stop.cancel();
+    let _ = listening.await;
+    Err(failed)
 }
 
 /// The state log, in agreement with the other nodes.
@@ -154,6 +167,16 @@ async fn open_store(
     Ok((store, peering))
 }
 
+/// What is there before the state of the cluster is known.
+struct Begun {
+    /// Where the listener is, and whether it speaks TLS.
+    site: (SocketAddr, bool),
+    nodes: Arc<NodeMesh>,
+    attempts: Arc<Attempts>,
+    metrics: Metrics,
+    stop: CancellationToken,
+}
+
 /// The parts of a node that is about to begin.
 struct Assembled {
     app: Arc<App>,
@@ -161,14 +184,7 @@ struct Assembled {
 }
 
 impl Assembled {
-    async fn begin(
-        self,
-        listener: Listener,
-        identity: &Identity,
-        nodes: Arc<NodeMesh>,
-        directory: DataDir,
-        address: SocketAddr,
-    ) -> Node {
+    async fn begin(self, reception: &Reception, identity: &Identity, directory: DataDir, address: SocketAddr) -> Node {
         let Self { app, cluster } = self;
         let relay = relay::start(&app.config, app.domain.to_string(), identity).await;
         if let Some(relay) = &relay {
@@ -177,8 +193,8 @@ impl Assembled {
         let relay_port = relay.as_ref().map(|relay| relay.address().port());
         let mut tasks = cluster.run(&app.engine, address, relay_port);
         tasks.push(("the watch over services", tokio::spawn(http::tell_changes(app.clone()))));
-        tasks.push(("the listener", tokio::spawn(listener.serve(app.clone(), app.stop.clone()))));
-        Node { app, address, tasks, nodes, relay, _directory: directory }
+        reception.open(app.clone());
+        Node { app, address, tasks, relay, _directory: directory }
     }
 }
 
@@ -186,10 +202,10 @@ fn assemble(
     config: Config,
     directory: &DataDir,
     identity: &Identity,
-    listener: &Listener,
+    begun: Begun,
     (store, peering): (Store, Arc<Peering>),
-    nodes: &Arc<NodeMesh>,
 ) -> Result<Assembled, Error> {
+    let Begun { site: (listening, is_secure), nodes, attempts, metrics, stop } = begun;
     let state = store.state();
     let Some(record) = &state.cluster else {
         return Err(Error::StateMissing { path: directory.state() });
@@ -202,14 +218,12 @@ fn assemble(
         return Err(Error::ForeignState { path: directory.state() });
     }
     let authority = Authority::new(store.clone(), &record.id, &identity.cluster)?;
-    let domain = Domain::new(config.domain.as_deref(), record.name.as_str(), listener.address(), listener.is_secure());
-    let metrics = Metrics::new();
+    let domain = Domain::new(config.domain.as_deref(), record.name.as_str(), listening, is_secure);
     metrics.watch_consensus(store.consensus());
     let limits = uploads::Limits { size_max: config.limits.upload_bytes, ..uploads::Limits::default() };
     let uploads = Uploads::open(directory.path(), limits).map_err(engine::Error::from)?;
     let fence = Fence::start(fence::Config::new(directory.path(), config.docker_host.clone()))?;
     metrics.watch_fence(fence.clone());
-    let stop = CancellationToken::new();
     let parts = cluster::Parts {
         node: node.clone(),
         store: store.clone(),
@@ -245,7 +259,6 @@ fn assemble(
         sessions_max: config.limits.sessions as usize,
         ..mesh::Config::new(candidates(&config), Certificate::from_pem(&identity.webrtc_pem)?)
     };
-    let attempts = Arc::new(http::Attempts::default());
     let tokens = wiring::Tokens { authority: authority.clone(), attempts: attempts.clone() };
     let mesh = Mesh::new(mesh, Arc::new(tokens), tunnel);
     peering.complete(Rest {
@@ -261,21 +274,19 @@ fn assemble(
         config,
         domain,
         node,
-        listening: listener.address(),
+        listening,
         store,
         authority,
         engine,
         uploads,
         mesh,
+        nodes,
         metrics,
         members: Arc::new(cluster.clone()),
         attempts,
         demo_socket: std::env::var_os(http::DEMO_SOCKET_VARIABLE).map(std::path::PathBuf::from),
         stop,
     });
-    if app.nodes.set(nodes.clone()).is_err() {
-        tracing::error!("the links to other nodes were begun twice");
-    }
     let app = Arc::new(app);
     peering.serve(&app);
     Ok(Assembled { app, cluster })
@@ -321,7 +332,7 @@ impl Node {
             relay.stop().await;
         }
         self.app.engine.stop().await;
-        self.nodes.stop().await;
+        self.app.nodes.stop().await;
         self.app.store.close().await;
         tracing::info!("stopped");
     }

@@ -13,7 +13,7 @@ mod services;
 mod state;
 mod tokens;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -102,8 +102,11 @@ async fn up_to_date(
 }
 
 pub(super) async fn within_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let limit = app.request_timeout();
-    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
+    within(app.request_timeout(), next.run(request)).await
+}
+
+pub(super) async fn within(limit: Duration, answer: impl Future<Output = Response>) -> Response {
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| {
         Failure::new(
             ErrorCode::Timeout,
             format!("the node did not answer within {} s; try again, or look at its log", limit.as_secs()),

@@ -16,6 +16,39 @@ use crate::{
     peers::{Handler, Method as Call, Stream},
 };
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_starts_answers_other_nodes_and_tells_everybody_else_to_wait() {
+    let running = Running::start().await;
+    let app = running.node.app().clone();
+    let listener = Listener::bind(&Config { listen: ([127, 0, 0, 1], 0).into(), ..app.config.clone() }).await.unwrap();
+    let address = listener.address();
+    let nodes = NodeMesh::new(config(1)).unwrap();
+    let reception = Reception::new(&app.config, nodes.clone(), app.attempts.clone(), app.metrics.clone());
+    tokio::spawn(listener.serve(reception.clone(), app.stop.clone()));
+    let ask = |method: Method, path: &str| running.http.request(method, format!("http://{address}{path}"));
+    let failed = async |path: &str| {
+        let answer = contact(&config(2), &[address.to_string()], path).await.unwrap_err();
+        answer.to_string()
+    };
+
+    assert_eq!(code(ask(Method::POST, SIGNAL_PATH).body("{}")).await, ErrorCode::SignalInvalid);
+    assert!(failed(&nodes.id().0).await.contains("the node starts"), "{}", failed(&nodes.id().0).await);
+    assert_eq!(ask(Method::GET, "/healthz").send().await.unwrap().status(), StatusCode::OK);
+    for path in ["/readyz", "/api/v1/services", "/", SIGNAL_PATH] {
+        let answer = ask(Method::GET, path).send().await.unwrap();
+        assert_eq!(answer.headers()["retry-after"], "1", "{path}");
+        assert_eq!(refusal(answer).await.code, ErrorCode::ServiceUnavailable, "{path}");
+    }
+
+    nodes.start(app.store.watch(), Arc::new(Doorkeeper));
+    let node = nodes.id().0.clone();
+    Box::pin(contact(&config(2), &[address.to_string()], &node)).await.unwrap().close().await;
+    reception.open(app);
+    assert_eq!(ask(Method::GET, "/readyz").send().await.unwrap().status(), StatusCode::OK);
+    nodes.stop().await;
+    running.node.stop().await;
+}
+
 struct Doorkeeper;
 
 impl Handler for Doorkeeper {
@@ -41,13 +74,7 @@ fn config(seed: u8) -> NodeConfig {
 async fn another_node_needs_no_token_and_gets_no_further_than_the_mesh() {
     let running = Running::start().await;
     let post = |body: Vec<u8>| running.request(Method::POST, SIGNAL_PATH).body(body);
-    if running.node.app().nodes.get().is_none() {
-        assert_eq!(code(post(b"{}".to_vec())).await, ErrorCode::ServiceUnavailable);
-        let mesh = NodeMesh::new(config(1)).unwrap();
-        mesh.start(running.node.app().store.watch(), Arc::new(Doorkeeper));
-        running.node.app().nodes.set(mesh).unwrap();
-    }
-    let node = running.node.app().nodes.get().unwrap().id().clone();
+    let node = running.node.app().nodes.id().clone();
     assert_eq!(code(post(b"{}".to_vec())).await, ErrorCode::SignalInvalid);
     assert_eq!(code(post(vec![b' '; ENVELOPE_MAX + 1])).await, ErrorCode::RequestTooLarge);
     // Whatever name the other node knows this one by.

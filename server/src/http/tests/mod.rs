@@ -32,7 +32,7 @@ use flotilla_core::{
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{App, Listener, Members, Parts};
+use super::{App, Listener, Members, Parts, Reception};
 use crate::{
     auth, clock,
     config::Config,
@@ -130,13 +130,16 @@ async fn beside_in_demo(running: &Running, members: Arc<dyn Members>, demo_socke
         engine: app.engine.clone(),
         uploads: app.uploads.clone(),
         mesh: app.mesh.clone(),
+        nodes: app.nodes.clone(),
         metrics: app.metrics.clone(),
         members,
         attempts: app.attempts.clone(),
         demo_socket,
         stop: app.stop.clone(),
     }));
-    tokio::spawn(listener.serve(app.clone(), app.stop.clone()));
+    let reception = Reception::new(&config, app.nodes.clone(), app.attempts.clone(), app.metrics.clone());
+    reception.open(app.clone());
+    tokio::spawn(listener.serve(reception, app.stop.clone()));
     address
 }
 

@@ -339,6 +339,9 @@ impl Shared {
         if self.stop.is_cancelled() {
             return Err(ApiError::new(ErrorCode::ServiceUnavailable, "the node stops; try again"));
         }
+        if self.run.get().is_none() {
+            return Err(starting());
+        }
         if offer.purpose == Purpose::Join {
             return contact::answer(self, &opened.key, from, nonce, offer).await;
         }
@@ -354,12 +357,14 @@ impl Shared {
                 return Err(ApiError::new(ErrorCode::ScopeInsufficient, "this machine is not known to the cluster"));
             }
         }
-        let peer = self.peer(from).ok_or_else(|| {
-            ApiError::new(
+        if *from == self.author.id {
+            return Err(ApiError::new(
                 ErrorCode::Conflict,
                 "another machine has the key of this one; a copied disk needs a key of its own: delete its data directory and join again",
-            )
-        })?;
+            ));
+        }
+        // A member that was admitted a moment ago.
+        let peer = self.peer(from).ok_or_else(starting)?;
         if !self.seen.lock().unwrap_or_else(PoisonError::into_inner).is_first(&opened.message) {
             return Err(invalid("this signalling message was taken before"));
         }
@@ -439,6 +444,10 @@ impl Answers for MemberAnswers {
             _ => async move { Err(unknown_method(method)) }.boxed(),
         }
     }
+}
+
+fn starting() -> ApiError {
+    ApiError::new(ErrorCode::ServiceUnavailable, "the node starts; try again")
 }
 
 fn unknown_method(method: u8) -> ApiError {

@@ -46,6 +46,9 @@ const COURTESY: Duration = Duration::from_millis(300);
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// An offer that had no answer for so long does not go first any more: it went to a machine that was off, or is just starting.
+const UNANSWERED: Duration = Duration::from_secs(1);
+
 /// After the other node's offer went first: it is on its way.
 const GLARE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -235,6 +238,17 @@ struct Keeper {
 struct Attempt {
     link: LinkUp,
     progress: Arc<Progress>,
+    begun: Instant,
+}
+
+impl Attempt {
+    /// Whether the other node, now in the run `boot`, does not know of it: it answered in an earlier run, or not at all.
+    fn is_lost(&self, boot: &str) -> bool {
+        match self.progress.answered_by() {
+            Some(answered_by) => answered_by != boot,
+            None => self.begun.elapsed() > UNANSWERED,
+        }
+    }
 }
 
 /// A link that the other node has offered.
@@ -307,7 +321,7 @@ impl Keeper {
         let progress = Arc::new(Progress::default());
         let told = Arc::clone(&progress);
         let link = async move { Box::pin(dial::control_link(&shared, &peer, manner, &told)).await }.boxed();
-        self.attempt = Some(Attempt { link, progress });
+        self.attempt = Some(Attempt { link, progress, begun: Instant::now() });
         if self.peer.control().is_none() {
             let problem = lock(&self.peer.status).problem.clone();
             self.peer.set_state(LinkState::Connecting, problem);
@@ -321,9 +335,7 @@ impl Keeper {
             return Ok(answering.described.clone());
         }
         if let Some(attempt) = &self.attempt {
-            // A node that has answered, and now offers as another run of itself, knows nothing of its answer any more.
-            let restarted = attempt.progress.answered_by().is_some_and(|answered_by| answered_by != boot);
-            if self.first && !restarted {
+            if self.first && !attempt.is_lost(boot) {
                 return Err(ApiError::new(
                     ErrorCode::Conflict,
                     "both nodes offer a link at once; this one's offer goes first",

@@ -57,6 +57,23 @@ async fn who_offers_at_once_gets_one_link() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_offer_that_is_lost_does_not_block_the_other_ones() {
+    // Nothing that is sent to the node with the greater id is ever answered.
+    let (one, other) = (Plan::new(1), Plan::new(2));
+    let (first, second) = if one.id() < other.id() { (one, other) } else { (other, one) };
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let gate: Gate = Arc::new(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        std::future::pending().boxed()
+    });
+    let (first, second) = (first.start().await, Plan { gate: Some(gate), ..second }.start().await);
+    introduce(&[&first, &second]);
+    all_linked(&[&first, &second]).await;
+    assert_eq!(asked.load(Ordering::SeqCst), 1, "the other offer waited until this one was given up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_no_member_offers_is_refused() {
     let node = Plan::new(1).start().await;
     let (known, stranger, removed) = (Plan::new(2), Plan::new(3), Plan::new(4));
