@@ -323,10 +323,20 @@ pub(super) async fn load(
     Ok(images)
 }
 
-pub(super) async fn list(client: &Client, state: &State) -> Result<Vec<ImageView>, Error> {
+/// Those that are called `name`, by reference or id, or all.
+pub(super) async fn list(client: &Client, state: &State, name: Option<&str>) -> Result<Vec<ImageView>, Error> {
+    let name = match name {
+        Some(id) if Reference::is_local_id(id) => Some(id.to_owned()),
+        Some(reference) => Some(Reference::parse(reference)?.familiar()),
+        None => None,
+    };
+    let is_meant = |image: &ImageSummary| {
+        name.as_ref()
+            .is_none_or(|name| image.id == *name || image.repo_tags.contains(name) || image.repo_digests.contains(name))
+    };
     let listed = client.docker().list_images(Some(ListImagesOptions { digests: true, ..Default::default() }));
     let summaries = client.call("list its images", CALL_LIMIT, listed).await?;
-    Ok(summaries.into_iter().map(|summary| view(summary, state)).collect())
+    Ok(summaries.into_iter().filter(is_meant).map(|summary| view(summary, state)).collect())
 }
 
 fn view(summary: ImageSummary, state: &State) -> ImageView {

@@ -304,14 +304,14 @@ impl Engine {
         transfer::serve(&self.shared, id, to).await;
     }
 
-    /// All images on this machine, and which services use them.
+    /// The images on this machine that are called `name` (a reference or an id), or all; and which services use them.
     ///
     /// # Errors
-    /// The engine does not answer.
-    pub async fn images(&self) -> Result<Vec<ImageView>, Error> {
+    /// The name is no reference, or the engine does not answer.
+    pub async fn images(&self, name: Option<&str>) -> Result<Vec<ImageView>, Error> {
         let client = self.shared.client().await?;
         let state = self.shared.state.borrow().clone();
-        image::list(&client, &state).await
+        image::list(&client, &state, name).await
     }
 
     /// # Errors

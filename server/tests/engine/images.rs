@@ -116,7 +116,7 @@ async fn images_tell_which_services_use_them() {
     let playground = Playground::new().await;
     playground.deploy("  notes: { image: $IMAGE }");
     let engine = playground.start();
-    let images = engine.images().await.unwrap();
+    let images = engine.images(None).await.unwrap();
     let ours = images.iter().find(|image| image.references.contains(&playground.image)).unwrap();
     assert_eq!(ours.used_by, [name("notes")]);
     assert!(ours.size_bytes > 500_000);

@@ -79,7 +79,7 @@ async fn an_engine_that_is_not_there_is_told_in_one_sentence() {
     tokio::time::timeout(PATIENCE, status.wait_for(told)).await.unwrap().unwrap();
 
     for error in [
-        engine.images().await.unwrap_err(),
+        engine.images(None).await.unwrap_err(),
         engine.ensure_image(&playground.image, |_| {}).await.unwrap_err(),
         answers(engine_at.as_deref()).await.unwrap_err(),
     ] {
@@ -126,7 +126,7 @@ async fn an_engine_that_goes_and_comes_back_is_taken_up_again() {
 
     wire.cut();
     until(&mut status, false).await;
-    assert_eq!(engine.images().await.unwrap_err().code(), ErrorCode::EngineUnavailable);
+    assert_eq!(engine.images(None).await.unwrap_err().code(), ErrorCode::EngineUnavailable);
     // The container runs on, and requests still reach it.
     assert!(engine.address_of(&name("notes")).is_ok());
     // Meanwhile somebody wants something else.

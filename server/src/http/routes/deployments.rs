@@ -14,12 +14,13 @@ use flotilla_api::{
 use flotilla_core::{Actor, Command, CommandV1, Entry, Outcome, compose};
 use futures::{StreamExt, TryStreamExt, stream};
 
+use super::images;
 use crate::{
     clock,
     http::{
         App,
         answer::{Answer, Failure, Json, check_is_json, read_json},
-        caller::Operator,
+        caller::{Caller, Operator},
     },
 };
 
@@ -45,8 +46,8 @@ pub(super) async fn deploy(
 
     // What the state would refuse is told before an image is pulled.
     check(&app, caller.actor(), deploy(&services))?;
-    let images = services.iter().map(|service| service.image.clone()).collect();
-    let ids = ensure_images(&app, images).await?;
+    let named = services.iter().map(|service| service.image.clone()).collect();
+    let ids = find_images(&app, &caller, named).await?;
     // A tag means what it means now: when it moves, that is another revision.
     for service in &mut services {
         service.image_id = ids.get(&service.image).cloned();
@@ -69,16 +70,18 @@ fn check(app: &App, actor: Actor, command: CommandV1) -> Answer<Outcome> {
     Ok(app.store.state().check(&entry).map_err(|rejected| rejected.0)?.outcome)
 }
 
-/// The engine's id of each image. A dry run looks, too: that an image exists is most of what can be wrong.
-async fn ensure_images(app: &App, images: BTreeSet<String>) -> Answer<BTreeMap<String, String>> {
+/// The engine's id of each image: of the cluster's machines, or from its registry. A dry run looks, too: that an image exists is
+/// most of what can be wrong.
+async fn find_images(app: &App, caller: &Caller, named: BTreeSet<String>) -> Answer<BTreeMap<String, String>> {
     let limit = app.config.limits.pull();
-    let ensure = async |image: String| {
-        let ensured =
-            app.engine.ensure_image(&image, |progress| tracing::debug!("{}", progress.sentence(&image))).await;
-        ensured.map(|id| (image, id)).map_err(Failure::from)
+    let find = async |image: String| {
+        if let Some(known) = images::meaning(app, caller, &image).await {
+            return Ok((image, known.id));
+        }
+        let pulled = app.engine.ensure_image(&image, |progress| tracing::debug!("{}", progress.sentence(&image))).await;
+        pulled.map(|id| (image, id)).map_err(Failure::from)
     };
-    let all =
-        stream::iter(images).map(ensure).buffer_unordered(IMAGES_AT_ONCE).try_collect::<BTreeMap<String, String>>();
+    let all = stream::iter(named).map(find).buffer_unordered(IMAGES_AT_ONCE).try_collect::<BTreeMap<String, String>>();
     // Dropping it ends the pulls: the engine stops when nobody reads their progress.
     tokio::time::timeout(limit, all).await.map_err(|_| {
         Failure::new(

@@ -37,8 +37,8 @@ enum End {
 }
 
 impl Wire {
-    fn to(end: End) -> Network {
-        Arc::new(Self { end, connected: watch::Sender::default() })
+    fn to(machine: &NodeId, end: End) -> Network {
+        Arc::new(Self { end, connected: watch::Sender::new([machine.clone()].into()) })
     }
 }
 
@@ -102,7 +102,7 @@ async fn with_berta(running: &Running, end: End) -> SocketAddr {
     propose(running, CommandV1::Place { term, changes: vec![place(1, &anna), place(2, &berta)] }).await;
     let web = container(2, 2, UnixMillis(clock::now().0 - 60_000));
     let mut known = Known::of(&berta, &[&anna, &berta]).told(&berta, clock::now(), report(vec![web], 0));
-    known.network = Some(Wire::to(end));
+    known.network = Some(Wire::to(&berta, end));
     beside(running, Arc::new(known)).await
 }
 
@@ -119,6 +119,35 @@ async fn a_machine_that_is_not_there_is_named() {
     assert!(error.code == ErrorCode::ServiceUnavailable && error.message.contains("`berta`"), "{error}");
     let unknown = client(&running, address).images_of(&"ghost".parse().unwrap()).await.unwrap_err();
     assert_eq!(unknown.code(), Some(ErrorCode::MachineNotFound));
+    running.node.stop().await;
+}
+
+#[tokio::test]
+async fn a_service_is_deployed_whose_image_another_machine_has() {
+    let running = Running::start().await;
+    let id = format!("sha256:{}", "5".repeat(64));
+    let answer = json!([{ "id": id, "references": ["lab/app:2"], "size_bytes": 1, "created_at": 7, "used_by": [] }]);
+    let router = Router::new().route(
+        "/api/v1/images",
+        get(move |request: Request| async move {
+            match request.uri().query() {
+                Some("name=lab%2Fapp%3A2") => axum::Json(answer),
+                _ => axum::Json(json!([])),
+            }
+        }),
+    );
+    let address = with_berta(&running, End::Answers(router)).await;
+    let client = client(&running, address);
+    let deploy = async |image: &str| {
+        let compose = format!("services:\n  tool:\n    image: {image}\n");
+        let request = json!({ "compose": compose, "stack": "lab" });
+        client.deploy(&serde_json::from_value(request).unwrap()).await
+    };
+    // What nobody has is for this machine's engine to pull, and there is none.
+    assert_eq!(deploy("lab/app:3").await.unwrap_err().code(), Some(ErrorCode::EngineUnavailable));
+    deploy("lab/app:2").await.unwrap();
+    let state = running.node.app().store.state();
+    assert_eq!(state.services[&"tool".parse().unwrap()].spec().image_id, Some(id));
     running.node.stop().await;
 }
 
