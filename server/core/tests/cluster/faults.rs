@@ -18,6 +18,10 @@ pub(crate) enum Fault {
     Apart(usize, usize),
     Lossy(u64),
     Slow(u64),
+    /// Its disk takes nothing: no entry of the log, no container.
+    DiskFull(usize),
+    /// Its time of day is wrong by so many milliseconds from one moment to the next.
+    ClockSet(usize, i64),
 }
 
 impl Fault {
@@ -25,7 +29,7 @@ impl Fault {
         let count = world.nodes.len() as u64;
         let machine = world.chance.between(0, count - 1) as usize;
         let other = (machine + 1 + world.chance.between(0, count - 2) as usize) % count as usize;
-        match world.chance.between(0, 9) {
+        match world.chance.between(0, 12) {
             0 | 1 => Self::PowerLoss(machine),
             2 => Self::DaemonKilled(machine),
             3 => Self::DaemonStopped(machine),
@@ -34,6 +38,11 @@ impl Fault {
             6 => Self::Mute(machine),
             7 => Self::Deaf(machine),
             8 => Self::Apart(machine, other),
+            9 => Self::DiskFull(machine),
+            10 => {
+                const HOUR_MS: u64 = 3_600_000;
+                Self::ClockSet(machine, world.chance.between(0, 2 * HOUR_MS) as i64 - HOUR_MS as i64)
+            }
             _ if world.chance.percent(50) => Self::Lossy(world.chance.between(5, 60)),
             _ => Self::Slow(world.chance.between(20, 400)),
         }
@@ -65,6 +74,8 @@ impl Fault {
             }
             Self::Lossy(percent) => world.loss = percent,
             Self::Slow(millis) => world.latency = millis,
+            Self::DiskFull(machine) => world.nodes[machine].disk_fails = true,
+            Self::ClockSet(machine, millis) => world.nodes[machine].wall_off = millis,
         }
     }
 
@@ -92,6 +103,8 @@ impl Fault {
             }
             Self::Lossy(_) => world.loss = 0,
             Self::Slow(_) => world.latency = 5,
+            Self::DiskFull(machine) => world.nodes[machine].disk_fails = false,
+            Self::ClockSet(machine, _) => world.nodes[machine].wall_off = 0,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A cluster in virtual time: nodes that lease, lead, place and reconcile, over a network, engines, clocks and a log that fail
 //! in every way that a seed finds.
 //!
-//! `FLOTILLA_SIM_SEEDS=10000` runs more seeds, `FLOTILLA_SIM_SEED=17` one alone, with its whole history. The log is a model: it
+//! `FLOTILLA_SIM_SEEDS=10000` runs more seeds (on all cores), `FLOTILLA_SIM_SEED=17` one alone, with its whole history. The log is a model: it
 //! commits where a quorum can be reached and nowhere else. The consensus itself is tested where it lives.
 #![expect(clippy::disallowed_methods, reason = "a test reads its seeds from the environment")]
 
@@ -14,7 +14,11 @@ mod node;
 mod scenarios;
 mod world;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
 
 /// Seeds of an ordinary run.
 const SEEDS: u64 = 200;
@@ -29,10 +33,30 @@ fn seeds() -> std::ops::Range<u64> {
 
 #[test]
 fn whatever_fails_no_volume_has_two_writers_and_all_services_come_back() {
-    for seed in seeds() {
-        let run = catch_unwind(AssertUnwindSafe(|| scenarios::random(seed)));
-        if run.is_err() {
-            panic!("seed {seed} failed; FLOTILLA_SIM_SEED={seed} runs it again");
+    let seeds = seeds();
+    let (next, failed) = (AtomicU64::new(seeds.start), AtomicU64::new(u64::MAX));
+    let work = || {
+        // A seed that fails ends them all; those before it are run to their end.
+        while failed.load(Ordering::SeqCst) == u64::MAX {
+            let seed = next.fetch_add(1, Ordering::SeqCst);
+            if seed >= seeds.end {
+                return;
+            }
+            if catch_unwind(AssertUnwindSafe(|| scenarios::random(seed))).is_err() {
+                failed.fetch_min(seed, Ordering::SeqCst);
+            }
         }
-    }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    let failed = failed.into_inner();
+    assert_eq!(failed, u64::MAX, "seed {failed} failed; FLOTILLA_SIM_SEED={failed} runs it again");
+}
+
+#[test]
+fn leases_are_as_long_as_the_links_need() {
+    scenarios::slow_links(7);
 }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use flotilla_api::NodeId;
+use flotilla_api::{NodeId, UnixMillis};
 use flotilla_core::{
     State,
     lease::Mono,
@@ -15,6 +15,9 @@ use flotilla_core::{
 };
 
 use crate::engine::Engine;
+
+/// Time of day when the world begins.
+const WALL_AT_FIRST: u64 = 1_800_000_000_000;
 
 /// What the guard was told last. It outlives the daemon.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +61,10 @@ pub(crate) struct Node {
     pub(crate) drift: i64,
     /// Where its clock began.
     pub(crate) began: u64,
+    /// Milliseconds by which its time of day is wrong.
+    pub(crate) wall_off: i64,
+    /// Nothing can be written to its disk: it keeps no entry, and its engine does nothing.
+    pub(crate) disk_fails: bool,
     /// Of the log: what is on its disk, what it has applied, and its term.
     pub(crate) stored: u64,
     pub(crate) applied: u64,
@@ -88,6 +95,8 @@ impl Node {
             life: 0,
             drift,
             began: 0,
+            wall_off: 0,
+            disk_fails: false,
             stored: 0,
             applied: 0,
             term: 0,
@@ -95,6 +104,11 @@ impl Node {
             election_after: 700,
             state: Arc::default(),
         }
+    }
+
+    /// Its time of day, which goes wrong now and then.
+    pub(crate) fn wall(&self, now: u64) -> UnixMillis {
+        UnixMillis((WALL_AT_FIRST + now).saturating_add_signed(self.wall_off))
     }
 
     /// Its own clock, which counts sleep.

@@ -7,6 +7,7 @@ use flotilla_core::{
     CommandV1,
     command::{Availability, ClusterRecord, InvitationRecord, MachineFacts, MachineRecord},
     compose,
+    lease::{LEASE_MAX_MS, LEASE_MIN_MS},
 };
 
 use crate::{faults::Fault, invariants, world::World};
@@ -54,7 +55,7 @@ pub(crate) fn settled(seed: u64, machines: usize, keep_history: bool) -> World {
     run_for(&mut world, 3_000);
     for number in 1..machines {
         let id = TokenId(format!("invitation-{number}"));
-        let (created_at, expires_at) = (world.wall(), world.wall().plus(3_600_000));
+        let (created_at, expires_at) = (world.wall(0), world.wall(0).plus(3_600_000));
         let invitation = InvitationRecord {
             id: id.clone(),
             name: "machine".to_owned(),
@@ -102,6 +103,24 @@ fn use_it(world: &mut World) {
         }
     };
     world.propose(0, command);
+}
+
+/// Messages take long for a while, and then do not.
+pub(crate) fn slow_links(seed: u64) {
+    let mut world = settled(seed, 3, false);
+    let lease = |world: &World| world.log.newest().leadership.lease_ms();
+    assert_eq!(lease(&world), LEASE_MIN_MS);
+    world.latency = 300;
+    run_for(&mut world, 10_000);
+    let slow = lease(&world);
+    assert!(slow > LEASE_MIN_MS && slow <= LEASE_MAX_MS, "{slow} ms");
+    // A while that is too short changes nothing.
+    world.latency = 5;
+    run_for(&mut world, 30_000);
+    assert_eq!(lease(&world), slow);
+    run_for(&mut world, 60_000);
+    assert_eq!(lease(&world), LEASE_MIN_MS);
+    invariants::converges::check(&world);
 }
 
 /// Random faults at random times, then none.

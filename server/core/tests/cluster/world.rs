@@ -67,6 +67,7 @@ pub(crate) enum Event {
         life: u64,
         key: u64,
         action: Action,
+        failed: bool,
     },
     Freeze {
         machine: usize,
@@ -149,8 +150,9 @@ impl World {
         world
     }
 
-    pub(crate) fn wall(&self) -> UnixMillis {
-        UnixMillis(1_800_000_000_000 + self.now)
+    /// The time of day, as that machine has it.
+    pub(crate) fn wall(&self, number: usize) -> UnixMillis {
+        self.nodes[number].wall(self.now)
     }
 
     pub(crate) fn note(&mut self, text: impl FnOnce() -> String) {
@@ -196,7 +198,7 @@ impl World {
                     self.effect(machine, &action);
                 }
             }
-            Event::Ended { machine, life, key, action } => self.ended(machine, life, key, &action),
+            Event::Ended { machine, life, key, action, failed } => self.ended(machine, life, key, &action, failed),
             Event::Freeze { machine, boot, container, frozen } => {
                 if self.boots[machine] == boot && self.nodes[machine].powered {
                     self.nodes[machine].engine.freeze(&container, frozen);
@@ -226,17 +228,24 @@ impl World {
 
     /// Voters, this one included, that can hear and answer it now, and would follow a leader of this term.
     fn followers(&self, number: usize, term: u64) -> BTreeSet<usize> {
-        let reachable = |other: &usize| {
-            *other == number
-                || (!self.cut.contains(&(number, *other))
-                    && !self.cut.contains(&(*other, number))
-                    && self.nodes[*other].acts()
-                    && self.nodes[*other].term <= term)
-        };
-        self.log.voters.iter().copied().filter(reachable).collect()
+        self.log.voters.iter().copied().filter(|other| self.follows(number, *other, term)).collect()
+    }
+
+    fn follows(&self, number: usize, other: usize, term: u64) -> bool {
+        let reaches = other == number
+            || (!self.cut.contains(&(number, other))
+                && !self.cut.contains(&(other, number))
+                && self.nodes[other].acts()
+                && self.nodes[other].term <= term);
+        reaches && !self.nodes[other].disk_fails
     }
 
     fn tick(&mut self, number: usize) {
+        if self.nodes[number].disk_fails
+            && let Some(daemon) = &mut self.nodes[number].daemon
+        {
+            daemon.leader = None;
+        }
         self.elect(number);
         self.heartbeat(number);
         self.reconcile(number);
@@ -248,7 +257,7 @@ impl World {
         let node = &self.nodes[number];
         let leads = node.daemon.as_ref().is_some_and(|daemon| daemon.leader.is_some());
         let patient = self.now.saturating_sub(node.heard_leader) < node.election_after;
-        if leads || patient || !self.log.voters.contains(&number) || self.log.len() == 0 {
+        if leads || patient || node.disk_fails || !self.log.voters.contains(&number) || self.log.len() == 0 {
             return;
         }
         let wait = self.chance.between(600, 900);
@@ -338,7 +347,7 @@ impl World {
         let now = self.now;
         match message {
             Message::Heartbeat { term, commit, sent } => {
-                if term < self.nodes[to].term {
+                if term < self.nodes[to].term || self.nodes[to].disk_fails {
                     return;
                 }
                 self.adopt_term(to, term);
@@ -379,7 +388,7 @@ impl World {
     }
 
     fn lead(&mut self, number: usize) {
-        let (now, wall) = (self.now, self.wall());
+        let (now, wall) = (self.now, self.wall(number));
         let id_of = |voter: &usize| self.nodes[*voter].id.clone();
         let voters: BTreeSet<NodeId> = self.log.voters.iter().map(id_of).collect();
         let node = &mut self.nodes[number];
@@ -421,7 +430,7 @@ impl World {
     fn leads(&self, by: usize, life: u64, term: u64) -> bool {
         let node = &self.nodes[by];
         let leads = node.daemon.as_ref().and_then(|daemon| daemon.leader.as_ref()).map(Leader::term) == Some(term);
-        node.acts() && node.life == life && node.term == term && leads
+        node.acts() && !node.disk_fails && node.life == life && node.term == term && leads
     }
 
     fn try_commit(&mut self, by: usize, life: u64, term: u64, command: CommandV1) -> Option<Outcome> {
@@ -434,7 +443,7 @@ impl World {
         }
         self.note(|| format!("node-{by} (term {term}) commits {command:?}"));
         let actor = Actor { name: "sim".to_owned(), token: None, from: None };
-        let result = self.log.commit(Entry { at: self.wall(), actor, command: Command::V1(command) });
+        let result = self.log.commit(Entry { at: self.wall(by), actor, command: Command::V1(command) });
         let (length, newest) = (self.log.len(), self.log.newest());
         for follower in quorum {
             self.adopt_term(follower, term);
@@ -481,17 +490,7 @@ impl World {
         let voters: BTreeSet<usize> = members.voters.iter().filter_map(|id| self.number_of(id)).collect();
         // A joint consensus: a quorum of both.
         let reachable = self.followers(by, term);
-        let new: BTreeSet<usize> = voters
-            .iter()
-            .copied()
-            .filter(|other| {
-                *other == by
-                    || (!self.cut.contains(&(by, *other))
-                        && !self.cut.contains(&(*other, by))
-                        && self.nodes[*other].acts()
-                        && self.nodes[*other].term <= term)
-            })
-            .collect();
+        let new: BTreeSet<usize> = voters.iter().copied().filter(|other| self.follows(by, *other, term)).collect();
         if self.log.is_quorum(&reachable) && 2 * new.len() > voters.len() {
             let length = self.log.len();
             for voter in reachable.iter().chain(&new) {
@@ -510,6 +509,7 @@ impl World {
             let node = &self.nodes[*number];
             let term = node.daemon.as_ref().and_then(|daemon| daemon.leader.as_ref()).map(Leader::term);
             node.acts()
+                && !node.disk_fails
                 && term.is_some_and(|term| self.log.is_quorum(&self.followers(*number, term)) && term == node.term)
         });
         let Some(leader) = leader else { return false };
@@ -520,7 +520,7 @@ impl World {
     /// What a founder does before anybody leads.
     pub(crate) fn found(&mut self, command: CommandV1) {
         let actor = Actor { name: "init".to_owned(), token: None, from: None };
-        let entry = Entry { at: self.wall(), actor, command: Command::V1(command) };
+        let entry = Entry { at: self.wall(0), actor, command: Command::V1(command) };
         self.log.commit(entry).unwrap();
         let (length, newest) = (self.log.len(), self.log.newest());
         let node = &mut self.nodes[0];
@@ -530,7 +530,7 @@ impl World {
     pub(crate) fn power_off(&mut self, number: usize) {
         self.note(|| format!("node-{number} loses its power"));
         self.boots[number] += 1;
-        let wall = self.wall();
+        let wall = self.wall(number);
         let node = &mut self.nodes[number];
         (node.powered, node.daemon, node.suspended, node.stopped) = (false, None, false, false);
         node.guard = crate::node::Guard::default();

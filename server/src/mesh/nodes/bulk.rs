@@ -180,12 +180,11 @@ impl BulkLink {
                 format!("{STREAMS_MAX} streams to this machine are open; try again when some have ended"),
             ))
         })?;
-        let opening = async { self.mux.open(label).await.map_err(|_| CallError::Unreachable) };
-        let opened = timeout(OPENING, opening).await.unwrap_or(Err(CallError::Timeout { within: OPENING }));
-        Ok(stream(
-            self.closed.run_until_cancelled(async { opened }).await.unwrap_or(Err(CallError::Unreachable))?,
-            place,
-        ))
+        match self.closed.run_until_cancelled(timeout(OPENING, self.mux.open(label))).await {
+            Some(Ok(Ok(channel))) => Ok(stream(channel, place)),
+            Some(Err(_)) => Err(CallError::Timeout { within: OPENING }),
+            Some(Ok(Err(ChannelClosed))) | None => Err(CallError::Unreachable),
+        }
     }
 
     async fn carry(&self, made_here: bool, taker: &Taker) {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use flotilla_api::{
-    UnixMillis,
-    rest::{EngineView, MachineResources},
+    ApiError, ErrorCode, UnixMillis,
+    rest::{EngineView, LinkState, LinkView, MachineResources},
 };
 use flotilla_core::{
     CommandV1,
@@ -17,10 +17,11 @@ use flotilla_core::{
 };
 
 use super::{ACTION_MAX_MS, Event, FREEZE_MAX_MS, Message, TICK_MS, World};
+use crate::node::Node;
 
 impl World {
     pub(super) fn reconcile(&mut self, number: usize) {
-        let wall = self.wall();
+        let wall = self.wall(number);
         let life = self.nodes[number].life;
         let may_start = self.may_start(number);
         let chance = &mut self.chance;
@@ -83,7 +84,7 @@ impl World {
             Action::Start { container, .. } => node.engine.containers.get(container).is_some_and(|real| real.writes),
             _ => false,
         };
-        let wall = self.wall();
+        let wall = self.wall(machine);
         if starts && !self.may_start(machine) {
             if let Some(daemon) = &mut self.nodes[machine].daemon {
                 daemon.under_way.remove(&key);
@@ -92,14 +93,20 @@ impl World {
             return;
         }
         let boot = self.boots[machine];
-        let effect = self.chance.between(1, takes);
-        self.after(effect, Event::Effect { machine, boot, action: action.clone() });
-        self.after(takes, Event::Ended { machine, life, key, action });
+        let writes =
+            !matches!(action, Action::Remove { .. } | Action::RemoveNetwork { .. } | Action::DeleteVolumes { .. });
+        let failed = self.nodes[machine].disk_fails && writes;
+        // An engine that fails may have done it nevertheless.
+        if !failed || self.chance.percent(20) {
+            let effect = self.chance.between(1, takes);
+            self.after(effect, Event::Effect { machine, boot, action: action.clone() });
+        }
+        self.after(takes, Event::Ended { machine, life, key, action, failed });
     }
 
     /// What the real one does: it registers with the guard before it starts.
     pub(super) fn effect(&mut self, machine: usize, action: &Action) {
-        let wall = self.wall();
+        let wall = self.wall(machine);
         let node = &mut self.nodes[machine];
         let before: BTreeSet<String> = node.engine.containers.keys().cloned().collect();
         node.engine.execute(machine, wall, action);
@@ -108,18 +115,19 @@ impl World {
         self.note(|| format!("node-{machine} {}", summary(action)));
     }
 
-    pub(super) fn ended(&mut self, machine: usize, life: u64, key: u64, action: &Action) {
-        let wall = self.wall();
+    pub(super) fn ended(&mut self, machine: usize, life: u64, key: u64, action: &Action, failed: bool) {
+        let wall = self.wall(machine);
         let node = &self.nodes[machine];
         if node.life == life && node.daemon.is_some() && !node.acts() {
-            return self.after(TICK_MS, Event::Ended { machine, life, key, action: action.clone() });
+            return self.after(TICK_MS, Event::Ended { machine, life, key, action: action.clone(), failed });
         }
         let node = &mut self.nodes[machine];
         if node.life != life || !node.acts() {
             return;
         }
         if let Some(daemon) = &mut node.daemon {
-            daemon.memory.end(action, wall, Ok(()));
+            let full = ApiError::new(ErrorCode::DiskFull, "the disk is full");
+            daemon.memory.end(action, wall, if failed { Err(&full) } else { Ok(()) });
             if let Some(epoch) = daemon.under_way.remove(&key) {
                 daemon.recent.insert(epoch);
             }
@@ -203,8 +211,30 @@ impl World {
         self.tell(number);
     }
 
+    /// What it measures: how much messages differ in how long they take.
+    fn links(&self, number: usize) -> Vec<LinkView> {
+        let at = self.wall(number);
+        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != number);
+        let link = |node: &Node| LinkView {
+            peer: node.id.clone(),
+            state: LinkState::Up,
+            path: None,
+            remote: None,
+            rtt_ms: Some(self.latency as f64),
+            jitter_ms: Some(self.latency as f64 / 4.0),
+            loss: None,
+            sent_per_second: 0,
+            received_per_second: 0,
+            since: at,
+            observed_at: at,
+            problem: None,
+        };
+        others.map(|(_, node)| link(node)).collect()
+    }
+
     fn tell(&mut self, number: usize) {
-        let wall = self.wall();
+        let wall = self.wall(number);
+        let links = self.links(number);
         let node = &mut self.nodes[number];
         let Some(daemon) = &mut node.daemon else { return };
         let report = Arc::new(Report {
@@ -222,7 +252,7 @@ impl World {
             memory: daemon.memory.clone(),
             activities: BTreeMap::new(),
             usage: BTreeMap::new(),
-            links: Vec::new(),
+            links,
             images: Vec::new(),
         });
         daemon.reports.insert(node.id.clone(), report.clone());
