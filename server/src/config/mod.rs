@@ -28,6 +28,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Address and port of the HTTP listener; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// UDP port of all connections to browsers and to other machines; 0 takes a free one. Absent: the listener's number.
+    pub udp_port: Option<u16>,
     /// Host name (and port) under which a browser finds this node: the dashboard at `app.<domain>`, services at
     /// `<service>.<domain>`. Absent: `<cluster>.localhost` and the listener's port.
     pub domain: Option<String>,
@@ -106,6 +108,7 @@ impl Default for Config {
         Self {
             data_dir: default_data_dir(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
+            udp_port: None,
             domain: None,
             docker_host: None,
             tls: Tls::default(),

@@ -19,6 +19,7 @@ pub(super) struct Setting {
 pub(super) const SETTINGS: &[Setting] = &[
     Setting { key: "data_dir" },
     Setting { key: "listen" },
+    Setting { key: "udp_port" },
     Setting { key: "domain" },
     Setting { key: "docker_host" },
     Setting { key: "tls.certificate" },

@@ -37,11 +37,13 @@ fn flags_go_before_environment_before_file_before_defaults() {
         ("FLOTILLA_LISTEN", "127.0.0.1:2"),
         ("FLOTILLA_DOMAIN", "environment.example"),
         ("FLOTILLA_LOG_LEVEL", "warn"),
+        ("FLOTILLA_UDP_PORT", "5000"),
     ];
     let flags = Flags { listen: Some("127.0.0.1:3".parse().unwrap()), ..flags };
     let config = load(&flags, &variables, Path::new(NOWHERE)).unwrap();
     assert_eq!(config.listen.port(), 3, "a flag");
     assert_eq!(config.domain.as_deref(), Some("environment.example"), "the environment");
+    assert_eq!(config.udp_port, Some(5000), "the environment, a number");
     assert_eq!(config.log.level, "warn", "the environment, in a table");
     assert_eq!(config.log.format, LogFormat::Json, "the file, in the same table");
     assert_eq!(config.docker_host.as_deref(), Some("unix:///file"), "the file");

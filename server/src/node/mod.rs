@@ -27,7 +27,7 @@ use crate::{
     http::{self, App, Attempts, Domain, Listener, Reception},
     identity::{self, DataDir, Identity},
     mesh::{
-        self, Certificate, Mesh,
+        self, Certificate, Mesh, Port,
         nodes::{NodeConfig, NodeMesh},
     },
     metrics::Metrics,
@@ -112,12 +112,14 @@ pub(crate) async fn start_with(config: Config, limits: store::Limits) -> Result<
         NodeConfig::new(identity.node.clone(), Certificate::from_pem(&identity.webrtc_pem)?, candidates(&config));
     mesh.cluster_key = Some(identity.cluster.clone());
     mesh.relay_secret = Some(relay::secret(&identity));
+    let port = Port::new(config.udp_port.unwrap_or(address.port()));
+    mesh.port = Some(port.clone());
     let nodes = NodeMesh::new(mesh)?;
     let site = (address, listener.is_secure());
     let (attempts, metrics, stop) = (Arc::default(), Metrics::new(), CancellationToken::new());
     let reception = Reception::new(&config, nodes.clone(), Arc::clone(&attempts), metrics.clone());
     let listening = tokio::spawn(listener.serve(reception.clone(), stop.clone()));
-    let begun = Begun { site, nodes: nodes.clone(), attempts, metrics, stop: stop.clone() };
+    let begun = Begun { site, port, nodes: nodes.clone(), attempts, metrics, stop: stop.clone() };
     let failed = match open_store(&directory, &identity, limits, &nodes).await {
         Ok((store, peering)) => match assemble(config, &directory, &identity, begun, (store.clone(), peering)) {
             Ok(assembled) => {
@@ -171,6 +173,7 @@ async fn open_store(
 struct Begun {
     /// Where the listener is, and whether it speaks TLS.
     site: (SocketAddr, bool),
+    port: Port,
     nodes: Arc<NodeMesh>,
     attempts: Arc<Attempts>,
     metrics: Metrics,
@@ -205,7 +208,7 @@ fn assemble(
     begun: Begun,
     (store, peering): (Store, Arc<Peering>),
 ) -> Result<Assembled, Error> {
-    let Begun { site: (listening, is_secure), nodes, attempts, metrics, stop } = begun;
+    let Begun { site: (listening, is_secure), port, nodes, attempts, metrics, stop } = begun;
     let state = store.state();
     let Some(record) = &state.cluster else {
         return Err(Error::StateMissing { path: directory.state() });
@@ -256,6 +259,7 @@ fn assemble(
     );
     metrics.watch_tunnel(tunnel.clone());
     let mesh = mesh::Config {
+        port: Some(port),
         sessions_max: config.limits.sessions as usize,
         ..mesh::Config::new(candidates(&config), Certificate::from_pem(&identity.webrtc_pem)?)
     };

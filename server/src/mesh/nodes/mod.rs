@@ -23,7 +23,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
@@ -295,8 +295,13 @@ impl Shared {
     /// members are asked too, first those of others: a relay at either end helps least.
     fn ways(&self, to: &NodeId, relay: bool, shared_port: bool) -> Ways {
         let relayed_only = self.config.relayed_only;
-        let announced = self.addresses_of(&self.author.id).iter().filter_map(|address| address.parse().ok()).collect();
         let port = self.config.port.clone().filter(|_| shared_port);
+        // Who forwards the listener's port from a router forwards this one with it.
+        let announced = |address: &String| {
+            let address: SocketAddr = address.parse().ok()?;
+            Some(SocketAddr::new(address.ip(), port.as_ref().map_or(address.port(), Port::number)))
+        };
+        let announced = self.addresses_of(&self.author.id).iter().filter_map(announced).collect();
         let mut ways = Ways { port, announced, servers: Vec::new(), relayed_only };
         let (true, Some(secret), Some(state)) = (relay || relayed_only, &self.config.relay_secret, self.state()) else {
             return ways;
