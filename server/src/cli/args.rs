@@ -76,7 +76,9 @@ pub enum Verb {
     #[command(after_help = "Examples:\n  flotilla init home\n  flotilla init office --data-dir /srv/flotilla")]
     Init(Init),
     /// Run this machine's node
-    #[command(after_help = "Examples:\n  flotilla up\n  flotilla up --init home --listen 127.0.0.1:7070")]
+    #[command(
+        after_help = "Examples:\n  flotilla up\n  flotilla up --init home --listen 127.0.0.1:7070\n  flotilla up --join flotilla-join-1.…"
+    )]
     Up(Up),
     /// Make this machine a member of a cluster
     #[command(after_help = "\
@@ -195,8 +197,8 @@ pub struct Up {
     /// If there is no cluster in the data directory yet, make one of this name
     #[arg(long, value_name = "NAME")]
     pub init: Option<StackName>,
-    /// If there is no cluster in the data directory yet, join the one of this token first
-    #[arg(long, value_name = "TOKEN", env = "FLOTILLA_JOIN", hide_env_values = true, conflicts_with = "init")]
+    /// If there is no cluster in the data directory yet, join the one of this token first; also `join` in the file, or FLOTILLA_JOIN
+    #[arg(long, value_name = "TOKEN", conflicts_with = "init")]
     pub join: Option<JoinToken>,
     /// Stop when the standard input ends: with the program that started it
     #[arg(long, hide = true)]

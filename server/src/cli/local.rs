@@ -86,7 +86,7 @@ pub(super) async fn up(args: Up, output: Output) -> Result<(), Failure> {
         }
         output.note(&format!("Made the cluster `{name}`. Open {}", output.link(&made.invitation_url)));
     }
-    if let Some(token) = args.join
+    if let Some(token) = args.join.map_or_else(|| configured_token(&config), |token| Ok(Some(token)))?
         && !is_initialised(&config.data_dir)
     {
         let joined = become_member(token, None, &config).await?;
@@ -94,12 +94,19 @@ pub(super) async fn up(args: Up, output: Output) -> Result<(), Failure> {
     }
     if !is_initialised(&config.data_dir) {
         return Err(Failure::Other(format!(
-            "there is no cluster in `{}`; make one with `flotilla init NAME`, or start with `flotilla up --init NAME`",
+            "there is no cluster in `{}`; make one with `flotilla init NAME`, or join one with `flotilla join TOKEN`",
             config.data_dir.display()
         )));
     }
     let ended = if args.stop_with_stdin { node::run(config, stopped()?).await } else { node::up(config).await };
     ended.map_err(|error| Failure::Other(error.to_string()))
+}
+
+/// The join token of the settings. One that is of no use any more is not looked at.
+fn configured_token(config: &Config) -> Result<Option<JoinToken>, Failure> {
+    let token = config.join.as_ref().filter(|_| !is_initialised(&config.data_dir));
+    let wrong = |error| Failure::Usage(format!("`join` in the settings: {error}"));
+    token.map(|token| token.parse().map_err(wrong)).transpose()
 }
 
 /// Resolves with a signal to stop, or when the program at the other end of the standard input is gone.
@@ -191,6 +198,21 @@ pub(crate) fn machine_name() -> MachineName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_in_the_settings_counts_until_this_machine_has_joined() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = |token: &str| Config {
+            data_dir: directory.path().to_owned(),
+            join: Some(token.to_owned()),
+            ..Config::default()
+        };
+        let error = configured_token(&config("nonsense")).unwrap_err().to_string();
+        assert!(error.starts_with("`join` in the settings: "), "{error}");
+        assert!(configured_token(&Config { join: None, ..config("") }).unwrap().is_none());
+        std::fs::write(directory.path().join("joined.json"), "{}").unwrap();
+        assert!(configured_token(&config("nonsense")).unwrap().is_none());
+    }
 
     #[test]
     fn a_machine_has_a_name_whatever_its_host_name_is() {

@@ -35,6 +35,8 @@ pub struct Config {
     pub domain: Option<String>,
     /// As `DOCKER_HOST`: `unix:///path` or `http://host:port`. Absent: the engine's usual socket.
     pub docker_host: Option<String>,
+    /// Token of the cluster that this machine joins when its node starts and its data directory is empty. Of no use after that.
+    pub join: Option<String>,
     pub tls: Tls,
     pub log: Log,
     pub relay: Relay,
@@ -111,6 +113,7 @@ impl Default for Config {
             udp_port: None,
             domain: None,
             docker_host: None,
+            join: None,
             tls: Tls::default(),
             log: Log::default(),
             relay: Relay::default(),

@@ -22,6 +22,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting { key: "udp_port" },
     Setting { key: "domain" },
     Setting { key: "docker_host" },
+    Setting { key: "join" },
     Setting { key: "tls.certificate" },
     Setting { key: "tls.key" },
     Setting { key: "log.level" },

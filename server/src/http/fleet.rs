@@ -60,11 +60,7 @@ pub(super) fn reading(app: &App) -> ClusterReading {
         report_age_seconds: look.moment.report(id).map(|(at, _)| look.moment.now.since(at) as f64 / 1000.0),
         link: links.iter().find(|link| link.peer == *id).cloned(),
     });
-    ClusterReading {
-        term: look.quorum.term,
-        leads: look.quorum.leader.as_ref() == Some(&app.node),
-        machines: machines.collect(),
-    }
+    ClusterReading { machines: machines.collect() }
 }
 
 impl Look {

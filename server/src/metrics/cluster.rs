@@ -1,4 +1,4 @@
-//! Figures of the cluster as this node sees it: who leads, how the machines do, and this node's links to them.
+//! Figures of the cluster as this node sees it: how the machines do, and this node's links to them.
 
 use std::sync::atomic::AtomicU64;
 
@@ -30,8 +30,6 @@ struct ToMachine {
 /// Read when somebody asks.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterReading {
-    pub term: u64,
-    pub leads: bool,
     pub machines: Vec<MachineReading>,
 }
 
@@ -48,8 +46,6 @@ pub struct MachineReading {
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct ClusterFigures {
-    term: Gauge,
-    leads: Gauge,
     machines: Family<InState, Gauge>,
     placements: Family<OfMachine, Gauge>,
     report_age: Family<OfMachine, Real>,
@@ -60,8 +56,6 @@ pub(super) struct ClusterFigures {
 
 impl ClusterFigures {
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register("consensus_term", "Term of the consensus", self.term.clone());
-        registry.register("leader", "1 while this node leads the cluster", self.leads.clone());
         registry.register("machines", "Machines in each state", self.machines.clone());
         registry.register("machine_instances", "Instances that are placed on a machine", self.placements.clone());
         registry.register_with_unit(
@@ -86,8 +80,6 @@ impl ClusterFigures {
     }
 
     pub(super) fn set(&self, reading: &ClusterReading) {
-        self.term.set(reading.term.cast_signed());
-        self.leads.set(i64::from(reading.leads));
         for state in MachineState::ALL {
             let count = reading.machines.iter().filter(|machine| machine.state == *state).count();
             self.machines

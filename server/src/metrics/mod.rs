@@ -266,8 +266,6 @@ mod tests {
                 services: vec![ServiceState::Running],
                 instances: vec![ServiceState::Starting],
                 cluster: ClusterReading {
-                    term: 3,
-                    leads: true,
                     machines: vec![MachineReading {
                         name: "atlas".to_owned(),
                         state: MachineState::Suspect,
@@ -304,7 +302,6 @@ mod tests {
             r#"flotilla_link_up{machine="atlas",path="relayed"} 1"#,
             r#"flotilla_link_round_trip_seconds{machine="atlas"} 0.0125"#,
             r#"flotilla_link_loss_ratios{machine="atlas"} 0.25"#,
-            "flotilla_leader 1",
             r#"flotilla_instances{state="starting"} 1"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

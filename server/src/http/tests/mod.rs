@@ -363,6 +363,13 @@ async fn the_metrics_are_for_this_machine_or_an_administrator() {
     ] {
         assert!(text.contains(name), "{name} is not in\n{text}");
     }
+    // A collector refuses a page on which a family is told twice.
+    let mut families: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let told = families.len();
+    families.sort_unstable();
+    families.dedup();
+    assert_eq!(families.len(), told, "{text}");
     let operator = running.token_of(Scope::Operator).await;
     assert_eq!(code(running.get("/metrics").bearer_auth(operator)).await, ErrorCode::ScopeInsufficient);
     let admin = running.as_admin(Method::GET, "/metrics").send().await.unwrap();

@@ -27,16 +27,16 @@ pub(crate) async fn measure(cluster: &Cluster, settings: &Settings, report: &mut
     report.add("direct HTTP, request of 1 KB, p50", median(&mut times), "ms", None);
 
     let start = Instant::now();
-    let mut chunks = http.get(format!("{base}/bytes/{}", settings.bytes)).send().await?.bytes_stream();
+    let mut chunks = http.get(format!("{base}/bytes/{}", settings.bytes())).send().await?.bytes_stream();
     while let Some(chunk) = chunks.next().await {
         chunk?;
     }
-    report.add("direct HTTP, down", megabytes_per_second(settings.bytes, start.elapsed()), "MB/s", None);
+    report.add("direct HTTP, down", megabytes_per_second(settings.bytes(), start.elapsed()), "MB/s", None);
 
-    let chunks: Vec<Bytes> = body::noise_chunks(0, settings.bytes).collect();
+    let chunks: Vec<Bytes> = body::noise_chunks(0, settings.bytes()).collect();
     let start = Instant::now();
     let upload = reqwest::Body::wrap_stream(futures::stream::iter(chunks.into_iter().map(Ok::<_, std::io::Error>)));
     http.post(format!("{base}/sink")).body(upload).send().await?.error_for_status()?;
-    report.add("direct HTTP, up", megabytes_per_second(settings.bytes, start.elapsed()), "MB/s", None);
+    report.add("direct HTTP, up", megabytes_per_second(settings.bytes(), start.elapsed()), "MB/s", None);
     Ok(())
 }

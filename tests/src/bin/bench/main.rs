@@ -1,6 +1,4 @@
 //! `make bench`: what docs/BENCHMARKS.md asks for, each figure beside its yardstick, measured in one run.
-//!
-//! `flotilla-bench [--json FILE] [--rounds N] [--megabytes N] [--only idle|browser|mesh]`
 #![allow(clippy::print_stdout, reason = "its table is what it is for")]
 
 mod direct;
@@ -12,7 +10,8 @@ mod web;
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
 use flotilla_tests::{browser::Browser, cluster::Cluster, image};
 
 use report::{Goal, Report};
@@ -23,29 +22,32 @@ const MEGABYTES: u64 = 100;
 /// Small requests of one series.
 pub(crate) const REQUESTS: usize = 300;
 
-#[derive(Debug)]
+/// Measures the tunnel beside the raw data channel and direct HTTP.
+#[derive(Debug, Parser)]
 pub(crate) struct Settings {
+    /// Rounds, of which the middle figure counts
+    #[arg(long, default_value_t = ROUNDS, value_parser = at_least_one)]
     pub(crate) rounds: usize,
-    pub(crate) bytes: u64,
+    /// How much is moved each way
+    #[arg(long, default_value_t = MEGABYTES)]
+    megabytes: u64,
+    /// Writes the figures down
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Measures one part alone
+    #[arg(long, value_parser = ["idle", "browser", "mesh"])]
     only: Option<String>,
 }
 
+fn at_least_one(text: &str) -> Result<usize> {
+    let count = text.parse()?;
+    ensure!(count > 0, "at least one");
+    Ok(count)
+}
+
 impl Settings {
-    fn from_arguments() -> Result<Self> {
-        let mut settings = Self { rounds: ROUNDS, bytes: MEGABYTES * 1_000_000, json: None, only: None };
-        let mut arguments = std::env::args().skip(1);
-        while let Some(argument) = arguments.next() {
-            let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
-            match argument.as_str() {
-                "--json" => settings.json = Some(value.into()),
-                "--only" if ["idle", "browser", "mesh"].contains(&value.as_str()) => settings.only = Some(value),
-                "--rounds" => settings.rounds = value.parse::<usize>()?.max(1),
-                "--megabytes" => settings.bytes = value.parse::<u64>()? * 1_000_000,
-                _ => bail!("unknown argument {argument} {value}"),
-            }
-        }
-        Ok(settings)
+    pub(crate) fn bytes(&self) -> u64 {
+        self.megabytes * 1_000_000
     }
 
     fn wants(&self, part: &str) -> bool {
@@ -55,7 +57,7 @@ impl Settings {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let settings = Settings::from_arguments()?;
+    let settings = Settings::parse();
     let mut report = Report::default();
     if settings.wants("idle") {
         idle::measure(&mut report).await.context("the idle node")?;
@@ -102,19 +104,19 @@ async fn in_browser(settings: &Settings, report: &mut Report) -> Result<()> {
     // In turns, so that whatever else the machine does meets both.
     for _ in 0..settings.rounds {
         raw_rtt.push(raw::round_trip(&browser).await?);
-        raw_down.push(raw::download(&browser, settings.bytes).await?);
-        raw_up.push(raw::upload(&browser, settings.bytes).await?);
+        raw_down.push(raw::download(&browser, settings.bytes()).await?);
+        raw_up.push(raw::upload(&browser, settings.bytes()).await?);
     }
     peer.close().await;
     browser.goto(&cluster.url("echo", "/")).await?;
     browser.enter_app_at("#form").await?;
     for _ in 0..settings.rounds {
         tunnel_rtt.push(web::small_request(&browser, 1).await?);
-        down.push(web::download(&browser, settings.bytes).await?);
-        up.push(web::upload(&browser, settings.bytes).await?);
+        down.push(web::download(&browser, settings.bytes()).await?);
+        up.push(web::upload(&browser, settings.bytes()).await?);
     }
     let at_six = web::small_request(&browser, 6).await?;
-    let during = web::small_request_during_download(&browser, settings.bytes).await?;
+    let during = web::small_request_during_download(&browser, settings.bytes()).await?;
     browser.close().await?;
 
     let raw_rtt = median(&mut raw_rtt);

@@ -26,7 +26,7 @@ pub(crate) async fn measure(settings: &Settings, report: &mut Report) -> Result<
         let pair = Box::pin(Pair::connect(&certificates)).await?;
         set_up.push(start.elapsed().as_secs_f64() * 1e3);
         round_trip.push(pair.round_trip().await?);
-        throughput.push(pair.throughput(settings.bytes * 5).await?);
+        throughput.push(pair.throughput(settings.bytes() * 5).await?);
         pair.close().await;
     }
     report.add("node to node, 64 KiB messages", median(&mut throughput), "MB/s", Some(Goal::AtLeast(300.0)));

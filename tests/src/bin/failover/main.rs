@@ -1,7 +1,5 @@
 //! `make bench-failover`: what people notice when machines of a cluster die, are emptied or updated, on simulated machines with
 //! engines of their own; and the same of Docker Swarm on the same machines. It needs root.
-//!
-//! `flotilla-failover [--runs N] [--only PART[,PART…]] [--json FILE]`
 #![allow(clippy::print_stdout, reason = "its table is what it is for")]
 
 mod change;
@@ -13,7 +11,8 @@ mod swarm;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
+use clap::Parser;
 use flotilla_tests::bed::Bed;
 
 use series::Report;
@@ -24,37 +23,30 @@ const RUNS: usize = 20;
 /// In the order in which they are measured.
 const PARTS: [&str; 8] = ["worker", "leader", "drain", "update", "commit", "join", "memory", "swarm"];
 
-#[derive(Debug)]
+/// Measures what people notice when machines of a cluster die.
+#[derive(Debug, Parser)]
 struct Settings {
+    /// How often each thing is done
+    #[arg(long, default_value_t = RUNS, value_parser = at_least_one)]
     runs: usize,
+    /// Parts that are measured, parted by commas; all, if nothing is said
+    #[arg(long, value_name = "PARTS", value_delimiter = ',', value_parser = PARTS)]
     only: Vec<String>,
+    /// Writes the figures down
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-impl Settings {
-    fn from_arguments() -> Result<Self> {
-        let mut settings = Self { runs: RUNS, only: Vec::new(), json: None };
-        let mut arguments = std::env::args().skip(1);
-        while let Some(argument) = arguments.next() {
-            let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
-            match argument.as_str() {
-                "--runs" => settings.runs = value.parse::<usize>()?.max(1),
-                "--json" => settings.json = Some(value.into()),
-                "--only" => settings.only = value.split(',').map(ToOwned::to_owned).collect(),
-                _ => bail!("unknown argument {argument} {value}"),
-            }
-        }
-        for part in &settings.only {
-            ensure!(PARTS.contains(&part.as_str()), "there is no part {part}; there are {}", PARTS.join(", "));
-        }
-        Ok(settings)
-    }
+fn at_least_one(text: &str) -> Result<usize> {
+    let count = text.parse()?;
+    ensure!(count > 0, "at least one");
+    Ok(count)
 }
 
 // One thread, as that thread is on the bed's network.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let settings = Settings::from_arguments()?;
+    let settings = Settings::parse();
     ensure!(Bed::can_be_made()?, "a bench that measures nothing is a failure");
     let mut report = Report::default();
     for part in PARTS {
