@@ -375,9 +375,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     Ok(())
 }
 
-/// openraft tells each message at `info`, which is for who looks for a fault in it: it is asked for by its name.
+/// Libraries that tell at `info` or `warn` what is for who looks for a fault in them: each message of the consensus, each step of a
+/// connection. A directive that names one asks for it. A target begins with the name: `rtc` is `rtc_ice`, too.
+const CHATTY: &[(&str, &str)] = &[("openraft", "warn"), ("rtc", "error"), ("webrtc", "error")];
+
 fn quieted(level: &str) -> String {
-    if level.contains("openraft") { level.to_owned() } else { format!("{level},openraft=warn") }
+    let names = |library: &str| level.split(',').any(|directive| directive.trim_start().starts_with(library));
+    let quiet =
+        CHATTY.iter().filter(|(library, _)| !names(library)).map(|(library, level)| format!(",{library}={level}"));
+    format!("{level}{}", quiet.collect::<String>())
 }
 
 /// Sends the log where the configuration says. Once in a process, before anything is logged.
@@ -396,5 +402,16 @@ pub fn start_log(log: &config::Log) {
     };
     if let Err(error) = started {
         tracing::debug!(%error, "the log was started before");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_quiet_until_they_are_asked_for() {
+        assert_eq!(quieted("info"), "info,openraft=warn,rtc=error,webrtc=error");
+        assert_eq!(quieted("debug,openraft=info, rtc_ice=trace"), "debug,openraft=info, rtc_ice=trace,webrtc=error");
     }
 }
