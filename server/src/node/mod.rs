@@ -272,7 +272,7 @@ fn assemble(
         store: store.clone(),
         authority: authority.clone(),
         cluster_key: identity.cluster.clone(),
-        app: std::sync::OnceLock::new(),
+        app: tokio::sync::SetOnce::new(),
     });
     let app = App::new(http::Parts {
         config,

@@ -1,12 +1,18 @@
 //! Who answers what other nodes say.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use flotilla_api::{ApiError, ErrorCode, NodeId};
 use futures::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::{
+    sync::{SetOnce, watch},
+    time::timeout,
+};
 
 use crate::{
     auth::Authority,
@@ -19,11 +25,14 @@ use crate::{
     store::Store,
 };
 
+/// How long a stream waits for the rest of this node: other nodes link with it before that is put together.
+const STARTING: Duration = Duration::from_secs(5);
+
 /// The consensus answers from the start, the rest as soon as this node knows its cluster.
 #[derive(Debug)]
 pub(super) struct Peering {
     pub(super) consensus: Consensus,
-    rest: OnceLock<Rest>,
+    rest: SetOnce<Rest>,
 }
 
 pub(super) struct Rest {
@@ -34,7 +43,7 @@ pub(super) struct Rest {
     pub(super) authority: Authority,
     pub(super) cluster_key: SigningKey,
     /// What answers calls of the API that another node passes on.
-    pub(super) app: OnceLock<Weak<App>>,
+    pub(super) app: SetOnce<Weak<App>>,
 }
 
 impl std::fmt::Debug for Rest {
@@ -45,7 +54,7 @@ impl std::fmt::Debug for Rest {
 
 impl Peering {
     pub(super) fn new(consensus: Consensus) -> Arc<Self> {
-        Arc::new(Self { consensus, rest: OnceLock::new() })
+        Arc::new(Self { consensus, rest: SetOnce::new() })
     }
 
     /// From now on everything is answered. Once.
@@ -87,6 +96,10 @@ impl Handler for Answering {
         })
     }
 
+    fn takes_strangers(&self) -> bool {
+        self.0.rest.get().is_some()
+    }
+
     fn stranger(&self, public_key: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {
         let this = self.0.clone();
         Box::pin(async move {
@@ -100,13 +113,14 @@ impl Handler for Answering {
     fn stream(&self, from: NodeId, label: String, stream: Stream) -> BoxFuture<'static, ()> {
         let this = self.0.clone();
         Box::pin(async move {
-            let Some(rest) = this.rest.get() else { return };
+            let Ok(rest) = timeout(STARTING, this.rest.wait()).await else { return };
             if let Some(instance) = label.strip_prefix(route::LABEL) {
                 rest.router.serve(instance, stream).await;
             } else if let Some(image) = label.strip_prefix(engine::IMAGE_LABEL) {
                 rest.engine.serve_image(image, stream).await;
             } else if label == http::PEER_LABEL
-                && let Some(app) = rest.app.get().and_then(Weak::upgrade)
+                && let Ok(app) = timeout(STARTING, rest.app.wait()).await
+                && let Some(app) = app.upgrade()
             {
                 http::serve_member(app, from, stream).await;
             } else {

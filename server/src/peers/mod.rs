@@ -104,6 +104,11 @@ pub trait Peers: Send + Sync + fmt::Debug + 'static {
 pub trait Handler: Send + Sync + 'static {
     fn call(&self, from: NodeId, method: Method, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>>;
 
+    /// Whether machines that are no members are answered now. One that is not tries another node.
+    fn takes_strangers(&self) -> bool {
+        true
+    }
+
     /// Answers [`Method::Join`] of a machine that is no member. All that is proven of it is that it holds this key (Ed25519,
     /// base64url without padding).
     fn stranger(&self, public_key: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {

@@ -6,8 +6,8 @@ use flotilla_api::{ApiError, ErrorCode, NodeId};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "the state in `{path}` is damaged ({what}); put the newest copy that `flotilla state backup` made back with \
-         `flotilla state restore`, nothing was changed"
+        "the state in `{path}` is damaged ({what}), and nothing was changed; put the newest copy that `flotilla state backup` made back \
+         with `flotilla state restore`, or, where other machines have the state, `flotilla machine rm` this one there and let it join anew"
     )]
     Damaged { path: PathBuf, what: String },
     #[error(

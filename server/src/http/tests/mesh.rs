@@ -1,6 +1,9 @@
 //! `/mesh/v1/signal`: other nodes, who have no token.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
@@ -40,8 +43,11 @@ async fn a_node_that_starts_answers_other_nodes_and_tells_everybody_else_to_wait
         assert_eq!(refusal(answer).await.code, ErrorCode::ServiceUnavailable, "{path}");
     }
 
-    nodes.start(app.store.watch(), Arc::new(Doorkeeper));
+    let doorkeeper = Arc::new(Doorkeeper::default());
+    nodes.start(app.store.watch(), doorkeeper.clone());
     let node = nodes.id().0.clone();
+    assert!(failed(&node).await.contains("the node starts"));
+    doorkeeper.open.store(true, Ordering::SeqCst);
     Box::pin(contact(&config(2), &[address.to_string()], &node)).await.unwrap().close().await;
     reception.open(app);
     assert_eq!(ask(Method::GET, "/readyz").send().await.unwrap().status(), StatusCode::OK);
@@ -49,11 +55,18 @@ async fn a_node_that_starts_answers_other_nodes_and_tells_everybody_else_to_wait
     running.node.stop().await;
 }
 
-struct Doorkeeper;
+#[derive(Default)]
+struct Doorkeeper {
+    open: AtomicBool,
+}
 
 impl Handler for Doorkeeper {
     fn call(&self, _: NodeId, _: Call, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {
         Box::pin(async { Ok(body) })
+    }
+
+    fn takes_strangers(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
     }
 
     fn stranger(&self, _: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {

@@ -175,7 +175,7 @@ pub(super) async fn answer(
     nonce: &str,
     offer: &Offer,
 ) -> Result<Vec<u8>, ApiError> {
-    let run = shared.run.get().ok_or_else(super::starting)?;
+    let run = shared.run.get().filter(|run| run.handler.takes_strangers()).ok_or_else(super::starting)?;
     let place = Arc::clone(&shared.strangers).try_acquire_owned().map_err(|_| {
         ApiError::new(ErrorCode::RateLimited, "other machines are joining just now; try again in a minute")
     })?;
