@@ -277,6 +277,7 @@ impl Reconciler {
     }
 
     fn finished(&mut self, joined: Result<(Lane, Results), JoinError>) {
+        tracing::debug!(lane = ?joined.as_ref().ok().map(|(lane, _)| lane), "ended");
         let (lane, results) = match joined {
             Ok(finished) => finished,
             Err(panic) => {
