@@ -13,6 +13,7 @@ const OURS: &[(&str, &str, &[&str])] = &[
     ("server", "flotilla", &["flotilla-api", "flotilla-core", "flotilla-relay"]),
     ("web", "flotilla-web", &["flotilla-api"]),
     ("turn-relay", "flotilla-relay", &["flotilla-api"]),
+    ("server/patches/base2histogram", "base2histogram", &[]),
     ("tests", "flotilla-tests", &["flotilla", "flotilla-api", "flotilla-core", "flotilla-relay", "flotilla-web"]),
 ];
 
