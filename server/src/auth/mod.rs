@@ -270,7 +270,12 @@ impl Authority {
     ///
     /// # Errors
     /// It is not known here, or the secret is another.
-    pub fn check_invitation(&self, id: &TokenId, secret: &str) -> Result<InvitationRecord, Error> {
+    pub async fn check_invitation(&self, id: &TokenId, secret: &str) -> Result<InvitationRecord, Error> {
+        if !self.inner.store.state().invitations.contains_key(id) {
+            // It may have been made a moment ago, on another machine.
+            let caught_up = self.inner.store.consensus().linearize().await;
+            tracing::debug!(?caught_up, "an invitation is not known here yet");
+        }
         let state = self.inner.store.state();
         let record = state.invitations.get(id).ok_or(Error::InvitationInvalid)?;
         // Hashes of 256 random bits: the time that the comparison takes tells nothing of use.
@@ -294,7 +299,7 @@ impl Authority {
         let thumbprint = proof::thumbprint(key)?;
         let (id, secret) = invitation.split_once('.').ok_or(Error::InvitationInvalid)?;
         let id = TokenId(id.to_owned());
-        let record = self.check_invitation(&id, secret)?;
+        let record = self.check_invitation(&id, secret).await?;
         // A machine's is not for a browser.
         if record.grant.scope == Scope::Machine {
             return Err(Error::InvitationInvalid);

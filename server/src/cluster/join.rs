@@ -98,7 +98,7 @@ pub async fn answer_join(member: Member<'_>, public_key: &str, request: &[u8]) -
     let request = read(request, &cluster, now)?;
     let id = node_id_of(public_key)?;
     let invitation =
-        member.authority.check_invitation(&request.invitation, &request.secret).map_err(|_| foreign(&cluster))?;
+        member.authority.check_invitation(&request.invitation, &request.secret).await.map_err(|_| foreign(&cluster))?;
     // The answer to a machine that was admitted may have been lost on the way: whoever has the same key and the same secret is the same.
     let admitted = state.machines.get(&id).is_some_and(|machine| {
         machine.joined_at.is_some()

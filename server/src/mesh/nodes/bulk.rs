@@ -1,7 +1,10 @@
 //! The bulk links to another node: made when a stream is wanted, closed when there has been none for a while.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -85,6 +88,8 @@ pub(super) struct BulkLink {
     boot: String,
     opened: Arc<Semaphore>,
     accepted: Arc<Semaphore>,
+    /// No new streams.
+    retired: AtomicBool,
     closed: CancellationToken,
 }
 
@@ -120,6 +125,13 @@ impl Bulk {
         }
     }
 
+    /// Opens further streams on another link: on these, what was lost is sent again late. Streams that are open go on.
+    pub(super) fn retire(&self) {
+        for link in self.links().iter() {
+            link.retired.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn links(&self) -> MutexGuard<'_, Vec<Arc<BulkLink>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -148,6 +160,7 @@ impl Bulk {
             boot,
             opened: Arc::new(Semaphore::new(STREAMS_MAX)),
             accepted: Arc::new(Semaphore::new(ACCEPTED_MAX)),
+            retired: AtomicBool::new(false),
             closed: CancellationToken::new(),
         });
         self.links().push(Arc::clone(&link));
@@ -164,7 +177,9 @@ impl Bulk {
 
 impl BulkLink {
     fn works(&self) -> bool {
-        !self.closed.is_cancelled() && *self.link.state().borrow() == LinkState::Connected
+        !self.closed.is_cancelled()
+            && !self.retired.load(Ordering::Relaxed)
+            && *self.link.state().borrow() == LinkState::Connected
     }
 
     /// Not to be used for another stream.
@@ -222,7 +237,7 @@ impl BulkLink {
             looks.tick().await;
             if self.opened.available_permits() < STREAMS_MAX || self.accepted.available_permits() < ACCEPTED_MAX {
                 used_at = Instant::now();
-            } else if used_at.elapsed() >= IDLE {
+            } else if used_at.elapsed() >= IDLE || self.retired.load(Ordering::Relaxed) {
                 return;
             }
         }

@@ -235,7 +235,7 @@ impl Control {
                     Some(error) => error.message,
                     None => "the other node ended the link".to_owned(),
                 },
-                () = control.watch(&lanes.probes, &bulk) => "nothing was heard of it any more".to_owned(),
+                why = control.watch(&lanes.probes, &bulk) => why.to_owned(),
                 _ = lost => "the connection was lost".to_owned(),
                 () = control.ending.cancelled() => {
                     let farewell = lock(&control.farewell).take();
@@ -256,8 +256,8 @@ impl Control {
         });
     }
 
-    /// Sends probes and answers them; returns when the other side has been silent for too long.
-    async fn watch(&self, probes: &MeshChannel, bulk: &Bulk) {
+    /// Sends probes and answers them; returns when the other side has been silent for too long, and says so.
+    async fn watch(&self, probes: &MeshChannel, bulk: &Bulk) -> &'static str {
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut silence, mut look) = (Silence::default(), 0_u32);
@@ -265,7 +265,11 @@ impl Control {
         loop {
             tokio::select! {
                 message = probes.recv() => {
-                    let Some(mut message) = message else { return };
+                    let Some(mut message) = message else { return "the connection was lost" };
+                    if silence.ends_gap() {
+                        bulk.retire();
+                        return "nothing was heard of it for a second, and what was sent meanwhile is lost";
+                    }
                     self.heard.now();
                     let (Ok(kind), Ok(number)) = (message.try_get_u8(), message.try_get_u32()) else { continue };
                     match kind {
@@ -276,7 +280,7 @@ impl Control {
                 }
                 _ = looks.tick() => {
                     if silence.look(&self.heard) {
-                        return;
+                        return "nothing was heard of it any more";
                     }
                     if look.is_multiple_of(LOOKS_PER_PROBE) {
                         let (now, own, bulk) = (Instant::now(), self.link.traffic(), bulk.traffic());

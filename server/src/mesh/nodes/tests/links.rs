@@ -71,6 +71,22 @@ async fn a_link_that_falls_silent_is_given_up_soon_and_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_is_made_again_after_a_gap_in_which_it_was_not_given_up() {
+    let [one, other] = linked::<2>().await;
+    let since = one.link(&other).since;
+    let mute = |muted| [&one, &other].map(|node| node.port.mute(muted));
+    // Lost, and to be sent again after 1 s and 3 s: on this link everything else would wait for it.
+    mute(true);
+    let late = tokio::spawn(one.mesh.call(&other.id(), Method::Report, "late".into(), PATIENCE));
+    let gap = std::time::Instant::now() + Duration::from_millis(1_250);
+    wait_for("the gap", || std::time::Instant::now() > gap).await;
+    mute(false);
+    wait_for("another link", || one.sees(&other) && other.sees(&one) && one.link(&other).since != since).await;
+    assert_eq!(one.call(&other, Method::Report, "soon").await.unwrap(), "soon");
+    assert!(late.await.unwrap().is_err(), "what was under way went down with its link");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_that_reach_each_other_nowhere_go_through_a_relay() {
     let relay = flotilla_relay::RelayConfig::new(
         "127.0.0.1:0".parse().unwrap(),
