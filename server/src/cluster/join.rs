@@ -91,14 +91,15 @@ impl fmt::Debug for Member<'_> {
 /// One sentence for the person at that machine.
 pub async fn answer_join(member: Member<'_>, public_key: &str, request: &[u8]) -> Result<Bytes, ApiError> {
     let now = clock::now();
-    let state = member.store.state();
-    let cluster = state.cluster.clone().ok_or_else(|| {
+    let cluster = member.store.state().cluster.clone().ok_or_else(|| {
         ApiError::new(ErrorCode::ServiceUnavailable, "this machine is joining itself; ask another, or wait")
     })?;
     let request = read(request, &cluster, now)?;
     let id = node_id_of(public_key)?;
     let invitation =
         member.authority.check_invitation(&request.invitation, &request.secret).await.map_err(|_| foreign(&cluster))?;
+    // That may have waited for the log.
+    let state = member.store.state();
     // The answer to a machine that was admitted may have been lost on the way: whoever has the same key and the same secret is the same.
     let admitted = state.machines.get(&id).is_some_and(|machine| {
         machine.joined_at.is_some()
