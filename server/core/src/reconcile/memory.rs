@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Action, BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Container, Health, Incarnation, PROPOSAL_PATIENCE_MS, RECOVERED_AFTER_MS,
-    Status,
+    Status, ran_ms,
 };
 use crate::{command::CommandV1, state::State};
 
@@ -283,7 +283,7 @@ impl Attempts {
             Status::Running { since, health } => {
                 self.started = true;
                 self.unhealthy = None;
-                if *health != Health::Starting && now.since(*since) >= RECOVERED_AFTER_MS {
+                if *health != Health::Starting && ran_ms(*since, now) >= RECOVERED_AFTER_MS {
                     self.failures = 0;
                     self.faults = 0;
                 }

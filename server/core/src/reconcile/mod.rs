@@ -167,10 +167,19 @@ impl Container {
     pub(crate) fn is_ready(&self, now: UnixMillis) -> bool {
         match self.status {
             Status::Running { health: Health::Healthy, .. } => true,
-            Status::Running { health: Health::None, since } => now.since(since) >= READY_AFTER_MS,
+            Status::Running { health: Health::None, since } => ran_ms(since, now) >= READY_AFTER_MS,
             _ => false,
         }
     }
+}
+
+/// How long a container counts as having run whose start lies in the future. Milliseconds.
+const RAN_LONG_MS: u64 = 3_600_000;
+
+/// How long a container has run that was started at `since`, by its machine's clock at `at`. Milliseconds. That clock may have been set
+/// back, even to before the start: waiting until it is there again would hold up every move for as long.
+pub(crate) fn ran_ms(since: UnixMillis, at: UnixMillis) -> u64 {
+    if since > at { RAN_LONG_MS } else { at.since(since) }
 }
 
 /// What makes a container the right one; a container of another incarnation is replaced.
@@ -360,5 +369,17 @@ impl Round<'_> {
                 grace_ms: spec.map_or(GRACE_UNKNOWN_MS, |record| record.spec.stop_grace_ms),
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_back_holds_nothing_up() {
+        let (start, a_moment) = (UnixMillis(10_000_000), READY_AFTER_MS / 2);
+        assert_eq!(ran_ms(start, start.plus(a_moment)), a_moment);
+        assert!(ran_ms(start, UnixMillis(start.0 - 1)) >= READY_AFTER_MS);
     }
 }

@@ -9,6 +9,7 @@ use super::{
     Action, CONFIRMED_AFTER_MS, Container, Health, READY_AFTER_MS, RECOVERED_AFTER_MS, ROLLBACK_AFTER, Round, Status,
     UNHEALTHY_PATIENCE_MS,
     memory::{Chore, Owner, backoff},
+    ran_ms,
 };
 use crate::{
     command::CommandV1,
@@ -159,7 +160,7 @@ impl Round<'_> {
         let unhealthy = attempts.unhealthy.as_ref().map(|(_, since)| *since);
         let patience = UNHEALTHY_PATIENCE_MS.max(backoff(attempts.failures + 1));
         for after in [READY_AFTER_MS, CONFIRMED_AFTER_MS] {
-            if health == Health::None && self.now.since(since) < after {
+            if health == Health::None && ran_ms(since, self.now) < after {
                 self.wake_at(since.plus(after));
             }
         }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     command::CommandV1,
-    reconcile::{Attempts, CONFIRMED_AFTER_MS, Container, Health, READY_AFTER_MS, ROLLBACK_AFTER, Status},
+    reconcile::{Attempts, CONFIRMED_AFTER_MS, Container, Health, READY_AFTER_MS, ROLLBACK_AFTER, Status, ran_ms},
     state::{Phase, Placement, Service},
 };
 
@@ -172,7 +172,7 @@ fn of_container(service: &Service, container: &Container, at: UnixMillis) -> Pro
             // With a health check its word is enough, unless somebody wants to watch for longer.
             let checked = if health == Health::Healthy { 0 } else { CONFIRMED_AFTER_MS };
             let needed = spec.update.monitor_ms.unwrap_or(checked);
-            let ran = at.since(since);
+            let ran = ran_ms(since, at);
             match needed.checked_sub(ran) {
                 None | Some(0) => Progress::Well { for_ms: ran - needed },
                 Some(in_ms) => Progress::Soon { in_ms },
@@ -255,7 +255,7 @@ impl Wake {
             if let Some(shown) = shown
                 && let Status::Running { health: Health::None, since } = shown.container.status
             {
-                self.after(draft.input.now, READY_AFTER_MS.saturating_sub(shown.at.since(since)));
+                self.after(draft.input.now, READY_AFTER_MS.saturating_sub(ran_ms(since, shown.at)));
             }
         }
     }

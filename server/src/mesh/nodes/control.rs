@@ -15,7 +15,7 @@ use super::{
     bulk::Bulk,
     dial::Manner,
     figures::{Figures, Read},
-    pulse::{Heard, LOOK_EVERY, Silence},
+    pulse::{GAP_AGE_MIN, Heard, LOOK_EVERY, Silence},
     rpc::{self, Answers, Rpc},
 };
 use crate::{
@@ -260,13 +260,13 @@ impl Control {
     async fn watch(&self, probes: &MeshChannel, bulk: &Bulk) -> &'static str {
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut silence, mut look) = (Silence::default(), 0_u32);
+        let (mut silence, mut look, up_at) = (Silence::default(), 0_u32, Instant::now());
         self.heard.now();
         loop {
             tokio::select! {
                 message = probes.recv() => {
                     let Some(mut message) = message else { return "the connection was lost" };
-                    if silence.ends_gap() {
+                    if silence.ends_gap() && up_at.elapsed() >= GAP_AGE_MIN {
                         bulk.retire();
                         return "nothing was heard of it for a second, and what was sent meanwhile is lost";
                     }

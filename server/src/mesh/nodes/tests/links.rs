@@ -74,6 +74,7 @@ async fn a_link_that_falls_silent_is_given_up_soon_and_made_again() {
 async fn a_link_is_made_again_after_a_gap_in_which_it_was_not_given_up() {
     let [one, other] = linked::<2>().await;
     let since = one.link(&other).since;
+    wait_for("the link to be old enough", || clock::now().since(since) > 11_000).await;
     let mute = |muted| [&one, &other].map(|node| node.port.mute(muted));
     // Lost, and to be sent again after 1 s and 3 s: on this link everything else would wait for it.
     mute(true);
