@@ -77,13 +77,13 @@ pub enum Verb {
     Init(Init),
     /// Run this machine's node
     #[command(
-        after_help = "Examples:\n  flotilla up\n  flotilla up --init home --listen 127.0.0.1:7070\n  flotilla up --join flotilla-join-1.…"
+        after_help = "Examples:\n  flotilla up\n  flotilla up --init home --listen 127.0.0.1:7070\n  flotilla up --join fj1.…"
     )]
     Up(Up),
     /// Make this machine a member of a cluster
     #[command(after_help = "\
 Examples:
-  flotilla join flotilla-join-1.…            then `flotilla up`
+  flotilla join fj1.…            then `flotilla up`
   flotilla join TOKEN --name attic --listen 0.0.0.0:7070
 
 The token comes from `flotilla token create --scope machine` on a machine of the cluster, and works once. Give the same

@@ -74,6 +74,12 @@ async fn become_member(token: JoinToken, name: Option<MachineName>, config: &Con
 
 pub(super) async fn up(args: Up, output: Output) -> Result<(), Failure> {
     let config = load(&args.flags)?;
+    let token = token_to_join_with(args.join, &config)?;
+    if args.init.is_some() && token.is_some() {
+        return Err(Failure::Usage(
+            "`--init` makes a cluster, and `join` in the settings joins one; leave one of them out".to_owned(),
+        ));
+    }
     node::start_log(&config.log);
     if let Some(name) = &args.init
         && !is_initialised(&config.data_dir)
@@ -86,9 +92,7 @@ pub(super) async fn up(args: Up, output: Output) -> Result<(), Failure> {
         }
         output.note(&format!("Made the cluster `{name}`. Open {}", output.link(&made.invitation_url)));
     }
-    if let Some(token) = args.join.map_or_else(|| configured_token(&config), |token| Ok(Some(token)))?
-        && !is_initialised(&config.data_dir)
-    {
+    if let Some(token) = token {
         let joined = become_member(token, None, &config).await?;
         output.note(&format!("This machine is `{}` of the cluster `{}` now.", joined.name, joined.cluster.name));
     }
@@ -102,11 +106,16 @@ pub(super) async fn up(args: Up, output: Output) -> Result<(), Failure> {
     ended.map_err(|error| Failure::Other(error.to_string()))
 }
 
-/// The join token of the settings. One that is of no use any more is not looked at.
-fn configured_token(config: &Config) -> Result<Option<JoinToken>, Failure> {
-    let token = config.join.as_ref().filter(|_| !is_initialised(&config.data_dir));
+/// The token that was given, or that of the settings. One that is of no use any more is not looked at.
+fn token_to_join_with(given: Option<JoinToken>, config: &Config) -> Result<Option<JoinToken>, Failure> {
+    if is_initialised(&config.data_dir) {
+        return Ok(None);
+    }
+    if given.is_some() {
+        return Ok(given);
+    }
     let wrong = |error| Failure::Usage(format!("`join` in the settings: {error}"));
-    token.map(|token| token.parse().map_err(wrong)).transpose()
+    config.join.as_ref().map(|token| token.parse().map_err(wrong)).transpose()
 }
 
 /// Resolves with a signal to stop, or when the program at the other end of the standard input is gone.
@@ -207,11 +216,12 @@ mod tests {
             join: Some(token.to_owned()),
             ..Config::default()
         };
-        let error = configured_token(&config("nonsense")).unwrap_err().to_string();
+        let configured = |config: &Config| token_to_join_with(None, config);
+        let error = configured(&config("nonsense")).unwrap_err().to_string();
         assert!(error.starts_with("`join` in the settings: "), "{error}");
-        assert!(configured_token(&Config { join: None, ..config("") }).unwrap().is_none());
+        assert!(configured(&Config { join: None, ..config("") }).unwrap().is_none());
         std::fs::write(directory.path().join("joined.json"), "{}").unwrap();
-        assert!(configured_token(&config("nonsense")).unwrap().is_none());
+        assert!(configured(&config("nonsense")).unwrap().is_none());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use flotilla_core::{
 };
 
 use super::{App, members::Quorum, sight::Moment};
-use crate::metrics::{ClusterReading, MachineReading};
+use crate::metrics::MachineReading;
 
 /// A machine sends a report every few seconds, so that one this old means that several were lost. Milliseconds.
 const SUSPECT_AFTER_MS: u64 = 10_000;
@@ -50,7 +50,7 @@ pub(super) async fn detail(app: &App, id: &NodeId) -> Option<MachineDetail> {
 }
 
 /// For figures.
-pub(super) fn reading(app: &App) -> ClusterReading {
+pub(super) fn reading(app: &App) -> Vec<MachineReading> {
     let look = Look::at(app);
     let links = app.members.links();
     let machines = look.moment.state.machines.iter().map(|(id, machine)| MachineReading {
@@ -60,7 +60,7 @@ pub(super) fn reading(app: &App) -> ClusterReading {
         report_age_seconds: look.moment.report(id).map(|(at, _)| look.moment.now.since(at) as f64 / 1000.0),
         link: links.iter().find(|link| link.peer == *id).cloned(),
     });
-    ClusterReading { machines: machines.collect() }
+    machines.collect()
 }
 
 impl Look {

@@ -132,11 +132,16 @@ fn to_dashboard(app: &App, request: &Request) -> Response {
 
 /// What the answer itself did not say: assets bring their own policy.
 fn finish(app: &App, traffic: Traffic, response: &mut Response) {
-    const NOTHING_LOADS: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
     let headers = response.headers_mut();
     if traffic == Traffic::Api {
         headers.insert(APPLIED_INDEX, HeaderValue::from(app.store.state().applied));
     }
+    guard(traffic, headers);
+}
+
+/// Headers of an answer that did not say otherwise.
+pub(super) fn guard(traffic: Traffic, headers: &mut HeaderMap) {
+    const NOTHING_LOADS: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
     if traffic != Traffic::Bootstrap {
         default(headers, header::CONTENT_SECURITY_POLICY, NOTHING_LOADS);
         default(headers, header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

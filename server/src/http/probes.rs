@@ -41,7 +41,7 @@ async fn ready(State(app): State<Arc<App>>) -> Answer<&'static str> {
 async fn metrics(State(app): State<Arc<App>>, LocalOrAdmin: LocalOrAdmin) -> Answer<Response> {
     let (services, instances) = condition::states(&app);
     let reading =
-        Reading { state_index: app.store.state().applied, services, instances, cluster: fleet::reading(&app) };
+        Reading { state_index: app.store.state().applied, services, instances, machines: fleet::reading(&app) };
     let text = app
         .metrics
         .encode(&reading)

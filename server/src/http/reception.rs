@@ -11,12 +11,11 @@ use axum::{
     extract::Request,
     response::{IntoResponse, Response},
 };
-use flotilla_api::ErrorCode;
-use http::{HeaderValue, Method, header};
+use http::{HeaderValue, Method, StatusCode, header};
 
 use super::{
     App,
-    answer::Failure,
+    answer::Json,
     attempts::Attempts,
     gate, mesh,
     meter::{self, Meter},
@@ -26,6 +25,7 @@ use crate::{
     config::{Config, Limits},
     mesh::nodes::{NodeMesh, SIGNAL_PATH},
     metrics::{Metrics, Traffic},
+    peers::starting,
 };
 
 /// Seconds after which a client may try again.
@@ -73,20 +73,23 @@ impl Reception {
             _ => Traffic::Refused,
         };
         meter.begin(traffic);
-        let response = match traffic {
+        let mut response = match traffic {
             Traffic::Signal => {
                 let answer = mesh::answer(&self.nodes, &self.attempts, peer.ip(), request);
                 routes::within(self.limits.request(), answer).await
             }
             Traffic::Probe => "ok\n".into_response(),
-            _ => starting(),
+            _ => refused(),
         };
+        gate::guard(traffic, response.headers_mut());
         self.metrics.request(traffic, response.status().as_u16(), begun.elapsed().as_secs_f64());
         response.map(|body| meter::until_sent(body, meter))
     }
 }
 
-fn starting() -> Response {
-    let failure = Failure::new(ErrorCode::ServiceUnavailable, "this machine is just starting; try again in a moment");
-    ([(header::RETRY_AFTER, RETRY_AFTER)], failure).into_response()
+/// Whoever waits for this node asks many times: no line in the log for each.
+fn refused() -> Response {
+    let error = starting();
+    let status = StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    (status, [(header::RETRY_AFTER, RETRY_AFTER)], Json(&error)).into_response()
 }

@@ -28,11 +28,6 @@ struct ToMachine {
 }
 
 /// Read when somebody asks.
-#[derive(Clone, Debug, Default)]
-pub struct ClusterReading {
-    pub machines: Vec<MachineReading>,
-}
-
 #[derive(Clone, Debug)]
 pub struct MachineReading {
     pub name: String,
@@ -79,9 +74,9 @@ impl ClusterFigures {
         );
     }
 
-    pub(super) fn set(&self, reading: &ClusterReading) {
+    pub(super) fn set(&self, machines: &[MachineReading]) {
         for state in MachineState::ALL {
-            let count = reading.machines.iter().filter(|machine| machine.state == *state).count();
+            let count = machines.iter().filter(|machine| machine.state == *state).count();
             self.machines
                 .get_or_create(&InState { state: state.as_str() })
                 .set(i64::try_from(count).unwrap_or(i64::MAX));
@@ -92,7 +87,7 @@ impl ClusterFigures {
         self.links.clear();
         self.round_trip.clear();
         self.loss.clear();
-        for machine in &reading.machines {
+        for machine in machines {
             let name = OfMachine { machine: machine.name.clone() };
             self.placements.get_or_create(&name).set(i64::from(machine.instances));
             if let Some(age) = machine.report_age_seconds {

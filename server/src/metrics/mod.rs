@@ -20,7 +20,7 @@ use prometheus_client::{
 };
 
 use cluster::ClusterFigures;
-pub use cluster::{ClusterReading, MachineReading};
+pub use cluster::MachineReading;
 
 /// What a request on the listener was for. No class holds bytes of a service: those go over data channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,7 +122,7 @@ pub struct Reading {
     pub state_index: u64,
     pub services: Vec<ServiceState>,
     pub instances: Vec<ServiceState>,
-    pub cluster: ClusterReading,
+    pub machines: Vec<MachineReading>,
 }
 
 impl Default for Metrics {
@@ -228,7 +228,7 @@ impl Metrics {
                 family.get_or_create(&InState { state: state.as_str() }).set(i64::try_from(count).unwrap_or(i64::MAX));
             }
         }
-        self.cluster.set(&reading.cluster);
+        self.cluster.set(&reading.machines);
         if let Some(bytes) = resident_memory() {
             self.memory.set(bytes);
         }
@@ -265,28 +265,26 @@ mod tests {
                 state_index: 5,
                 services: vec![ServiceState::Running],
                 instances: vec![ServiceState::Starting],
-                cluster: ClusterReading {
-                    machines: vec![MachineReading {
-                        name: "atlas".to_owned(),
-                        state: MachineState::Suspect,
-                        instances: 2,
-                        report_age_seconds: Some(1.5),
-                        link: Some(LinkView {
-                            peer: NodeId("a".to_owned()),
-                            state: LinkState::Up,
-                            path: Some(LinkPath::Relayed),
-                            remote: None,
-                            rtt_ms: Some(12.5),
-                            jitter_ms: None,
-                            loss: Some(0.25),
-                            sent_per_second: 0,
-                            received_per_second: 0,
-                            since: UnixMillis(0),
-                            observed_at: UnixMillis(0),
-                            problem: None,
-                        }),
-                    }],
-                },
+                machines: vec![MachineReading {
+                    name: "atlas".to_owned(),
+                    state: MachineState::Suspect,
+                    instances: 2,
+                    report_age_seconds: Some(1.5),
+                    link: Some(LinkView {
+                        peer: NodeId("a".to_owned()),
+                        state: LinkState::Up,
+                        path: Some(LinkPath::Relayed),
+                        remote: None,
+                        rtt_ms: Some(12.5),
+                        jitter_ms: None,
+                        loss: Some(0.25),
+                        sent_per_second: 0,
+                        received_per_second: 0,
+                        since: UnixMillis(0),
+                        observed_at: UnixMillis(0),
+                        problem: None,
+                    }),
+                }],
             })
             .unwrap();
         for line in [

@@ -119,25 +119,39 @@ pub(crate) async fn start_with(config: Config, limits: store::Limits) -> Result<
     let (attempts, metrics, stop) = (Arc::default(), Metrics::new(), CancellationToken::new());
     let reception = Reception::new(&config, nodes.clone(), Arc::clone(&attempts), metrics.clone());
     let listening = tokio::spawn(listener.serve(reception.clone(), stop.clone()));
-    let begun = Begun { site, port, nodes: nodes.clone(), attempts, metrics, stop: stop.clone() };
-    let failed = match open_store(&directory, &identity, limits, &nodes).await {
-        Ok((store, peering)) => match assemble(config, &directory, &identity, begun, (store.clone(), peering)) {
-            Ok(assembled) => {
-                let mut node = assembled.begin(&reception, &identity, directory, address).await;
-                node.tasks.push(("the listener", listening));
-                return Ok(node);
-            }
-            Err(error) => {
-                nodes.stop().await;
-                store.close().await;
-                error
-            }
-        },
-        Err(error) => error,
-    };
-    stop.cancel();
-    let _ = listening.await;
-    Err(failed)
+    let begun = Begun { site, port, nodes, attempts, metrics, stop: stop.clone() };
+    match put_together(config, directory, &identity, limits, begun, &reception).await {
+        Ok(mut node) => {
+            node.tasks.push(("the listener", listening));
+            Ok(node)
+        }
+        Err(error) => {
+            stop.cancel();
+            let _ = listening.await;
+            Err(error)
+        }
+    }
+}
+
+/// All but the listener, which serves already.
+async fn put_together(
+    config: Config,
+    directory: DataDir,
+    identity: &Identity,
+    limits: store::Limits,
+    begun: Begun,
+    reception: &Reception,
+) -> Result<Node, Error> {
+    let (nodes, (address, _)) = (begun.nodes.clone(), begun.site);
+    let (store, peering) = open_store(&directory, identity, limits, &nodes).await?;
+    match assemble(config, &directory, identity, begun, (store.clone(), peering)) {
+        Ok(assembled) => Ok(assembled.begin(reception, identity, directory, address).await),
+        Err(error) => {
+            nodes.stop().await;
+            store.close().await;
+            Err(error)
+        }
+    }
 }
 
 /// The state log, in agreement with the other nodes.

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
-use flotilla_api::{ApiError, ErrorCode, NodeId};
+use flotilla_api::{ApiError, NodeId};
 use futures::future::BoxFuture;
 use tokio::{
     sync::{SetOnce, watch},
@@ -20,7 +20,7 @@ use crate::{
     consensus::Consensus,
     engine::{self, Engine},
     http::{self, App},
-    peers::{Handler, Method, Stream},
+    peers::{Handler, Method, Stream, starting},
     route::{self, Router},
     store::Store,
 };
@@ -74,10 +74,6 @@ impl Peering {
             tracing::error!("the node was put together twice");
         }
     }
-}
-
-fn starting() -> ApiError {
-    ApiError::new(ErrorCode::ServiceUnavailable, "this machine is just starting; try again in a moment")
 }
 
 /// [`Handler`] of the node; a handle, as answers outlive the call.

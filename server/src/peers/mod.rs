@@ -100,6 +100,11 @@ pub trait Peers: Send + Sync + fmt::Debug + 'static {
     fn links(&self) -> Vec<LinkView>;
 }
 
+/// What a node says until it is put together.
+pub fn starting() -> ApiError {
+    ApiError::new(ErrorCode::ServiceUnavailable, "this machine is just starting; try again in a moment")
+}
+
 /// Answers other nodes. Who asks is proven: it is the node whose key the state (or the invitation) names.
 pub trait Handler: Send + Sync + 'static {
     fn call(&self, from: NodeId, method: Method, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>>;

@@ -35,7 +35,7 @@ async fn a_node_that_starts_answers_other_nodes_and_tells_everybody_else_to_wait
     };
 
     assert_eq!(code(ask(Method::POST, SIGNAL_PATH).body("{}")).await, ErrorCode::SignalInvalid);
-    assert!(failed(&nodes.id().0).await.contains("the node starts"), "{}", failed(&nodes.id().0).await);
+    assert!(failed(&nodes.id().0).await.contains("this machine is just starting"), "{}", failed(&nodes.id().0).await);
     assert_eq!(ask(Method::GET, "/healthz").send().await.unwrap().status(), StatusCode::OK);
     for path in ["/readyz", "/api/v1/services", "/", SIGNAL_PATH] {
         let answer = ask(Method::GET, path).send().await.unwrap();
@@ -46,7 +46,7 @@ async fn a_node_that_starts_answers_other_nodes_and_tells_everybody_else_to_wait
     let doorkeeper = Arc::new(Doorkeeper::default());
     nodes.start(app.store.watch(), doorkeeper.clone());
     let node = nodes.id().0.clone();
-    assert!(failed(&node).await.contains("the node starts"));
+    assert!(failed(&node).await.contains("this machine is just starting"));
     doorkeeper.open.store(true, Ordering::SeqCst);
     Box::pin(contact(&config(2), &[address.to_string()], &node)).await.unwrap().close().await;
     reception.open(app);

@@ -26,7 +26,7 @@ use crate::{
         Error,
         link::{Link, Peer as End},
     },
-    peers::{CallError, Handler, Method},
+    peers::{CallError, Handler, Method, starting},
 };
 
 /// Strangers that are answered at one time. Each has sockets and a handshake, and anybody on the network may be one.
@@ -175,7 +175,7 @@ pub(super) async fn answer(
     nonce: &str,
     offer: &Offer,
 ) -> Result<Vec<u8>, ApiError> {
-    let run = shared.run.get().filter(|run| run.handler.takes_strangers()).ok_or_else(super::starting)?;
+    let run = shared.run.get().filter(|run| run.handler.takes_strangers()).ok_or_else(starting)?;
     let place = Arc::clone(&shared.strangers).try_acquire_owned().map_err(|_| {
         ApiError::new(ErrorCode::RateLimited, "other machines are joining just now; try again in a minute")
     })?;

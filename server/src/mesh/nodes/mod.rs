@@ -51,7 +51,7 @@ use super::{
 };
 use crate::{
     clock,
-    peers::{CallError, Handler, Method, Peers, Stream},
+    peers::{CallError, Handler, Method, Peers, Stream, starting},
 };
 use bulk::{LABEL_MAX, Taker};
 use control::{CONNECTING, Control, Hello, PROTOCOL};
@@ -449,10 +449,6 @@ impl Answers for MemberAnswers {
             _ => async move { Err(unknown_method(method)) }.boxed(),
         }
     }
-}
-
-fn starting() -> ApiError {
-    ApiError::new(ErrorCode::ServiceUnavailable, "the node starts; try again")
 }
 
 fn unknown_method(method: u8) -> ApiError {
