@@ -1,4 +1,4 @@
-//! The same requests over plain HTTP to the container, from this process: what no tunnel can reach.
+//! The same requests over plain HTTP to the container: from the same browser, and from this process, which no browser can reach.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,16 @@ use tokio::process::Command;
 
 use crate::{REQUESTS, Settings, median, megabytes_per_second, report::Report};
 
-pub(crate) async fn measure(cluster: &Cluster, settings: &Settings, report: &mut Report) -> Result<()> {
+/// Where the container answers on this machine, as `http://172.17.0.2:8080`.
+pub(crate) async fn address(cluster: &Cluster) -> Result<String> {
     let container = cluster.containers().await?.pop().context("one container")?;
     let mut docker = Command::new("docker");
     docker.args(["inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", &container]);
     let address = run(&mut docker, Duration::from_secs(10)).await?.trim().to_owned();
-    let base = format!("http://{address}:8080");
+    Ok(format!("http://{address}:8080"))
+}
+
+pub(crate) async fn measure(base: &str, settings: &Settings, report: &mut Report) -> Result<()> {
     let http = reqwest::Client::builder().no_proxy().build()?;
 
     let mut times = Vec::new();

@@ -12,10 +12,8 @@ use flotilla_tests::browser::Browser;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::REQUESTS;
+use crate::{MESSAGE, REQUESTS};
 
-/// As the tunnel's own frames.
-const MESSAGE: usize = 64 * 1024;
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 
 /// What the page asks the peer for: the first byte of a message.
