@@ -15,6 +15,8 @@ use crate::{faults::Fault, invariants, world::World};
 /// How long faults come and go, and how long a healed cluster has to be well again. Milliseconds.
 const SUFFERS_MS: u64 = 60_000;
 const RECOVERS_MS: u64 = 90_000;
+/// How long one move may take. Milliseconds.
+const MOVES_MS: u64 = 15_000;
 
 const SERVICES: &str = "\
 services:
@@ -161,6 +163,11 @@ pub(crate) fn random(seed: u64) {
     let (stack, wanted) = services(SERVICES);
     world.propose(0, CommandV1::Deploy { stack, services: wanted });
     run_for(&mut world, RECOVERS_MS);
+    // A machine that came back is given something after a quiet time, so that a move may be under way at any moment.
+    let end = world.now + MOVES_MS;
+    while world.moves() && world.now < end {
+        run_for(&mut world, 100);
+    }
     invariants::converges::check(&world);
     if keep_history {
         println_history(&world);

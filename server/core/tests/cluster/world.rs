@@ -14,6 +14,7 @@ use flotilla_core::{
     node::{Leader, Members, Outcome},
     reconcile::Action,
     report::Report,
+    state::Phase,
 };
 
 use crate::{chance::Chance, engine::Engine, log::Log, node::Node};
@@ -561,6 +562,12 @@ impl World {
 
     pub(crate) fn engine(&self, number: usize) -> &Engine {
         &self.nodes[number].engine
+    }
+
+    /// Is an instance on its way from one machine to another?
+    pub(crate) fn moves(&self) -> bool {
+        let state = self.log.newest();
+        state.services.values().flat_map(|service| &service.placements).any(|it| it.phase != Phase::Active)
     }
 
     pub(crate) fn told(&self) -> String {
