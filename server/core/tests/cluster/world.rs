@@ -564,10 +564,16 @@ impl World {
         &self.nodes[number].engine
     }
 
-    /// Is an instance on its way from one machine to another?
+    /// Is an instance on its way from one machine to another, or its former container still to be removed?
     pub(crate) fn moves(&self) -> bool {
         let state = self.log.newest();
-        state.services.values().flat_map(|service| &service.placements).any(|it| it.phase != Phase::Active)
+        let mut placements = state.services.values().flat_map(|service| &service.placements);
+        placements.any(|placement| placement.phase != Phase::Active)
+            || self
+                .nodes
+                .iter()
+                .flat_map(|node| node.engine.containers.values())
+                .any(|real| state.placement(real.container.epoch).is_none())
     }
 
     pub(crate) fn told(&self) -> String {
