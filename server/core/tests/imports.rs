@@ -10,7 +10,8 @@ use std::{
 const OURS: &[(&str, &str, &[&str])] = &[
     ("server/api", "flotilla-api", &[]),
     ("server/core", "flotilla-core", &["flotilla-api"]),
-    ("server", "flotilla", &["flotilla-api", "flotilla-core", "flotilla-relay"]),
+    ("server/data", "flotilla-data", &[]),
+    ("server", "flotilla", &["flotilla-api", "flotilla-core", "flotilla-data", "flotilla-relay"]),
     ("web", "flotilla-web", &["flotilla-api"]),
     ("turn-relay", "flotilla-relay", &["flotilla-api"]),
     ("server/patches/base2histogram", "base2histogram", &[]),

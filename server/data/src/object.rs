@@ -1,0 +1,97 @@
+//! How an object's bytes are laid down: compressed where that helps.
+
+use crate::Hash;
+
+/// Bytes of one object, uncompressed. Larger than any chunk; what claims more is damaged or forged.
+pub(crate) const OBJECT_MAX: usize = 1024 * 1024;
+
+/// Fast enough not to be noticed beside hashing, and most of what more effort would save.
+const LEVEL: i32 = 1;
+
+/// The first byte of what is laid down.
+const AS_IT_IS: u8 = 0;
+const ZSTD: u8 = 1;
+
+/// Why stored bytes are not the object that they are said to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Damaged {
+    #[error("it has no bytes")]
+    Empty,
+    #[error("it is laid down in a way ({0}) that this version does not know")]
+    Coding(u8),
+    #[error("it can't be decompressed")]
+    Compression,
+    #[error("its bytes have another hash")]
+    Hash,
+}
+
+/// The bytes to lay down for an object.
+pub(crate) fn encode(bytes: &[u8]) -> Vec<u8> {
+    let mut coded = vec![0; 1 + zstd::zstd_safe::compress_bound(bytes.len())];
+    coded[0] = ZSTD;
+    match zstd::bulk::compress_to_buffer(bytes, &mut coded[1..], LEVEL) {
+        // A sixteenth is the least that makes up for decompressing.
+        Ok(len) if len < bytes.len() - bytes.len() / 16 => {
+            coded.truncate(1 + len);
+            coded
+        }
+        _ => {
+            coded.clear();
+            coded.push(AS_IT_IS);
+            coded.extend_from_slice(bytes);
+            coded
+        }
+    }
+}
+
+/// The object of this name, from what was laid down.
+///
+/// # Errors
+/// [`Damaged`] where it is not that object.
+pub(crate) fn decode(coded: &[u8], name: &Hash) -> Result<Vec<u8>, Damaged> {
+    let (&coding, rest) = coded.split_first().ok_or(Damaged::Empty)?;
+    let bytes = match coding {
+        AS_IT_IS => rest.to_vec(),
+        ZSTD => {
+            let len = zstd::zstd_safe::get_frame_content_size(rest).ok().flatten().ok_or(Damaged::Compression)?;
+            let len = usize::try_from(len).ok().filter(|len| *len <= OBJECT_MAX).ok_or(Damaged::Compression)?;
+            zstd::bulk::decompress(rest, len).map_err(|_| Damaged::Compression)?
+        }
+        other => return Err(Damaged::Coding(other)),
+    };
+    if Hash::of(&bytes) == *name { Ok(bytes) } else { Err(Damaged::Hash) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_compresses_takes_less_room() {
+        assert!(encode(&[7; 10_000]).len() < 100);
+    }
+
+    proptest! {
+        #[test]
+        fn an_object_comes_back_as_it_was(bytes in proptest::collection::vec(0_u8..4, 0..5_000)) {
+            prop_assert_eq!(decode(&encode(&bytes), &Hash::of(&bytes)), Ok(bytes));
+        }
+
+        #[test]
+        fn a_bit_that_flips_is_noticed(bytes in proptest::collection::vec(any::<u8>(), 1..2_000), at in any::<prop::sample::Index>(), bit in 0_u32..8) {
+            let name = Hash::of(&bytes);
+            let mut coded = encode(&bytes);
+            let at = at.index(coded.len());
+            coded[at] ^= 1_u8 << bit;
+            // A bit of the framing may mean nothing; the bytes are never other ones.
+            prop_assert!(decode(&coded, &name).is_err() || decode(&coded, &name) == Ok(bytes));
+        }
+
+        #[test]
+        fn noise_is_no_object(noise in proptest::collection::vec(any::<u8>(), 0..2_000)) {
+            prop_assert!(decode(&noise, &Hash::of(b"something else")).is_err());
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Where each object is, which generations there are, and what was seen of files when they were read.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, News};
+use crate::Hash;
+
+const VERSION: u64 = 1;
+
+/// Bytes of the index that are held in memory. A node has 120 MB for everything.
+const CACHE: usize = 8 * 1024 * 1024;
+
+const ABOUT: TableDefinition<'_, &str, u64> = TableDefinition::new("about");
+/// By name: pack, offset and length.
+const OBJECTS: TableDefinition<'_, &[u8; Hash::LEN], (u64, u64, u32)> = TableDefinition::new("objects");
+/// How far each pack is known. Bytes.
+const PACKS: TableDefinition<'_, u64, u64> = TableDefinition::new("packs");
+/// By volume, epoch and sequence.
+const GENERATIONS: TableDefinition<'_, (&str, u64, u64), &[u8; Hash::LEN]> = TableDefinition::new("generations");
+/// By volume.
+const SIGHTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sights");
+/// By volume and [`Seen::key`].
+const SEEN: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> = TableDefinition::new("seen");
+
+/// Where an object's bytes are laid down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Location {
+    pub(super) pack: u64,
+    /// Bytes.
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) len: u32,
+}
+
+/// One state of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Generation {
+    /// Under which it was written.
+    pub epoch: u64,
+    /// Counts within the epoch.
+    pub sequence: u64,
+    /// Name of its [`crate::tree::Root`].
+    pub root: Hash,
+}
+
+/// Which tree what was seen of files belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sight {
+    pub root: Hash,
+}
+
+/// What tells a file that was changed from one that was not: no program can set back the time of an inode's last change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    pub inode: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Nanoseconds.
+    pub modified: i128,
+    /// Nanoseconds.
+    pub changed: i128,
+}
+
+impl Seen {
+    /// Under which what was seen of the file at a path is found.
+    pub fn key(path: &[u8]) -> [u8; 16] {
+        let mut key = [0; 16];
+        key.copy_from_slice(&Hash::of(path).as_bytes()[..16]);
+        key
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Index {
+    database: Database,
+}
+
+impl Index {
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        let database = Database::builder().set_cache_size(CACHE).create(path).map_err(broken)?;
+        let index = Self { database };
+        index.begin()?;
+        Ok(index)
+    }
+
+    /// Makes the tables, so that none is missing when it is read.
+    fn begin(&self) -> Result<(), Error> {
+        let write = self.database.begin_write().map_err(broken)?;
+        {
+            let mut about = write.open_table(ABOUT).map_err(broken)?;
+            let version = about.get("version").map_err(broken)?.map(|version| version.value());
+            match version {
+                Some(version) if version > VERSION => return Err(Error::Newer { version }),
+                Some(_) => {}
+                None => {
+                    about.insert("version", VERSION).map_err(broken)?;
+                }
+            }
+            write.open_table(OBJECTS).map_err(broken)?;
+            write.open_table(PACKS).map_err(broken)?;
+            write.open_table(GENERATIONS).map_err(broken)?;
+            write.open_table(SIGHTS).map_err(broken)?;
+            write.open_table(SEEN).map_err(broken)?;
+        }
+        write.commit().map_err(broken)
+    }
+
+    pub(super) fn find(&self, name: &Hash) -> Result<Option<Location>, Error> {
+        let read = self.database.begin_read().map_err(broken)?;
+        let objects = read.open_table(OBJECTS).map_err(broken)?;
+        let found = objects.get(name.as_bytes()).map_err(broken)?;
+        Ok(found.map(|found| {
+            let (pack, offset, len) = found.value();
+            Location { pack, offset, len }
+        }))
+    }
+
+    pub(super) fn ends(&self) -> Result<BTreeMap<u64, u64>, Error> {
+        let read = self.database.begin_read().map_err(broken)?;
+        let packs = read.open_table(PACKS).map_err(broken)?;
+        let mut ends = BTreeMap::new();
+        for pack in packs.iter().map_err(broken)? {
+            let (number, end) = pack.map_err(broken)?;
+            ends.insert(number.value(), end.value());
+        }
+        Ok(ends)
+    }
+
+    pub(super) fn generations(&self, volume: &str) -> Result<Vec<Generation>, Error> {
+        let read = self.database.begin_read().map_err(broken)?;
+        let table = read.open_table(GENERATIONS).map_err(broken)?;
+        let mut generations = Vec::new();
+        for entry in table.range((volume, 0, 0)..=(volume, u64::MAX, u64::MAX)).map_err(broken)? {
+            let (key, root) = entry.map_err(broken)?;
+            let (_, epoch, sequence) = key.value();
+            generations.push(Generation { epoch, sequence, root: Hash::from(*root.value()) });
+        }
+        Ok(generations)
+    }
+
+    pub(super) fn sight(&self, volume: &str) -> Result<Option<Sight>, Error> {
+        let read = self.database.begin_read().map_err(broken)?;
+        let sights = read.open_table(SIGHTS).map_err(broken)?;
+        let sight = sights.get(volume).map_err(broken)?;
+        // What can't be read was not seen.
+        Ok(sight.and_then(|sight| postcard::from_bytes(sight.value()).ok()))
+    }
+
+    pub(super) fn seen(&self, volume: &str, key: [u8; 16]) -> Result<Option<Seen>, Error> {
+        let read = self.database.begin_read().map_err(broken)?;
+        let table = read.open_table(SEEN).map_err(broken)?;
+        let seen = table.get((volume, &key)).map_err(broken)?;
+        Ok(seen.and_then(|seen| postcard::from_bytes(seen.value()).ok()))
+    }
+
+    pub(super) fn commit(&self, fresh: &HashMap<Hash, Location>, news: &News) -> Result<(), Error> {
+        let write = self.database.begin_write().map_err(broken)?;
+        {
+            let mut objects = write.open_table(OBJECTS).map_err(broken)?;
+            let mut packs = write.open_table(PACKS).map_err(broken)?;
+            let mut ends = BTreeMap::new();
+            for (name, Location { pack, offset, len }) in fresh {
+                objects.insert(name.as_bytes(), (*pack, *offset, *len)).map_err(broken)?;
+                let end = ends.entry(*pack).or_insert(0);
+                *end = (*offset + u64::from(*len)).max(*end);
+            }
+            for (pack, end) in ends {
+                let known = packs.get(pack).map_err(broken)?.map_or(0, |known| known.value());
+                packs.insert(pack, end.max(known)).map_err(broken)?;
+            }
+            if let Some((volume, Generation { epoch, sequence, root })) = &news.generation {
+                let mut generations = write.open_table(GENERATIONS).map_err(broken)?;
+                generations.insert((volume.as_str(), *epoch, *sequence), root.as_bytes()).map_err(broken)?;
+            }
+            if let Some(new) = &news.sight {
+                let mut sights = write.open_table(SIGHTS).map_err(broken)?;
+                sights.insert(new.volume.as_str(), coded(&new.sight).as_slice()).map_err(broken)?;
+                let mut table = write.open_table(SEEN).map_err(broken)?;
+                for (key, seen) in &new.seen {
+                    match seen {
+                        Some(seen) => table.insert((new.volume.as_str(), key), coded(seen).as_slice()),
+                        None => table.remove((new.volume.as_str(), key)),
+                    }
+                    .map_err(broken)?;
+                }
+            }
+        }
+        write.commit().map_err(broken)
+    }
+}
+
+fn coded(value: &impl Serialize) -> Vec<u8> {
+    // Numbers and hashes always have such a form.
+    postcard::to_stdvec(value).unwrap_or_default()
+}
+
+fn broken(error: impl Into<redb::Error>) -> Error {
+    Error::Index(Box::new(error.into()))
+}

@@ -1,0 +1,36 @@
+//! Objects in memory, for tests that need no disk.
+
+use std::collections::HashMap;
+
+use super::{Error, Objects, Sink};
+use crate::Hash;
+
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    objects: HashMap<Hash, Vec<u8>>,
+}
+
+impl Memory {
+    /// Of all objects.
+    pub(crate) fn bytes(&self) -> usize {
+        self.objects.values().map(Vec::len).sum()
+    }
+
+    pub(crate) fn forget(&mut self, name: &Hash) {
+        self.objects.remove(name);
+    }
+}
+
+impl Objects for Memory {
+    fn get(&self, name: &Hash) -> Result<Vec<u8>, Error> {
+        self.objects.get(name).cloned().ok_or(Error::Missing { name: *name })
+    }
+}
+
+impl Sink for Memory {
+    fn put(&mut self, bytes: &[u8]) -> Result<Hash, Error> {
+        let name = Hash::of(bytes);
+        self.objects.insert(name, bytes.to_vec());
+        Ok(name)
+    }
+}

@@ -1,0 +1,253 @@
+//! Objects on disk: appended to packs, found by an index.
+//!
+//! ```text
+//! store/index.redb       where each object is; generations; what was seen of files when they were read
+//! store/packs/0000….pack objects, one behind the other
+//! ```
+//!
+//! An object is there when the index says so, and the index says so only when the object's bytes are on the disk. Whatever a crash
+//! leaves behind in a pack that no index entry knows is cut off at the next start.
+
+mod index;
+mod pack;
+
+#[cfg(test)]
+pub(crate) mod memory;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    fmt, fs, io, mem,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+pub use crate::object::Damaged;
+use crate::{
+    Hash,
+    object::{self, OBJECT_MAX},
+};
+pub use index::{Generation, Seen, Sight};
+use index::{Index, Location};
+use pack::Packs;
+
+/// Where objects are read from.
+pub trait Objects: fmt::Debug {
+    /// # Errors
+    /// Where it is not there, or not whole.
+    fn get(&self, name: &Hash) -> Result<Vec<u8>, Error>;
+}
+
+/// Where objects are kept.
+pub trait Sink {
+    /// The name under which it is found again.
+    ///
+    /// # Errors
+    /// Where it can't be kept.
+    fn put(&mut self, bytes: &[u8]) -> Result<Hash, Error>;
+}
+
+/// Why the store can't do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("could not {operation} `{}`", path.display())]
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the index of the volumes' store can't be used; the store can be made anew from the other machines")]
+    Index(#[source] Box<redb::Error>),
+    #[error("the store has no object {name}")]
+    Missing { name: Hash },
+    #[error("the object {name} is damaged: {damage}")]
+    Damaged { name: Hash, damage: Damaged },
+    #[error("an object has at most {OBJECT_MAX} bytes; this one has {len}")]
+    TooLarge { len: usize },
+    #[error("the store was written by a newer version of Flotilla ({version}); update this machine")]
+    Newer { version: u64 },
+}
+
+impl Error {
+    /// Is there no room left on the disk?
+    pub fn is_full(&self) -> bool {
+        let full =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        match self {
+            Self::File { source, .. } => full(source),
+            Self::Index(error) => matches!(&**error, redb::Error::Io(error) if full(error)),
+            _ => false,
+        }
+    }
+}
+
+/// A handle to the objects of one machine.
+#[derive(Clone, Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    packs: Packs,
+    index: Index,
+}
+
+impl Store {
+    /// Opens what is in the directory, or begins it.
+    ///
+    /// # Errors
+    /// Where it can't be read or written, is in use, or is a newer version's.
+    pub fn open(directory: &Path) -> Result<Self, Error> {
+        let packs = directory.join("packs");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&packs)
+            .map_err(|source| failed("create the directory", &packs, source))?;
+        let index = Index::open(&directory.join("index.redb"))?;
+        let packs = Packs::open(packs, &index.ends()?)?;
+        Ok(Self { shared: Arc::new(Shared { packs, index }) })
+    }
+
+    /// Begins to write. Nothing of it is there for others before [`Session::commit`].
+    pub fn session(&self) -> Session {
+        Session { store: self.clone(), fresh: HashMap::new() }
+    }
+
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn contains(&self, name: &Hash) -> Result<bool, Error> {
+        Ok(self.shared.index.find(name)?.is_some())
+    }
+
+    /// The bytes as they are laid down, to send them on.
+    ///
+    /// # Errors
+    /// Where it is not there, or can't be read. Whether they are the object is for the receiver to see.
+    pub fn laid_down(&self, name: &Hash) -> Result<Vec<u8>, Error> {
+        let location = self.shared.index.find(name)?.ok_or(Error::Missing { name: *name })?;
+        self.shared.packs.read(&location)
+    }
+
+    /// Generations of a volume that are kept, the oldest first.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn generations(&self, volume: &str) -> Result<Vec<Generation>, Error> {
+        self.shared.index.generations(volume)
+    }
+
+    /// What was seen of a volume's files when its newest generation was made here.
+    pub(crate) fn sight(&self, volume: &str) -> Result<Option<Sight>, Error> {
+        self.shared.index.sight(volume)
+    }
+
+    /// What was seen of one file then, by [`Seen::key`] of its path.
+    pub(crate) fn seen(&self, volume: &str, key: [u8; 16]) -> Result<Option<Seen>, Error> {
+        self.shared.index.seen(volume, key)
+    }
+}
+
+impl Objects for Store {
+    fn get(&self, name: &Hash) -> Result<Vec<u8>, Error> {
+        let coded = self.laid_down(name)?;
+        object::decode(&coded, name).map_err(|damage| Error::Damaged { name: *name, damage })
+    }
+}
+
+/// What is being written together.
+#[derive(Debug)]
+pub struct Session {
+    store: Store,
+    /// Laid down, and not in the index yet.
+    fresh: HashMap<Hash, Location>,
+}
+
+/// What becomes known at the same instant as the objects of a session.
+#[derive(Debug, Default)]
+pub struct News {
+    pub generation: Option<(String, Generation)>,
+    /// What was seen of the files that this generation was made of.
+    pub sight: Option<NewSight>,
+}
+
+/// What was seen of a volume's files, beside what was seen before.
+#[derive(Debug)]
+pub struct NewSight {
+    pub volume: String,
+    pub sight: Sight,
+    pub seen: Vec<([u8; 16], Option<Seen>)>,
+}
+
+impl Session {
+    /// Is the object there, or about to be?
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn contains(&self, name: &Hash) -> Result<bool, Error> {
+        Ok(self.fresh.contains_key(name) || self.store.contains(name)?)
+    }
+
+    /// Takes an object as another machine has laid it down, if it is what it is said to be.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where it is not; otherwise as [`Sink::put`].
+    pub fn take(&mut self, name: &Hash, coded: &[u8]) -> Result<(), Error> {
+        object::decode(coded, name).map_err(|damage| Error::Damaged { name: *name, damage })?;
+        self.lay_down(*name, coded)
+    }
+
+    fn lay_down(&mut self, name: Hash, coded: &[u8]) -> Result<(), Error> {
+        if !self.contains(&name)? {
+            let location = self.store.shared.packs.append(&name, coded)?;
+            self.fresh.insert(name, location);
+        }
+        Ok(())
+    }
+
+    /// Everything that was put is on the disk and can be found, and the news are told; or nothing of it.
+    ///
+    /// # Errors
+    /// Where that can't be.
+    pub fn commit(&mut self, news: &News) -> Result<(), Error> {
+        let Shared { packs, index } = &*self.store.shared;
+        // Whatever comes of it: what may not have reached the disk is put again by whoever tries again.
+        let fresh = mem::take(&mut self.fresh);
+        packs.sync(&fresh.values().map(|location| location.pack).collect())?;
+        index.commit(&fresh, news)
+    }
+}
+
+impl Sink for Session {
+    fn put(&mut self, bytes: &[u8]) -> Result<Hash, Error> {
+        if bytes.len() > OBJECT_MAX {
+            return Err(Error::TooLarge { len: bytes.len() });
+        }
+        let name = Hash::of(bytes);
+        if !self.contains(&name)? {
+            self.lay_down(name, &object::encode(bytes))?;
+        }
+        Ok(name)
+    }
+}
+
+/// What was put a moment ago can be read, too.
+impl Objects for Session {
+    fn get(&self, name: &Hash) -> Result<Vec<u8>, Error> {
+        match self.fresh.get(name) {
+            None => self.store.get(name),
+            Some(location) => {
+                let coded = self.store.shared.packs.read(location)?;
+                object::decode(&coded, name).map_err(|damage| Error::Damaged { name: *name, damage })
+            }
+        }
+    }
+}
+
+fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::File { operation, path: path.to_owned(), source }
+}

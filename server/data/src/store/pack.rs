@@ -1,0 +1,183 @@
+//! The files that hold objects: each is appended to until it is large, and then only read.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{Error, failed, index::Location};
+use crate::Hash;
+
+/// A pack that is longer than this is not appended to any more. Bytes. Large enough that a disk has few of them, small enough to
+/// be written anew when most of it is not needed.
+const FULL: u64 = 64 * 1024 * 1024;
+
+/// Packs that are held open to be read.
+const OPEN_MAX: usize = 64;
+
+/// Before each object: its length and its name, by which a lost index can be made anew.
+const RECORD_HEAD: usize = 4 + Hash::LEN;
+
+#[derive(Debug)]
+pub(super) struct Packs {
+    directory: PathBuf,
+    last: Mutex<Last>,
+    open: Mutex<HashMap<u64, Arc<File>>>,
+}
+
+/// The one that is appended to.
+#[derive(Debug)]
+struct Last {
+    number: u64,
+    /// Made when it is needed.
+    file: Option<File>,
+    end: u64,
+    /// Something was appended since it was last synced.
+    unsynced: bool,
+    /// Packs that could not be synced. After such a failure the kernel forgets what it could not write, and a second try would succeed
+    /// with nothing.
+    lost: BTreeSet<u64>,
+}
+
+impl Packs {
+    /// `ends` says for each pack how far the index knows it: what lies behind that was never committed.
+    pub(super) fn open(directory: PathBuf, ends: &BTreeMap<u64, u64>) -> Result<Self, Error> {
+        let entries = fs::read_dir(&directory).map_err(|source| failed("list", &directory, source))?;
+        for entry in entries {
+            let path = entry.map_err(|source| failed("list", &directory, source))?.path();
+            let Some(number) = number_of(&path) else { continue };
+            if !ends.contains_key(&number) {
+                fs::remove_file(&path).map_err(|source| failed("delete", &path, source))?;
+            }
+        }
+        let (number, end) = ends.last_key_value().map_or((0, 0), |(number, end)| (*number, *end));
+        let packs = Self {
+            directory,
+            last: Mutex::new(Last { number, file: None, end, unsynced: false, lost: BTreeSet::new() }),
+            open: Mutex::default(),
+        };
+        if number > 0 {
+            let path = packs.path(number);
+            let file = OpenOptions::new().read(true).write(true).open(&path);
+            let file = file.and_then(|file| {
+                // A shorter one has lost something, which shows when that is read.
+                if file.metadata()?.len() > end {
+                    file.set_len(end)?;
+                }
+                Ok(file)
+            });
+            packs.last().file = match file {
+                Ok(file) => Some(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(source) => return Err(failed("open", &path, source)),
+            };
+        }
+        Ok(packs)
+    }
+
+    pub(super) fn append(&self, name: &Hash, coded: &[u8]) -> Result<Location, Error> {
+        // No object is longer than `OBJECT_MAX`, nor is what it is laid down as by more than a byte.
+        let len = coded.len() as u32;
+        let mut record = Vec::with_capacity(RECORD_HEAD + coded.len());
+        record.extend_from_slice(&len.to_be_bytes());
+        record.extend_from_slice(name.as_bytes());
+        record.extend_from_slice(coded);
+
+        let mut last = self.last();
+        if last.file.is_none() || last.end >= FULL {
+            self.begin_next(&mut last)?;
+        }
+        let Last { number, file: Some(file), end, unsynced, .. } = &mut *last else {
+            return Err(failed("write", &self.directory, io::ErrorKind::NotFound.into()));
+        };
+        *unsynced = true;
+        file.write_all_at(&record, *end).map_err(|source| failed("write", &self.path(*number), source))?;
+        let location = Location { pack: *number, offset: *end + RECORD_HEAD as u64, len };
+        *end += record.len() as u64;
+        Ok(location)
+    }
+
+    fn begin_next(&self, last: &mut Last) -> Result<(), Error> {
+        self.sync_last(last)?;
+        let number = last.number + 1;
+        let path = self.path(number);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|source| failed("create", &path, source))?;
+        sync_directory(&self.directory)?;
+        (last.number, last.file, last.end) = (number, Some(file), 0);
+        Ok(())
+    }
+
+    /// All that was appended so far to these packs is on the disk.
+    pub(super) fn sync(&self, packs: &BTreeSet<u64>) -> Result<(), Error> {
+        let mut last = self.last();
+        self.sync_last(&mut last)?;
+        match packs.iter().find(|pack| last.lost.contains(pack)) {
+            Some(lost) => {
+                Err(failed("write", &self.path(*lost), io::Error::other("it was lost on its way to the disk")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn sync_last(&self, last: &mut Last) -> Result<(), Error> {
+        if let (Some(file), true) = (&last.file, last.unsynced) {
+            let synced = file.sync_data();
+            last.unsynced = false;
+            if let Err(source) = synced {
+                last.file = None;
+                last.lost.insert(last.number);
+                return Err(failed("write", &self.path(last.number), source));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn read(&self, location: &Location) -> Result<Vec<u8>, Error> {
+        let path = || self.path(location.pack);
+        let file = self.file(location.pack).map_err(|source| failed("open", &path(), source))?;
+        let mut bytes = vec![0; location.len as usize];
+        file.read_exact_at(&mut bytes, location.offset).map_err(|source| failed("read", &path(), source))?;
+        Ok(bytes)
+    }
+
+    fn file(&self, number: u64) -> io::Result<Arc<File>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = open.get(&number) {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(File::open(self.path(number))?);
+        if open.len() >= OPEN_MAX {
+            open.clear();
+        }
+        open.insert(number, Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("{number:016x}.pack"))
+    }
+
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn number_of(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".pack")?;
+    u64::from_str_radix(name, 16).ok().filter(|_| name.len() == 16)
+}
+
+fn sync_directory(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(|source| failed("write", path, source))
+}

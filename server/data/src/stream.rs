@@ -1,0 +1,303 @@
+//! Bytes of any length as chunks, cut where their content says.
+//!
+//! A change in the middle moves no cut behind it (FastCDC, Xia et al. 2020), so that equal stretches of two streams are equal
+//! chunks. The list of a long stream's chunks is a stream itself, and so on, until what is left is short.
+
+use std::io::{self, Read};
+
+use fastcdc::v2020::StreamCDC;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Hash,
+    store::{self, Objects, Sink},
+};
+
+/// Chunks that a stream names itself; a longer list is a stream of its own.
+const PARTS_MAX: usize = 64;
+
+/// A list of a list of a list: more than any disk holds.
+const DEPTH_MAX: u8 = 6;
+
+/// Bytes of one part in a list.
+const PART_LEN: usize = Hash::LEN + 4;
+
+/// How fine a stream is cut: bytes of the smallest, the usual and the largest chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grain {
+    /// Content of files. A change of one byte costs a chunk, so that small ones suit databases; each one costs some forty bytes.
+    Content,
+    /// Directories and lists, which are small and change in few places.
+    List,
+}
+
+impl Grain {
+    fn sizes(self) -> (usize, usize, usize) {
+        match self {
+            Self::Content => (16 * 1024, 64 * 1024, 256 * 1024),
+            Self::List => (1024, 4 * 1024, 16 * 1024),
+        }
+    }
+}
+
+/// Bytes that are kept as chunks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stream {
+    /// Bytes.
+    pub len: u64,
+    /// 0: the parts are the chunks. 1: the parts are the chunks of their list, and so on.
+    depth: u8,
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    pub hash: Hash,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// What went wrong with a stream.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("could not read what shall be kept")]
+    Read(#[source] io::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("a list of chunks is damaged")]
+    Damaged,
+}
+
+impl Stream {
+    /// Cuts bytes into chunks and keeps them.
+    ///
+    /// # Errors
+    /// Where they can't be read, or not be kept.
+    pub fn write(bytes: impl Read, grain: Grain, sink: &mut impl Sink) -> Result<Self, Error> {
+        let mut stream = Self::cut(bytes, grain, sink)?;
+        while stream.parts.len() > PARTS_MAX {
+            let mut list = Vec::with_capacity(stream.parts.len() * PART_LEN);
+            for part in &stream.parts {
+                list.extend_from_slice(part.hash.as_bytes());
+                list.extend_from_slice(&part.len.to_be_bytes());
+            }
+            let parts = Self::cut(list.as_slice(), Grain::List, sink)?.parts;
+            stream = Self { len: stream.len, depth: stream.depth + 1, parts };
+        }
+        Ok(stream)
+    }
+
+    fn cut(bytes: impl Read, grain: Grain, sink: &mut impl Sink) -> Result<Self, Error> {
+        let (smallest, usual, largest) = grain.sizes();
+        let mut stream = Self::default();
+        for chunk in StreamCDC::new(bytes, smallest, usual, largest) {
+            let chunk = chunk.map_err(|error| Error::Read(error.into()))?;
+            // No chunk is longer than `largest`.
+            let len = chunk.data.len() as u32;
+            stream.parts.push(Part { hash: sink.put(&chunk.data)?, len });
+            stream.len += u64::from(len);
+        }
+        Ok(stream)
+    }
+
+    /// The chunks, in order; each is looked up when it is its turn.
+    pub fn chunks<'a>(&'a self, objects: &'a dyn Objects) -> Chunks<'a> {
+        let lists = match self.depth {
+            0 => None,
+            depth if depth > DEPTH_MAX => return Chunks { state: State::Damaged },
+            depth => Some(depth),
+        };
+        match lists {
+            None => Chunks { state: State::Listed(self.parts.iter()) },
+            Some(depth) => {
+                // The list above this one, which is a stream of the same parts one level up.
+                let above = Box::new(Above { depth, parts: self.parts.iter() });
+                Chunks { state: State::Read { above, objects, stack: Vec::new() } }
+            }
+        }
+    }
+
+    /// Objects that the list itself takes, beside the chunks.
+    pub fn parts(&self) -> (&[Part], u8) {
+        (&self.parts, self.depth)
+    }
+
+    /// Reads all of it.
+    pub fn read<'a>(&'a self, objects: &'a dyn Objects) -> Reader<'a> {
+        Reader { chunks: self.chunks(objects), objects, chunk: Vec::new(), read: 0 }
+    }
+}
+
+#[derive(Debug)]
+struct Above<'a> {
+    depth: u8,
+    parts: std::slice::Iter<'a, Part>,
+}
+
+/// Iterates over the chunks of a stream.
+pub struct Chunks<'a> {
+    state: State<'a>,
+}
+
+enum State<'a> {
+    Listed(std::slice::Iter<'a, Part>),
+    Read { above: Box<Above<'a>>, objects: &'a dyn Objects, stack: Vec<Level> },
+    Damaged,
+    Over,
+}
+
+/// One level of lists: bytes of its objects that are not taken apart yet.
+#[derive(Debug, Default)]
+struct Level {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Level {
+    fn next(&mut self) -> Option<Part> {
+        let bytes = self.bytes.get(self.at..self.at + PART_LEN)?;
+        self.at += PART_LEN;
+        let (hash, len) = bytes.split_first_chunk::<{ Hash::LEN }>()?;
+        Some(Part { hash: Hash::from(*hash), len: u32::from_be_bytes(len.try_into().ok()?) })
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..self.at);
+        self.at = 0;
+        self.bytes.extend_from_slice(bytes);
+    }
+}
+
+impl std::fmt::Debug for Chunks<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Chunks").finish_non_exhaustive()
+    }
+}
+
+impl Iterator for Chunks<'_> {
+    type Item = Result<Part, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = match &mut self.state {
+            State::Over => return None,
+            State::Damaged => Some(Err(Error::Damaged)),
+            State::Listed(parts) => return parts.next().copied().map(Ok),
+            State::Read { above, objects, stack } => {
+                if stack.is_empty() {
+                    stack.extend((0..above.depth).map(|_| Level::default()));
+                }
+                next_of(above, *objects, stack, 0)
+            }
+        };
+        if !matches!(next, Some(Ok(_))) {
+            self.state = State::Over;
+        }
+        next
+    }
+}
+
+/// The next part that level `level` of the lists names; 0 names the chunks, the last one is fed by the stream's own parts.
+fn next_of(
+    above: &mut Above<'_>,
+    objects: &dyn Objects,
+    stack: &mut [Level],
+    level: usize,
+) -> Option<Result<Part, Error>> {
+    loop {
+        let Some(list) = stack.get_mut(level) else { return above.parts.next().copied().map(Ok) };
+        if let Some(part) = list.next() {
+            return Some(Ok(part));
+        }
+        match next_of(above, objects, stack, level + 1) {
+            Some(Ok(part)) => match objects.get(&part.hash) {
+                Ok(bytes) => stack[level].feed(&bytes),
+                Err(error) => return Some(Err(error.into())),
+            },
+            Some(Err(error)) => return Some(Err(error)),
+            None if stack[level].at == stack[level].bytes.len() => return None,
+            None => return Some(Err(Error::Damaged)),
+        }
+    }
+}
+
+/// Reads a stream's bytes.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    chunks: Chunks<'a>,
+    objects: &'a dyn Objects,
+    chunk: Vec<u8>,
+    read: usize,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.read == self.chunk.len() {
+            let Some(part) = self.chunks.next() else { return Ok(0) };
+            let part = part.map_err(io::Error::other)?;
+            self.chunk = self.objects.get(&part.hash).map_err(io::Error::other)?;
+            self.read = 0;
+        }
+        let len = buffer.len().min(self.chunk.len() - self.read);
+        buffer[..len].copy_from_slice(&self.chunk[self.read..self.read + len]);
+        self.read += len;
+        Ok(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::Memory;
+
+    fn noise(seed: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().update(&seed.to_be_bytes()).finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    fn all(stream: &Stream, memory: &Memory) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        stream.read(memory).read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_stream_of_any_length_comes_back() {
+        for len in [0, 1, 16 * 1024, 300_000, 30_000_000] {
+            let (bytes, mut memory) = (noise(1, len), Memory::default());
+            let stream = Stream::write(bytes.as_slice(), Grain::Content, &mut memory).unwrap();
+            assert_eq!(stream.len, len as u64);
+            assert!(stream.parts.len() <= PARTS_MAX);
+            assert!(all(&stream, &memory) == bytes, "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn lists_of_lists_come_back() {
+        // So fine that the list of the list is one, too.
+        let (bytes, mut memory) = (noise(2, 60_000_000), Memory::default());
+        let stream = Stream::write(bytes.as_slice(), Grain::List, &mut memory).unwrap();
+        assert_eq!(stream.depth, 2);
+        assert!(all(&stream, &memory) == bytes);
+    }
+
+    #[test]
+    fn a_change_in_the_middle_costs_little() {
+        let mut memory = Memory::default();
+        let mut bytes = noise(3, 20_000_000);
+        Stream::write(bytes.as_slice(), Grain::Content, &mut memory).unwrap();
+        let before = memory.bytes();
+        bytes.splice(10_000_000..10_000_010, noise(4, 1_000));
+        Stream::write(bytes.as_slice(), Grain::Content, &mut memory).unwrap();
+        assert!(memory.bytes() - before < 800_000, "{} more", memory.bytes() - before);
+    }
+
+    #[test]
+    fn a_chunk_that_is_missing_is_an_error_and_no_end() {
+        let mut memory = Memory::default();
+        let stream = Stream::write(noise(5, 3_000_000).as_slice(), Grain::Content, &mut memory).unwrap();
+        let lost = stream.chunks(&memory).nth(7).unwrap().unwrap();
+        memory.forget(&lost.hash);
+        assert!(stream.read(&memory).read_to_end(&mut Vec::new()).is_err());
+    }
+}

@@ -1,0 +1,5 @@
+//! Volumes as their users know them: directories that are captured, restored, changed, and captured again.
+
+mod crashes;
+mod places;
+mod trees;
