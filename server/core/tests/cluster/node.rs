@@ -19,11 +19,28 @@ use crate::engine::Engine;
 /// Time of day when the world begins.
 const WALL_AT_FIRST: u64 = 1_800_000_000_000;
 
+/// As in the node. Milliseconds.
+const ANNOUNCED_FOR_MS: u64 = 180_000;
+
 /// What the guard was told last. It outlives the daemon.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Guard {
     pub(crate) deadline: Option<Mono>,
     pub(crate) targets: Vec<String>,
+    /// Containers that were about to be started, and when that was; nobody has seen them run yet.
+    pub(crate) announced: BTreeMap<String, u64>,
+}
+
+impl Guard {
+    /// What the daemon sees run is no longer only announced.
+    pub(crate) fn tell(&mut self, now: u64, deadline: Option<Mono>, targets: Vec<String>) {
+        self.announced.retain(|container, since| now - *since < ANNOUNCED_FOR_MS && !targets.contains(container));
+        (self.deadline, self.targets) = (deadline, targets);
+    }
+
+    pub(crate) fn guarded(&self) -> impl Iterator<Item = &String> {
+        self.targets.iter().chain(self.announced.keys())
+    }
 }
 
 /// What is lost when the daemon dies.

@@ -554,7 +554,8 @@ impl World {
             return;
         }
         if node.guard.deadline.is_some_and(|deadline| deadline <= node.clock(now)) {
-            for target in node.guard.targets.clone() {
+            let guarded: Vec<String> = node.guard.guarded().cloned().collect();
+            for target in guarded {
                 node.engine.freeze(&target, true);
             }
         }

@@ -92,6 +92,12 @@ impl World {
             }
             return;
         }
+        if let Action::Start { container, .. } = &action
+            && starts
+        {
+            let now = self.now;
+            self.nodes[machine].guard.announced.insert(container.clone(), now);
+        }
         let boot = self.boots[machine];
         let writes =
             !matches!(action, Action::Remove { .. } | Action::RemoveNetwork { .. } | Action::DeleteVolumes { .. });
@@ -104,14 +110,14 @@ impl World {
         self.after(takes, Event::Ended { machine, life, key, action, failed });
     }
 
-    /// What the real one does: it registers with the guard before it starts.
+    /// What the real one does: it registers what it has created with the guard before it starts.
     pub(super) fn effect(&mut self, machine: usize, action: &Action) {
-        let wall = self.wall(machine);
+        let (now, wall) = (self.now, self.wall(machine));
         let node = &mut self.nodes[machine];
         let before: BTreeSet<String> = node.engine.containers.keys().cloned().collect();
         node.engine.execute(machine, wall, action);
         let made = node.engine.containers.values().filter(|real| !before.contains(&real.container.id) && real.writes);
-        node.guard.targets.extend(made.map(|real| real.container.id.clone()));
+        node.guard.announced.extend(made.map(|real| (real.container.id.clone(), now)));
         self.note(|| format!("node-{machine} {}", summary(action)));
     }
 
@@ -143,8 +149,7 @@ impl World {
         let Some(deadline) = node.guard.deadline.filter(|deadline| *deadline <= node.clock(now)) else { return };
         let awake: Vec<String> = node
             .guard
-            .targets
-            .iter()
+            .guarded()
             .filter(|id| node.engine.containers.get(*id).is_some_and(|real| !real.frozen))
             .cloned()
             .collect();
@@ -186,9 +191,8 @@ impl World {
             alone,
         };
         let orders = daemon.member.orders(clock, &sight);
-        node.guard.deadline = orders.deadline;
-        node.guard.targets = orders.guarded.into_iter().map(|(container, _)| container).collect();
-        // Those that are being started are registered by the engine.
+        let guarded = orders.guarded.into_iter().map(|(container, _)| container).collect();
+        node.guard.tell(now, orders.deadline, guarded);
         let leader = daemon.known_leader;
         if !orders.freeze.is_empty() {
             self.note(|| format!("node-{number} freezes {:?}", orders.freeze));
