@@ -41,7 +41,7 @@ impl Grain {
 }
 
 /// Bytes that are kept as chunks.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Stream {
     /// Bytes.
     pub len: u64,
@@ -50,7 +50,7 @@ pub struct Stream {
     parts: Vec<Part>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Part {
     pub hash: Hash,
     /// Bytes.
@@ -100,60 +100,48 @@ impl Stream {
         Ok(stream)
     }
 
-    /// The chunks, in order; each is looked up when it is its turn.
-    pub fn chunks<'a>(&'a self, objects: &'a dyn Objects) -> Chunks<'a> {
-        let lists = match self.depth {
-            0 => None,
-            depth if depth > DEPTH_MAX => return Chunks { state: State::Damaged },
-            depth => Some(depth),
-        };
-        match lists {
-            None => Chunks { state: State::Listed(self.parts.iter()) },
-            Some(depth) => {
-                // The list above this one, which is a stream of the same parts one level up.
-                let above = Box::new(Above { depth, parts: self.parts.iter() });
-                Chunks { state: State::Read { above, objects, stack: Vec::new() } }
-            }
-        }
-    }
-
-    /// Objects that the list itself takes, beside the chunks.
-    pub fn parts(&self) -> (&[Part], u8) {
-        (&self.parts, self.depth)
+    /// All objects of the stream, in order: the lists of its chunks, each before what it names, and the chunks.
+    pub fn pieces<'a>(&'a self, objects: &'a dyn Objects) -> Pieces<'a> {
+        let lists = vec![List::default(); usize::from(self.depth.min(DEPTH_MAX))];
+        let damaged = self.depth > DEPTH_MAX;
+        Pieces { objects, named: self.parts.iter(), lists, told: None, over: false, damaged }
     }
 
     /// Reads all of it.
     pub fn read<'a>(&'a self, objects: &'a dyn Objects) -> Reader<'a> {
-        Reader { chunks: self.chunks(objects), objects, chunk: Vec::new(), read: 0 }
+        Reader { pieces: self.pieces(objects), objects, chunk: Vec::new(), read: 0 }
     }
 }
 
+/// One object of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// A stretch of the list of chunks, or of the list of that list.
+    List(Part),
+    Chunk(Part),
+}
+
+/// Iterates over the objects of a stream. A list is read after it was told, so that whoever iterates can fetch it.
 #[derive(Debug)]
-struct Above<'a> {
-    depth: u8,
-    parts: std::slice::Iter<'a, Part>,
+pub struct Pieces<'a> {
+    objects: &'a dyn Objects,
+    /// What the stream names itself: the chunks, or stretches of the last list.
+    named: std::slice::Iter<'a, Part>,
+    /// What is left of each list; the first names the chunks, and each is fed by what the next one names.
+    lists: Vec<List>,
+    /// The stretch that was told last, and the list that it belongs to.
+    told: Option<(usize, Part)>,
+    over: bool,
+    damaged: bool,
 }
 
-/// Iterates over the chunks of a stream.
-pub struct Chunks<'a> {
-    state: State<'a>,
-}
-
-enum State<'a> {
-    Listed(std::slice::Iter<'a, Part>),
-    Read { above: Box<Above<'a>>, objects: &'a dyn Objects, stack: Vec<Level> },
-    Damaged,
-    Over,
-}
-
-/// One level of lists: bytes of its objects that are not taken apart yet.
-#[derive(Debug, Default)]
-struct Level {
+#[derive(Clone, Debug, Default)]
+struct List {
     bytes: Vec<u8>,
     at: usize,
 }
 
-impl Level {
+impl List {
     fn next(&mut self) -> Option<Part> {
         let bytes = self.bytes.get(self.at..self.at + PART_LEN)?;
         self.at += PART_LEN;
@@ -168,62 +156,54 @@ impl Level {
     }
 }
 
-impl std::fmt::Debug for Chunks<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Chunks").finish_non_exhaustive()
+impl Pieces<'_> {
+    fn advance(&mut self) -> Result<Option<Piece>, Error> {
+        if self.damaged {
+            return Err(Error::Damaged);
+        }
+        if let Some((list, part)) = self.told.take() {
+            let bytes = self.objects.get(&part.hash)?;
+            self.lists[list].feed(&bytes);
+        }
+        for level in 0..=self.lists.len() {
+            let next = match self.lists.get_mut(level) {
+                Some(list) => list.next(),
+                None => self.named.next().copied(),
+            };
+            let Some(part) = next else { continue };
+            return Ok(Some(match level.checked_sub(1) {
+                None => Piece::Chunk(part),
+                Some(list) => {
+                    self.told = Some((list, part));
+                    Piece::List(part)
+                }
+            }));
+        }
+        match self.lists.iter().all(|list| list.at == list.bytes.len()) {
+            true => Ok(None),
+            // A part of a part.
+            false => Err(Error::Damaged),
+        }
     }
 }
 
-impl Iterator for Chunks<'_> {
-    type Item = Result<Part, Error>;
+impl Iterator for Pieces<'_> {
+    type Item = Result<Piece, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let next = match &mut self.state {
-            State::Over => return None,
-            State::Damaged => Some(Err(Error::Damaged)),
-            State::Listed(parts) => return parts.next().copied().map(Ok),
-            State::Read { above, objects, stack } => {
-                if stack.is_empty() {
-                    stack.extend((0..above.depth).map(|_| Level::default()));
-                }
-                next_of(above, *objects, stack, 0)
-            }
-        };
-        if !matches!(next, Some(Ok(_))) {
-            self.state = State::Over;
+        if self.over {
+            return None;
         }
+        let next = self.advance().transpose();
+        self.over = !matches!(next, Some(Ok(_)));
         next
-    }
-}
-
-/// The next part that level `level` of the lists names; 0 names the chunks, the last one is fed by the stream's own parts.
-fn next_of(
-    above: &mut Above<'_>,
-    objects: &dyn Objects,
-    stack: &mut [Level],
-    level: usize,
-) -> Option<Result<Part, Error>> {
-    loop {
-        let Some(list) = stack.get_mut(level) else { return above.parts.next().copied().map(Ok) };
-        if let Some(part) = list.next() {
-            return Some(Ok(part));
-        }
-        match next_of(above, objects, stack, level + 1) {
-            Some(Ok(part)) => match objects.get(&part.hash) {
-                Ok(bytes) => stack[level].feed(&bytes),
-                Err(error) => return Some(Err(error.into())),
-            },
-            Some(Err(error)) => return Some(Err(error)),
-            None if stack[level].at == stack[level].bytes.len() => return None,
-            None => return Some(Err(Error::Damaged)),
-        }
     }
 }
 
 /// Reads a stream's bytes.
 #[derive(Debug)]
 pub struct Reader<'a> {
-    chunks: Chunks<'a>,
+    pieces: Pieces<'a>,
     objects: &'a dyn Objects,
     chunk: Vec<u8>,
     read: usize,
@@ -232,8 +212,8 @@ pub struct Reader<'a> {
 impl Read for Reader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.read == self.chunk.len() {
-            let Some(part) = self.chunks.next() else { return Ok(0) };
-            let part = part.map_err(io::Error::other)?;
+            let Some(piece) = self.pieces.next() else { return Ok(0) };
+            let Piece::Chunk(part) = piece.map_err(io::Error::other)? else { continue };
             self.chunk = self.objects.get(&part.hash).map_err(io::Error::other)?;
             self.read = 0;
         }
@@ -282,6 +262,18 @@ mod tests {
     }
 
     #[test]
+    fn the_pieces_are_all_objects_of_a_stream() {
+        let mut memory = Memory::default();
+        let stream = Stream::write(noise(6, 60_000_000).as_slice(), Grain::List, &mut memory).unwrap();
+        let mut told = std::collections::BTreeSet::new();
+        for piece in stream.pieces(&memory) {
+            let (Piece::List(part) | Piece::Chunk(part)) = piece.unwrap();
+            told.insert(part.hash);
+        }
+        assert_eq!(told, memory.names());
+    }
+
+    #[test]
     fn a_change_in_the_middle_costs_little() {
         let mut memory = Memory::default();
         let mut bytes = noise(3, 20_000_000);
@@ -296,7 +288,7 @@ mod tests {
     fn a_chunk_that_is_missing_is_an_error_and_no_end() {
         let mut memory = Memory::default();
         let stream = Stream::write(noise(5, 3_000_000).as_slice(), Grain::Content, &mut memory).unwrap();
-        let lost = stream.chunks(&memory).nth(7).unwrap().unwrap();
+        let Some(Ok(Piece::Chunk(lost))) = stream.pieces(&memory).nth(7) else { panic!("a chunk") };
         memory.forget(&lost.hash);
         assert!(stream.read(&memory).read_to_end(&mut Vec::new()).is_err());
     }

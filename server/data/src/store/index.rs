@@ -1,11 +1,12 @@
 //! Where each object is, which generations there are, and what was seen of files when they were read.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
     path::Path,
 };
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, News};
@@ -144,6 +145,106 @@ impl Index {
         Ok(generations)
     }
 
+    pub(super) fn forget(&self, volume: &str, generations: &[(u64, u64)]) -> Result<(), Error> {
+        let write = self.database.begin_write().map_err(broken)?;
+        {
+            let mut table = write.open_table(GENERATIONS).map_err(broken)?;
+            for (epoch, sequence) in generations {
+                table.remove((volume, *epoch, *sequence)).map_err(broken)?;
+            }
+        }
+        write.commit().map_err(broken)
+    }
+
+    /// From which all objects that are needed can be reached.
+    pub(super) fn roots(&self) -> Result<BTreeSet<Hash>, Error> {
+        let read = self.database.begin_read().map_err(broken)?;
+        let mut roots = BTreeSet::new();
+        for entry in read.open_table(GENERATIONS).map_err(broken)?.iter().map_err(broken)? {
+            roots.insert(Hash::from(*entry.map_err(broken)?.1.value()));
+        }
+        for entry in read.open_table(SIGHTS).map_err(broken)?.iter().map_err(broken)? {
+            let sight: Option<Sight> = postcard::from_bytes(entry.map_err(broken)?.1.value()).ok();
+            roots.extend(sight.map(|sight| sight.root));
+        }
+        Ok(roots)
+    }
+
+    /// How many objects there are.
+    pub(super) fn objects(&self) -> Result<u64, Error> {
+        let read = self.database.begin_read().map_err(broken)?;
+        read.open_table(OBJECTS).map_err(broken)?.len().map_err(broken)
+    }
+
+    /// Names of objects behind one, in order.
+    pub(super) fn names(&self, behind: Option<&Hash>, at_most: usize) -> Result<Vec<Hash>, Error> {
+        let read = self.database.begin_read().map_err(broken)?;
+        let objects = read.open_table(OBJECTS).map_err(broken)?;
+        let from = behind.map_or(Bound::Unbounded, |name| Bound::Excluded(name.as_bytes()));
+        let range = objects.range::<&[u8; Hash::LEN]>((from, Bound::Unbounded)).map_err(broken)?;
+        range.take(at_most).map(|entry| Ok(Hash::from(*entry.map_err(broken)?.0.value()))).collect()
+    }
+
+    /// Forgets where these are; a crash may bring them back. How many there were.
+    pub(super) fn remove<'a>(&self, names: impl Iterator<Item = &'a Hash>) -> Result<u64, Error> {
+        let mut write = self.database.begin_write().map_err(broken)?;
+        write.set_durability(Durability::None).map_err(broken)?;
+        let mut removed = 0;
+        {
+            let mut objects = write.open_table(OBJECTS).map_err(broken)?;
+            for name in names {
+                removed += u64::from(objects.remove(name.as_bytes()).map_err(broken)?.is_some());
+            }
+        }
+        write.commit().map_err(broken)?;
+        Ok(removed)
+    }
+
+    /// Bytes of each pack that are needed; `head` are those of a record beside the object.
+    pub(super) fn live(&self, head: u64) -> Result<BTreeMap<u64, u64>, Error> {
+        let read = self.database.begin_read().map_err(broken)?;
+        let mut live = BTreeMap::new();
+        for entry in read.open_table(OBJECTS).map_err(broken)?.iter().map_err(broken)? {
+            let (pack, _, len) = entry.map_err(broken)?.1.value();
+            *live.entry(pack).or_insert(0) += head + u64::from(len);
+        }
+        Ok(live)
+    }
+
+    /// The objects in some packs.
+    pub(super) fn in_packs(&self, packs: &BTreeSet<u64>) -> Result<Vec<(Hash, Location)>, Error> {
+        let read = self.database.begin_read().map_err(broken)?;
+        let mut found = Vec::new();
+        for entry in read.open_table(OBJECTS).map_err(broken)?.iter().map_err(broken)? {
+            let (name, location) = entry.map_err(broken)?;
+            let (pack, offset, len) = location.value();
+            if packs.contains(&pack) {
+                found.push((Hash::from(*name.value()), Location { pack, offset, len }));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Objects are elsewhere now, unless they are gone or were moved already; and packs are gone.
+    pub(super) fn relocate(&self, moved: &[(Hash, Location, Location)], gone: &BTreeSet<u64>) -> Result<(), Error> {
+        let write = self.database.begin_write().map_err(broken)?;
+        {
+            let mut objects = write.open_table(OBJECTS).map_err(broken)?;
+            let mut packs = write.open_table(PACKS).map_err(broken)?;
+            for (name, from, to) in moved {
+                let is_there = objects.get(name.as_bytes()).map_err(broken)?.map(|found| found.value());
+                if is_there == Some((from.pack, from.offset, from.len)) {
+                    objects.insert(name.as_bytes(), (to.pack, to.offset, to.len)).map_err(broken)?;
+                }
+                extend(&mut packs, to)?;
+            }
+            for number in gone {
+                packs.remove(number).map_err(broken)?;
+            }
+        }
+        write.commit().map_err(broken)
+    }
+
     pub(super) fn sight(&self, volume: &str) -> Result<Option<Sight>, Error> {
         let read = self.database.begin_read().map_err(broken)?;
         let sights = read.open_table(SIGHTS).map_err(broken)?;
@@ -164,15 +265,10 @@ impl Index {
         {
             let mut objects = write.open_table(OBJECTS).map_err(broken)?;
             let mut packs = write.open_table(PACKS).map_err(broken)?;
-            let mut ends = BTreeMap::new();
-            for (name, Location { pack, offset, len }) in fresh {
-                objects.insert(name.as_bytes(), (*pack, *offset, *len)).map_err(broken)?;
-                let end = ends.entry(*pack).or_insert(0);
-                *end = (*offset + u64::from(*len)).max(*end);
-            }
-            for (pack, end) in ends {
-                let known = packs.get(pack).map_err(broken)?.map_or(0, |known| known.value());
-                packs.insert(pack, end.max(known)).map_err(broken)?;
+            for (name, location) in fresh {
+                let Location { pack, offset, len } = *location;
+                objects.insert(name.as_bytes(), (pack, offset, len)).map_err(broken)?;
+                extend(&mut packs, location)?;
             }
             if let Some((volume, Generation { epoch, sequence, root })) = &news.generation {
                 let mut generations = write.open_table(GENERATIONS).map_err(broken)?;
@@ -193,6 +289,16 @@ impl Index {
         }
         write.commit().map_err(broken)
     }
+}
+
+/// A pack is known as far as this object, at least.
+fn extend(packs: &mut Table<'_, u64, u64>, to: &Location) -> Result<(), Error> {
+    let end = to.offset + u64::from(to.len);
+    let known = packs.get(to.pack).map_err(broken)?.map_or(0, |known| known.value());
+    if end > known {
+        packs.insert(to.pack, end).map_err(broken)?;
+    }
+    Ok(())
 }
 
 fn coded(value: &impl Serialize) -> Vec<u8> {

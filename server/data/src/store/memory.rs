@@ -1,6 +1,6 @@
 //! Objects in memory, for tests that need no disk.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{Error, Objects, Sink};
 use crate::Hash;
@@ -14,6 +14,10 @@ impl Memory {
     /// Of all objects.
     pub(crate) fn bytes(&self) -> usize {
         self.objects.values().map(Vec::len).sum()
+    }
+
+    pub(crate) fn names(&self) -> BTreeSet<Hash> {
+        self.objects.keys().copied().collect()
     }
 
     pub(crate) fn forget(&mut self, name: &Hash) {

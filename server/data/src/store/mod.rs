@@ -8,6 +8,7 @@
 //! An object is there when the index says so, and the index says so only when the object's bytes are on the disk. Whatever a crash
 //! leaves behind in a pack that no index entry knows is cut off at the next start.
 
+mod collect;
 mod index;
 mod pack;
 
@@ -21,7 +22,7 @@ use std::{
     fmt, fs, io, mem,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 pub use crate::object::Damaged;
@@ -29,6 +30,8 @@ use crate::{
     Hash,
     object::{self, OBJECT_MAX},
 };
+use collect::Claims;
+pub use collect::Collected;
 pub use index::{Generation, Seen, Sight};
 use index::{Index, Location};
 use pack::Packs;
@@ -94,6 +97,9 @@ pub struct Store {
 struct Shared {
     packs: Packs,
     index: Index,
+    claims: Mutex<Claims>,
+    /// One collection at a time.
+    collecting: Mutex<()>,
 }
 
 impl Store {
@@ -110,12 +116,13 @@ impl Store {
             .map_err(|source| failed("create the directory", &packs, source))?;
         let index = Index::open(&directory.join("index.redb"))?;
         let packs = Packs::open(packs, &index.ends()?)?;
-        Ok(Self { shared: Arc::new(Shared { packs, index }) })
+        Ok(Self { shared: Arc::new(Shared { packs, index, claims: Mutex::default(), collecting: Mutex::default() }) })
     }
 
     /// Begins to write. Nothing of it is there for others before [`Session::commit`].
     pub fn session(&self) -> Session {
-        Session { store: self.clone(), fresh: HashMap::new() }
+        let id = self.claims().begin();
+        Session { store: self.clone(), id, fresh: HashMap::new() }
     }
 
     /// # Errors
@@ -129,8 +136,14 @@ impl Store {
     /// # Errors
     /// Where it is not there, or can't be read. Whether they are the object is for the receiver to see.
     pub fn laid_down(&self, name: &Hash) -> Result<Vec<u8>, Error> {
-        let location = self.shared.index.find(name)?.ok_or(Error::Missing { name: *name })?;
-        self.shared.packs.read(&location)
+        let find = || self.shared.index.find(name)?.ok_or(Error::Missing { name: *name });
+        let location = find()?;
+        match self.shared.packs.read(&location) {
+            // It may have been moved to another pack just now.
+            Err(error) if find()? == location => Err(error),
+            Err(_) => self.shared.packs.read(&find()?),
+            read => read,
+        }
     }
 
     /// Generations of a volume that are kept, the oldest first.
@@ -139,6 +152,22 @@ impl Store {
     /// Where the index can't be read.
     pub fn generations(&self, volume: &str) -> Result<Vec<Generation>, Error> {
         self.shared.index.generations(volume)
+    }
+
+    /// Forgets generations of a volume: their epochs and sequences. [`Self::collect`] frees their room.
+    ///
+    /// # Errors
+    /// Where the index can't be written.
+    pub fn forget(&self, volume: &str, generations: &[(u64, u64)]) -> Result<(), Error> {
+        self.shared.index.forget(volume, generations)
+    }
+
+    /// Bytes of all packs.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn size(&self) -> Result<u64, Error> {
+        Ok(self.shared.index.ends()?.values().sum())
     }
 
     /// What was seen of a volume's files when its newest generation was made here.
@@ -163,6 +192,7 @@ impl Objects for Store {
 #[derive(Debug)]
 pub struct Session {
     store: Store,
+    id: u64,
     /// Laid down, and not in the index yet.
     fresh: HashMap<Hash, Location>,
 }
@@ -189,7 +219,16 @@ impl Session {
     /// # Errors
     /// Where the index can't be read.
     pub fn contains(&self, name: &Hash) -> Result<bool, Error> {
-        Ok(self.fresh.contains_key(name) || self.store.contains(name)?)
+        if self.fresh.contains_key(name) {
+            return Ok(true);
+        }
+        // Nobody may free it between the look and the claim.
+        let mut claims = self.store.claims();
+        let found = self.store.contains(name)?;
+        if found {
+            claims.of(self.id).found.insert(*name);
+        }
+        Ok(found)
     }
 
     /// Takes an object as another machine has laid it down, if it is what it is said to be.
@@ -204,6 +243,7 @@ impl Session {
     fn lay_down(&mut self, name: Hash, coded: &[u8]) -> Result<(), Error> {
         if !self.contains(&name)? {
             let location = self.store.shared.packs.append(&name, coded)?;
+            self.store.claims().of(self.id).packs.insert(location.pack);
             self.fresh.insert(name, location);
         }
         Ok(())
@@ -214,11 +254,20 @@ impl Session {
     /// # Errors
     /// Where that can't be.
     pub fn commit(&mut self, news: &News) -> Result<(), Error> {
-        let Shared { packs, index } = &*self.store.shared;
+        let Shared { packs, index, .. } = &*self.store.shared;
         // Whatever comes of it: what may not have reached the disk is put again by whoever tries again.
         let fresh = mem::take(&mut self.fresh);
         packs.sync(&fresh.values().map(|location| location.pack).collect())?;
+        // A collection that begins sees what is committed, or is told of it.
+        let claims = self.store.claims();
+        claims.commits(self.id, fresh.keys());
         index.commit(&fresh, news)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.store.claims().end(self.id);
     }
 }
 

@@ -20,7 +20,7 @@ const FULL: u64 = 64 * 1024 * 1024;
 const OPEN_MAX: usize = 64;
 
 /// Before each object: its length and its name, by which a lost index can be made anew.
-const RECORD_HEAD: usize = 4 + Hash::LEN;
+pub(super) const RECORD_HEAD: usize = 4 + Hash::LEN;
 
 #[derive(Debug)]
 pub(super) struct Packs {
@@ -149,6 +149,20 @@ impl Packs {
         let mut bytes = vec![0; location.len as usize];
         file.read_exact_at(&mut bytes, location.offset).map_err(|source| failed("read", &path(), source))?;
         Ok(bytes)
+    }
+
+    /// The pack that is appended to; those before it are complete.
+    pub(super) fn last_number(&self) -> u64 {
+        self.last().number
+    }
+
+    pub(super) fn delete(&self, number: u64) -> Result<(), Error> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        let path = self.path(number);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("delete", &path, source)),
+            _ => Ok(()),
+        }
     }
 
     fn file(&self, number: u64) -> io::Result<Arc<File>> {

@@ -1,5 +1,6 @@
 //! Volumes as their users know them: directories that are captured, restored, changed, and captured again.
 
+mod collecting;
 mod crashes;
 mod places;
 mod trees;
