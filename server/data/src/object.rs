@@ -1,5 +1,9 @@
 //! How an object's bytes are laid down: compressed where that helps.
 
+use std::{cell::RefCell, io};
+
+use zstd::bulk::Compressor;
+
 use crate::Hash;
 
 /// Bytes of one object, uncompressed. Larger than any chunk; what claims more is damaged or forged.
@@ -25,11 +29,23 @@ pub enum Damaged {
     Hash,
 }
 
+thread_local! {
+    /// Making one takes longer than compressing a small object.
+    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+}
+
+fn compress(bytes: &[u8], to: &mut [u8]) -> io::Result<usize> {
+    COMPRESSOR.with_borrow_mut(|compressor| match compressor {
+        Some(compressor) => compressor.compress_to_buffer(bytes, to),
+        None => compressor.insert(Compressor::new(LEVEL)?).compress_to_buffer(bytes, to),
+    })
+}
+
 /// The bytes to lay down for an object.
 pub(crate) fn encode(bytes: &[u8]) -> Vec<u8> {
     let mut coded = vec![0; 1 + zstd::zstd_safe::compress_bound(bytes.len())];
     coded[0] = ZSTD;
-    match zstd::bulk::compress_to_buffer(bytes, &mut coded[1..], LEVEL) {
+    match compress(bytes, &mut coded[1..]) {
         // A sixteenth is the least that makes up for decompressing.
         Ok(len) if len < bytes.len() - bytes.len() / 16 => {
             coded.truncate(1 + len);

@@ -77,6 +77,15 @@ impl Place {
         Ok(Self { fd: fd.map_err(|error| self.failed("open", name, error))?, path: self.path_of(name) })
     }
 
+    /// The directory at a path from here.
+    pub(crate) fn below(&self, path: &[Name]) -> Result<Self, Error> {
+        let mut place: Option<Self> = None;
+        for name in path {
+            place = Some(place.as_ref().unwrap_or(self).directory(name)?);
+        }
+        place.map_or_else(|| Self::open(&self.path), Ok)
+    }
+
     /// Opens a file to be read. What is no file any more does not hold up: a FIFO would wait for somebody to write.
     pub(crate) fn file(&self, name: &Name) -> Result<fs::File, Error> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;

@@ -12,6 +12,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
+    rc::Rc,
 };
 
 use rustix::{
@@ -59,7 +60,8 @@ pub fn restore(objects: &dyn Objects, directory: &Path, from: Option<&Hash>, to:
     let old = from.map(|from| Root::read(objects, from)).transpose()?;
     let new = Root::read(objects, to)?;
     let top = Place::open(directory)?;
-    let mut restorer = Restorer { objects, top: &top, figures: Figures::default(), directories: Vec::new() };
+    let mut restorer =
+        Restorer { objects, top: &top, here: None, figures: Figures::default(), directories: Vec::new() };
     let old = old.as_ref().map(|root| &root.entries);
     diff::diff(objects, old, Some(&new.entries), &mut Vec::new(), &mut |path, change| restorer.apply(path, change))?;
     restorer.finish_directories()?;
@@ -71,6 +73,8 @@ pub fn restore(objects: &dyn Objects, directory: &Path, from: Option<&Hash>, to:
 struct Restorer<'a> {
     objects: &'a dyn Objects,
     top: &'a Place,
+    /// The directory that was opened last: most of what differs lies beside what differs.
+    here: Option<(Vec<Name>, Rc<Place>)>,
     figures: Figures,
     /// Whose own attributes are set last, as each change in them sets their time.
     directories: Vec<(Vec<Name>, Meta)>,
@@ -80,6 +84,9 @@ impl Restorer<'_> {
     fn apply(&mut self, path: &[Name], change: Change) -> Result<(), Error> {
         match change {
             Change::Gone(entry) => {
+                if let Node::Directory(_) = &entry.node {
+                    self.here = None;
+                }
                 match self.open(path) {
                     Ok(place) => remove(&place, &entry.name)?,
                     Err(error) if error.is_gone() => {}
@@ -93,12 +100,15 @@ impl Restorer<'_> {
         Ok(())
     }
 
-    fn open(&self, path: &[Name]) -> Result<Place, place::Error> {
-        let mut place: Option<Place> = None;
-        for name in path {
-            place = Some(place.as_ref().unwrap_or(self.top).directory(name)?);
+    fn open(&mut self, path: &[Name]) -> Result<Rc<Place>, place::Error> {
+        if let Some((at, place)) = &self.here
+            && at == path
+        {
+            return Ok(Rc::clone(place));
         }
-        place.map_or_else(|| Place::open(self.top.path()), Ok)
+        let place = Rc::new(self.top.below(path)?);
+        self.here = Some((path.to_vec(), Rc::clone(&place)));
+        Ok(place)
     }
 
     fn put(&mut self, path: &[Name], before: Option<&Entry>, entry: Entry) -> Result<(), Error> {
@@ -112,6 +122,8 @@ impl Restorer<'_> {
             Err(error) => return Err(error.into()),
         };
         if let Node::Directory(_) = &entry.node {
+            // Another one may have stood here.
+            self.here = None;
             if there != Some(FileType::Directory) {
                 remove(&place, name)?;
                 mkdirat(place.fd(), os(name), Mode::from_raw_mode(0o700)).map_err(|error| failed(error.into()))?;

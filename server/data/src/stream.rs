@@ -87,17 +87,30 @@ impl Stream {
         Ok(stream)
     }
 
-    fn cut(bytes: impl Read, grain: Grain, sink: &mut impl Sink) -> Result<Self, Error> {
+    fn cut(mut bytes: impl Read, grain: Grain, sink: &mut impl Sink) -> Result<Self, Error> {
         let (smallest, usual, largest) = grain.sizes();
         let mut stream = Self::default();
-        for chunk in StreamCDC::new(bytes, smallest, usual, largest) {
-            let chunk = chunk.map_err(|error| Error::Read(error.into()))?;
-            // No chunk is longer than `largest`.
-            let len = chunk.data.len() as u32;
-            stream.parts.push(Part { hash: sink.put(&chunk.data)?, len });
-            stream.len += u64::from(len);
+        // Most files are shorter than the shortest chunk: for them the cutter's buffers would be most of the work.
+        let mut first = Vec::new();
+        bytes.by_ref().take(smallest as u64).read_to_end(&mut first).map_err(Error::Read)?;
+        if first.len() < smallest {
+            if !first.is_empty() {
+                stream.push(&first, sink)?;
+            }
+            return Ok(stream);
+        }
+        for chunk in StreamCDC::new(first.as_slice().chain(bytes), smallest, usual, largest) {
+            stream.push(&chunk.map_err(|error| Error::Read(error.into()))?.data, sink)?;
         }
         Ok(stream)
+    }
+
+    fn push(&mut self, chunk: &[u8], sink: &mut impl Sink) -> Result<(), Error> {
+        // No chunk has more bytes than a few hundred thousand.
+        let len = chunk.len() as u32;
+        self.parts.push(Part { hash: sink.put(chunk)?, len });
+        self.len += u64::from(len);
+        Ok(())
     }
 
     /// All objects of the stream, in order: the lists of its chunks, each before what it names, and the chunks.

@@ -42,7 +42,7 @@ fn tell(directory: &Path, path: &Path, told: &mut BTreeMap<PathBuf, String>, twi
         let twin = if metadata.nlink() > 1 { format!("twin of {first:?} ") } else { String::new() };
         let bytes = fs::read(&here).unwrap();
         // Room on the disk is compared roughly: file systems round it.
-        let sparse = metadata.blocks() * 512 + 65_536 < metadata.len();
+        let sparse = metadata.blocks() * 512 + 262_144 < metadata.len();
         format!("file {twin}{meta} sparse={sparse} {} bytes {}", bytes.len(), flotilla_data::Hash::of(&bytes))
     } else if kind.is_fifo() {
         format!("fifo {meta}")

@@ -15,6 +15,7 @@ use flotilla_data::{
     capture::{Capture, Scope},
     restore::restore,
     tree::Name,
+    watch::Watch,
 };
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat, setxattr};
@@ -93,8 +94,8 @@ fn bytes(seed: u8, len: usize) -> Vec<u8> {
     .collect()
 }
 
-/// Does it, and says which paths were touched.
-fn perform(directory: &Path, deed: &Deed) -> Vec<PathBuf> {
+/// Does it. Gives the file that got another name, of which no watch tells.
+fn perform(directory: &Path, deed: &Deed) -> Option<PathBuf> {
     let all = everything(directory);
     let some = |at: usize| all.get(at % all.len().max(1)).cloned();
     let dir = |at: usize| {
@@ -114,72 +115,64 @@ fn perform(directory: &Path, deed: &Deed) -> Vec<PathBuf> {
         Deed::Write { at, name: number, seed, len } => {
             let path = dir(*at).join(name(*number));
             let is_other = path.symlink_metadata().is_ok_and(|metadata| !metadata.is_file());
-            (!is_other).then(|| fs::write(&path, bytes(*seed, *len)).map(|()| vec![path]))
+            (!is_other).then(|| fs::write(&path, bytes(*seed, *len)).map(|()| None))
         }
         Deed::Overwrite { at, offset, len } => file(*at).map(|path| {
             let opened = fs::File::options().write(true).open(&path)?;
-            opened.write_all_at(&bytes(9, *len), *offset).map(|()| vec![path])
+            opened.write_all_at(&bytes(9, *len), *offset).map(|()| None)
         }),
         Deed::Sparse { at, name, hole } => free(*at, *name).map(|path| {
             let opened = fs::File::create(&path)?;
             opened.write_all_at(b"before", 0)?;
             opened.write_all_at(b"behind", hole + 6)?;
-            opened.set_len(hole * 2 + 12).map(|()| vec![path])
+            opened.set_len(hole * 2 + 12).map(|()| None)
         }),
         Deed::Truncate { at, len } => {
-            file(*at).map(|path| fs::File::options().write(true).open(&path)?.set_len(*len).map(|()| vec![path]))
+            file(*at).map(|path| fs::File::options().write(true).open(&path)?.set_len(*len).map(|()| None))
         }
-        Deed::Directory { at, name } => free(*at, *name).map(|path| fs::create_dir(&path).map(|()| vec![path])),
-        Deed::Link { at, name } => free(*at, *name).map(|path| symlink("../elsewhere", &path).map(|()| vec![path])),
+        Deed::Directory { at, name } => free(*at, *name).map(|path| fs::create_dir(&path).map(|()| None)),
+        Deed::Link { at, name } => free(*at, *name).map(|path| symlink("../elsewhere", &path).map(|()| None)),
         Deed::Twin { at, to, name } => match (file(*at), free(*to, *name)) {
-            // A file that is written under a name that is gone again was written unseen, if nobody looks at its other name.
-            (Some(from), Some(path)) => Some(fs::hard_link(&from, &path).map(|()| vec![from, path])),
+            (Some(from), Some(path)) => Some(fs::hard_link(&from, &path).map(|()| Some(from))),
             _ => None,
         },
         Deed::Fifo { at, name } => free(*at, *name).map(|path| {
             mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o640), 0)?;
-            Ok(vec![path])
+            Ok(None)
         }),
         Deed::Rename { from, to, name } => match (some(*from), free(*to, *name)) {
             // Not into itself.
-            (Some(from), Some(to)) if !to.starts_with(&from) => Some(fs::rename(&from, &to).map(|()| vec![from, to])),
+            (Some(from), Some(to)) if !to.starts_with(&from) => Some(fs::rename(&from, &to).map(|()| None)),
             _ => None,
         },
         Deed::Remove { at } => some(*at).map(|path| {
             let removed =
                 if plain(&path) && path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map(|()| vec![path])
+            removed.map(|()| None)
         }),
         Deed::Mode { at, mode } => some(*at)
             .filter(plain)
-            .map(|path| fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).map(|()| vec![path])),
+            .map(|path| fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).map(|()| None)),
         Deed::Owner { at, owner } => {
-            some(*at).map(|path| std::os::unix::fs::lchown(&path, Some(*owner), Some(owner / 2)).map(|()| vec![path]))
+            some(*at).map(|path| std::os::unix::fs::lchown(&path, Some(*owner), Some(owner / 2)).map(|()| None))
         }
         Deed::Attribute { at, name, value } => {
             some(*at).filter(|path| plain(path) && (path.is_file() || path.is_dir())).map(|path| {
                 setxattr(&path, format!("user.a{name}"), &[*value; 5], XattrFlags::empty())?;
-                Ok(vec![path])
+                Ok(None)
             })
         }
         Deed::Touch { at, seconds } => file(*at).map(|path| {
             let time = std::time::UNIX_EPOCH + std::time::Duration::new(u64::from(*seconds), 123_456_789);
-            fs::File::options().write(true).open(&path)?.set_modified(time).map(|()| vec![path])
+            fs::File::options().write(true).open(&path)?.set_modified(time).map(|()| None)
         }),
     };
-    done.transpose().unwrap_or_else(|error| panic!("{deed:?}: {error}")).unwrap_or_default()
+    done.transpose().unwrap_or_else(|error: std::io::Error| panic!("{deed:?}: {error}")).flatten()
 }
 
-/// What a watcher would tell of these paths.
-fn scope(directory: &Path, touched: &[PathBuf]) -> Scope {
-    let mut scope = Scope::nothing();
-    for path in touched {
-        let below = path.strip_prefix(directory).unwrap();
-        let names: Vec<Name> =
-            below.components().map(|part| Name::try_from(part.as_os_str().as_bytes().to_vec()).unwrap()).collect();
-        scope.add(&names);
-    }
-    scope
+fn names(directory: &Path, path: &Path) -> Vec<Name> {
+    let below = path.strip_prefix(directory).unwrap();
+    below.components().map(|part| Name::try_from(part.as_os_str().as_bytes().to_vec()).unwrap()).collect()
 }
 
 struct World {
@@ -219,13 +212,19 @@ proptest! {
         rounds in proptest::collection::vec((proptest::collection::vec(deed(), 1..25), any::<bool>()), 1..5)
     ) {
         let mut world = World::new();
+        let mut watch = Watch::begin(&world.volume).unwrap();
         let mut last = None;
         for (round, (deeds, watched)) in rounds.iter().enumerate() {
-            let mut touched = Vec::new();
+            let mut scope = Scope::nothing();
             for deed in deeds {
-                touched.extend(perform(&world.volume, deed));
+                if let Some(unseen) = perform(&world.volume, deed) {
+                    scope.add(&names(&world.volume, &unseen));
+                }
             }
-            let scope = if *watched { scope(&world.volume, &touched) } else { Scope::Everything };
+            watch.tell(&mut scope).unwrap();
+            if !watched {
+                scope = Scope::Everything;
+            }
             let root = world.capture(&scope, &scope);
             restore(&world.store, &world.replica, last.as_ref(), &root).unwrap();
             assert_same(&world.volume, &world.replica, &format!("round {round}, watched: {watched}"));
