@@ -3,7 +3,7 @@
 use crate::{
     store::Objects,
     stream::Stream,
-    tree::{self, Entry, Error, Name, Node},
+    tree::{self, DEPTH_MAX, Entry, Error, Name, Node},
 };
 
 /// One difference.
@@ -30,6 +30,10 @@ pub fn diff<E: From<Error>>(
 ) -> Result<(), E> {
     if old == new {
         return Ok(());
+    }
+    // A tree may come from anywhere.
+    if path.len() > DEPTH_MAX {
+        return Err(Error::Damaged.into());
     }
     let read = |stream: Option<&Stream>| match stream {
         Some(stream) => tree::entries(stream, objects).collect::<Result<Vec<_>, _>>(),

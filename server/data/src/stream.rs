@@ -115,9 +115,7 @@ impl Stream {
 
     /// All objects of the stream, in order: the lists of its chunks, each before what it names, and the chunks.
     pub fn pieces<'a>(&'a self, objects: &'a dyn Objects) -> Pieces<'a> {
-        let lists = vec![List::default(); usize::from(self.depth.min(DEPTH_MAX))];
-        let damaged = self.depth > DEPTH_MAX;
-        Pieces { objects, named: self.parts.iter(), lists, told: None, over: false, damaged }
+        Pieces { objects, cursor: Cursor::new(self.clone()), told: None, over: false }
     }
 
     /// Reads all of it.
@@ -134,18 +132,16 @@ pub enum Piece {
     Chunk(Part),
 }
 
-/// Iterates over the objects of a stream. A list is read after it was told, so that whoever iterates can fetch it.
-#[derive(Debug)]
-pub struct Pieces<'a> {
-    objects: &'a dyn Objects,
+/// Goes through the objects of a stream, for one who has to get the lists from somewhere.
+#[derive(Clone, Debug)]
+pub struct Cursor {
     /// What the stream names itself: the chunks, or stretches of the last list.
-    named: std::slice::Iter<'a, Part>,
+    stream: Stream,
+    at: usize,
     /// What is left of each list; the first names the chunks, and each is fed by what the next one names.
     lists: Vec<List>,
-    /// The stretch that was told last, and the list that it belongs to.
-    told: Option<(usize, Part)>,
-    over: bool,
-    damaged: bool,
+    /// The list that the stretch which was told last belongs to.
+    awaits: Option<usize>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -169,25 +165,34 @@ impl List {
     }
 }
 
-impl Pieces<'_> {
-    fn advance(&mut self) -> Result<Option<Piece>, Error> {
-        if self.damaged {
+impl Cursor {
+    pub fn new(stream: Stream) -> Self {
+        let lists = vec![List::default(); usize::from(stream.depth.min(DEPTH_MAX))];
+        Self { stream, at: 0, lists, awaits: None }
+    }
+
+    /// The next object. After a [`Piece::List`] its bytes are wanted ([`Self::feed`]) before there is another.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where the lists make no sense.
+    pub fn advance(&mut self) -> Result<Option<Piece>, Error> {
+        if self.stream.depth > DEPTH_MAX || self.awaits.is_some() {
             return Err(Error::Damaged);
-        }
-        if let Some((list, part)) = self.told.take() {
-            let bytes = self.objects.get(&part.hash)?;
-            self.lists[list].feed(&bytes);
         }
         for level in 0..=self.lists.len() {
             let next = match self.lists.get_mut(level) {
                 Some(list) => list.next(),
-                None => self.named.next().copied(),
+                None => {
+                    let part = self.stream.parts.get(self.at).copied();
+                    self.at += 1;
+                    part
+                }
             };
             let Some(part) = next else { continue };
             return Ok(Some(match level.checked_sub(1) {
                 None => Piece::Chunk(part),
                 Some(list) => {
-                    self.told = Some((list, part));
+                    self.awaits = Some(list);
                     Piece::List(part)
                 }
             }));
@@ -197,6 +202,35 @@ impl Pieces<'_> {
             // A part of a part.
             false => Err(Error::Damaged),
         }
+    }
+
+    /// The bytes of the list that was told last.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        if let Some(list) = self.awaits.take() {
+            self.lists[list].feed(bytes);
+        }
+    }
+}
+
+/// Iterates over the objects of a stream. A list is read after it was told.
+#[derive(Debug)]
+pub struct Pieces<'a> {
+    objects: &'a dyn Objects,
+    cursor: Cursor,
+    told: Option<Part>,
+    over: bool,
+}
+
+impl Pieces<'_> {
+    fn advance(&mut self) -> Result<Option<Piece>, Error> {
+        if let Some(part) = self.told.take() {
+            self.cursor.feed(&self.objects.get(&part.hash)?);
+        }
+        let next = self.cursor.advance()?;
+        if let Some(Piece::List(part)) = next {
+            self.told = Some(part);
+        }
+        Ok(next)
     }
 }
 

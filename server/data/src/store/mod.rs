@@ -259,9 +259,12 @@ impl Session {
         let fresh = mem::take(&mut self.fresh);
         packs.sync(&fresh.values().map(|location| location.pack).collect())?;
         // A collection that begins sees what is committed, or is told of it.
-        let claims = self.store.claims();
+        let mut claims = self.store.claims();
         claims.commits(self.id, fresh.keys());
-        index.commit(&fresh, news)
+        index.commit(&fresh, news)?;
+        // Of a generation that comes in several commits the first must not be freed before the last.
+        claims.of(self.id).found.extend(fresh.into_keys());
+        Ok(())
     }
 }
 

@@ -2,5 +2,6 @@
 
 mod collecting;
 mod crashes;
+mod fetching;
 mod places;
 mod trees;

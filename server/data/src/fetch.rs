@@ -1,0 +1,268 @@
+//! A generation from other stores.
+//!
+//! Who fetches goes through the tree and asks for what it does not have: equal parts of the tree, which have equal names, end the
+//! search at once, and what came before an interruption is not asked for again. Any number of sources may be asked side by
+//! side; each object is checked against its name, so that none of them has to be trusted.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use crate::{
+    Hash,
+    store::{self, Generation, News, Objects, Session, Store},
+    stream::{Cursor, Piece, Stream},
+    tree::{self, Node, Root},
+};
+
+/// A generation that is on its way here.
+#[derive(Debug)]
+pub struct Fetch {
+    session: Session,
+    volume: String,
+    generation: Generation,
+    /// Names that nobody was asked for yet.
+    queue: VecDeque<Hash>,
+    /// Names that are in the queue, or were asked for and did not come.
+    wanted: HashSet<Hash>,
+    /// What can be gone on with.
+    ready: Vec<Walk>,
+    /// What waits for an object.
+    waiting: HashMap<Hash, Vec<Waiting>>,
+    /// Directories that are not complete, by number.
+    directories: HashMap<u64, Directory>,
+    last: u64,
+    figures: Figures,
+}
+
+/// How much came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    pub objects: u64,
+    /// Bytes, as they travelled.
+    pub bytes: u64,
+}
+
+/// What is gone through.
+#[derive(Debug)]
+enum Walk {
+    Root,
+    Stream {
+        cursor: Cursor,
+        /// The list that the cursor waits for.
+        list: Option<Hash>,
+        /// Whose entries it is, by the number in `directories`; absent for a file.
+        directory: Option<u64>,
+    },
+}
+
+#[derive(Debug)]
+enum Waiting {
+    /// For a list, or the root.
+    Walk(Walk),
+    /// For one more of its chunks.
+    Directory(u64),
+}
+
+#[derive(Debug)]
+struct Directory {
+    entries: Stream,
+    /// Chunks that are not here yet.
+    missing: usize,
+    /// All of its chunks are known.
+    listed: bool,
+}
+
+impl Fetch {
+    /// # Errors
+    /// Where the store can't be read.
+    pub fn begin(store: &Store, volume: &str, generation: Generation) -> Result<Self, tree::Error> {
+        let mut fetch = Self {
+            session: store.session(),
+            volume: volume.to_owned(),
+            generation,
+            queue: VecDeque::new(),
+            wanted: HashSet::new(),
+            ready: Vec::new(),
+            waiting: HashMap::new(),
+            directories: HashMap::new(),
+            last: 0,
+            figures: Figures::default(),
+        };
+        fetch.walk(Walk::Root)?;
+        Ok(fetch)
+    }
+
+    /// Names to ask for next, at most so many. None while all that is known to be missing was asked for.
+    ///
+    /// # Errors
+    /// Where what came makes no sense, or the store can't be read.
+    pub fn wants(&mut self, at_most: usize) -> Result<Vec<Hash>, tree::Error> {
+        while self.queue.len() < at_most
+            && let Some(walk) = self.ready.pop()
+        {
+            self.walk(walk)?;
+        }
+        let len = at_most.min(self.queue.len());
+        Ok(self.queue.drain(..len).collect())
+    }
+
+    /// Takes what was asked for, as it is laid down elsewhere. What nobody asked for is not kept.
+    ///
+    /// # Errors
+    /// [`store::Error::Damaged`] where it is not what it is said to be: it is to be asked for elsewhere ([`Self::again`]).
+    pub fn take(&mut self, name: &Hash, coded: &[u8]) -> Result<(), tree::Error> {
+        if !self.wanted.contains(name) {
+            return Ok(());
+        }
+        self.session.take(name, coded)?;
+        self.wanted.remove(name);
+        self.figures.objects += 1;
+        self.figures.bytes += coded.len() as u64;
+        for waiting in self.waiting.remove(name).unwrap_or_default() {
+            match waiting {
+                Waiting::Walk(walk) => self.ready.push(walk),
+                Waiting::Directory(number) => self.came(number)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever was asked for it has not given it.
+    pub fn again(&mut self, name: &Hash) {
+        if self.wanted.contains(name) && !self.queue.contains(name) {
+            self.queue.push_back(*name);
+        }
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.wanted.is_empty() && self.ready.is_empty()
+    }
+
+    pub fn figures(&self) -> Figures {
+        self.figures
+    }
+
+    /// What came so far is kept, and not asked for again after an interruption.
+    ///
+    /// # Errors
+    /// Where it can't be kept.
+    pub fn save(&mut self) -> Result<(), store::Error> {
+        self.session.commit(&News::default())
+    }
+
+    /// The generation is here, whole, and lasts.
+    ///
+    /// # Errors
+    /// [`tree::Error::Damaged`] where it is not complete; otherwise where it can't be kept.
+    pub fn commit(mut self) -> Result<Generation, tree::Error> {
+        if !self.is_complete() {
+            return Err(tree::Error::Damaged);
+        }
+        let generation = self.generation;
+        self.session.commit(&News { generation: Some((self.volume, generation)), sight: None })?;
+        Ok(generation)
+    }
+
+    /// True where it is here.
+    fn have(&mut self, name: &Hash) -> Result<bool, store::Error> {
+        if self.wanted.contains(name) {
+            return Ok(false);
+        }
+        let here = self.session.contains(name)?;
+        if !here {
+            self.wanted.insert(*name);
+            self.queue.push_back(*name);
+        }
+        Ok(here)
+    }
+
+    fn wait(&mut self, name: Hash, waiting: Waiting) {
+        self.waiting.entry(name).or_default().push(waiting);
+    }
+
+    /// Goes on until something is missing that has to be here first.
+    fn walk(&mut self, walk: Walk) -> Result<(), tree::Error> {
+        match walk {
+            Walk::Root => {
+                let name = self.generation.root;
+                if self.have(&name)? {
+                    let root = Root::read(&self.session, &name)?;
+                    self.enter(root.entries);
+                } else {
+                    self.wait(name, Waiting::Walk(Walk::Root));
+                }
+                Ok(())
+            }
+            Walk::Stream { mut cursor, list, directory } => {
+                if let Some(list) = list {
+                    cursor.feed(&self.session.get(&list)?);
+                }
+                self.go_through(cursor, directory)
+            }
+        }
+    }
+
+    fn go_through(&mut self, mut cursor: Cursor, directory: Option<u64>) -> Result<(), tree::Error> {
+        while let Some(piece) = cursor.advance()? {
+            match piece {
+                Piece::List(part) if self.have(&part.hash)? => cursor.feed(&self.session.get(&part.hash)?),
+                Piece::List(part) => {
+                    let walk = Walk::Stream { cursor, list: Some(part.hash), directory };
+                    self.wait(part.hash, Waiting::Walk(walk));
+                    return Ok(());
+                }
+                Piece::Chunk(part) => {
+                    if !self.have(&part.hash)?
+                        && let Some(number) = directory
+                        && let Some(directory) = self.directories.get_mut(&number)
+                    {
+                        directory.missing += 1;
+                        self.wait(part.hash, Waiting::Directory(number));
+                    }
+                }
+            }
+        }
+        if let Some(number) = directory
+            && let Some(directory) = self.directories.get_mut(&number)
+        {
+            directory.listed = true;
+            self.expand_if_complete(number)?;
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, entries: Stream) {
+        self.last += 1;
+        let cursor = Cursor::new(entries.clone());
+        self.ready.push(Walk::Stream { cursor, list: None, directory: Some(self.last) });
+        self.directories.insert(self.last, Directory { entries, missing: 0, listed: false });
+    }
+
+    fn came(&mut self, number: u64) -> Result<(), tree::Error> {
+        if let Some(directory) = self.directories.get_mut(&number) {
+            directory.missing -= 1;
+        }
+        self.expand_if_complete(number)
+    }
+
+    /// A directory whose entries can be read leads on to what is in it.
+    fn expand_if_complete(&mut self, number: u64) -> Result<(), tree::Error> {
+        if !self.directories.get(&number).is_some_and(|directory| directory.listed && directory.missing == 0) {
+            return Ok(());
+        }
+        let Some(Directory { entries, .. }) = self.directories.remove(&number) else { return Ok(()) };
+        let below: Vec<Node> = tree::entries(&entries, &self.session)
+            .filter_map(|entry| match entry {
+                Ok(entry) => matches!(entry.node, Node::File(_) | Node::Directory(_)).then_some(Ok(entry.node)),
+                Err(error) => Some(Err(error)),
+            })
+            .collect::<Result<_, _>>()?;
+        for node in below {
+            match node {
+                Node::Directory(entries) => self.enter(entries),
+                Node::File(file) => self.go_through(Cursor::new(file.content), None)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

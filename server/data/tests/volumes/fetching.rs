@@ -1,0 +1,172 @@
+//! A generation that comes from other stores, in pieces, twice, or not at first.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use flotilla_data::{
+    Hash, Store,
+    capture::{Capture, Scope},
+    fetch::Fetch,
+    restore::restore,
+    store::{self, Generation, Objects},
+    tree,
+};
+
+use crate::places::assert_same;
+
+const VOLUME: &str = "notes/data";
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let chunks = (0..len.div_ceil(32)).map(|at| Hash::of(&[seed.to_be_bytes(), (at as u64).to_be_bytes()].concat()));
+    chunks.flat_map(|hash| *hash.as_bytes()).take(len).collect()
+}
+
+struct World {
+    temporary: tempfile::TempDir,
+    near: Store,
+    far: Store,
+}
+
+impl World {
+    fn new() -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let near = Store::open(&temporary.path().join("near")).unwrap();
+        let far = Store::open(&temporary.path().join("far")).unwrap();
+        fs::create_dir(temporary.path().join("volume")).unwrap();
+        Self { temporary, near, far }
+    }
+
+    fn volume(&self) -> std::path::PathBuf {
+        self.temporary.path().join("volume")
+    }
+
+    fn capture(&self, sequence: u64) -> Generation {
+        let capture = Capture::begin(&self.near, VOLUME, &self.volume()).unwrap();
+        capture.finish(&Scope::Everything).unwrap().commit(1, sequence).unwrap()
+    }
+
+    /// Lets the far store have all that it wants, so many at a time. The names that it asked for.
+    fn fetch(&self, generation: Generation, at_once: usize) -> BTreeSet<Hash> {
+        let mut fetch = Fetch::begin(&self.far, VOLUME, generation).unwrap();
+        let mut asked = BTreeSet::new();
+        while !fetch.is_complete() {
+            let wants = fetch.wants(at_once).unwrap();
+            assert!(!wants.is_empty(), "it waits for nothing");
+            for name in wants {
+                assert!(asked.insert(name), "{name} was asked for twice");
+                fetch.take(&name, &self.near.laid_down(&name).unwrap()).unwrap();
+            }
+        }
+        assert_eq!(fetch.commit().unwrap(), generation);
+        asked
+    }
+
+    fn assert_arrived(&self, generation: Generation) {
+        assert_eq!(self.far.generations(VOLUME).unwrap().last(), Some(&generation));
+        let replica = self.temporary.path().join(format!("replica-{}", generation.sequence));
+        fs::create_dir(&replica).unwrap();
+        restore(&self.far, &replica, None, &generation.root).unwrap();
+        assert_same(&self.volume(), &replica, "fetched");
+    }
+}
+
+/// Some of everything: deep, wide, large, empty, and the same twice.
+fn furnish(volume: &Path) {
+    fs::create_dir_all(volume.join("a/b/c/d")).unwrap();
+    for number in 0..2_000_u64 {
+        fs::write(volume.join(format!("a/small-{number}")), noise(number % 700, 200)).unwrap();
+    }
+    fs::write(volume.join("a/b/large"), noise(5_000, 12_000_000)).unwrap();
+    fs::write(volume.join("a/b/c/twice"), noise(5_001, 300_000)).unwrap();
+    fs::write(volume.join("a/b/c/d/twice"), noise(5_001, 300_000)).unwrap();
+    fs::write(volume.join("empty"), "").unwrap();
+}
+
+#[test]
+fn a_generation_arrives_whole_and_the_next_costs_what_has_changed() {
+    let world = World::new();
+    furnish(&world.volume());
+    let first = world.capture(1);
+    let all = world.fetch(first, 64);
+    assert!(all.len() > 700, "{}", all.len());
+    world.assert_arrived(first);
+
+    fs::write(world.volume().join("a/b/c/twice"), noise(5_002, 1_000)).unwrap();
+    fs::remove_file(world.volume().join("a/small-77")).unwrap();
+    let second = world.capture(2);
+    let asked = world.fetch(second, 64);
+    assert!(asked.len() < 20, "{}", asked.len());
+    world.assert_arrived(second);
+}
+
+#[test]
+fn what_came_before_an_interruption_is_not_asked_for_again() {
+    let world = World::new();
+    furnish(&world.volume());
+    let generation = world.capture(1);
+    let mut came = BTreeSet::new();
+    let mut fetch = Fetch::begin(&world.far, VOLUME, generation).unwrap();
+    while came.len() < 300 {
+        for name in fetch.wants(10).unwrap() {
+            fetch.take(&name, &world.near.laid_down(&name).unwrap()).unwrap();
+            came.insert(name);
+        }
+    }
+    fetch.save().unwrap();
+    // What comes after it was saved is lost.
+    let lost = fetch.wants(1).unwrap()[0];
+    fetch.take(&lost, &world.near.laid_down(&lost).unwrap()).unwrap();
+    assert!(world.far.generations(VOLUME).unwrap().is_empty());
+    assert_eq!(world.far.collect().unwrap().objects, 0, "somebody still counts on it");
+    drop(fetch);
+
+    let asked = world.fetch(generation, 64);
+    assert!(asked.is_disjoint(&came));
+    assert!(asked.contains(&lost));
+    world.assert_arrived(generation);
+}
+
+#[test]
+fn a_source_that_lies_or_lacks_something_is_found_out() {
+    let world = World::new();
+    furnish(&world.volume());
+    let generation = world.capture(1);
+    let mut fetch = Fetch::begin(&world.far, VOLUME, generation).unwrap();
+    let mut turns = 0_u32;
+    while !fetch.is_complete() {
+        for name in fetch.wants(16).unwrap() {
+            turns += 1;
+            let mut coded = world.near.laid_down(&name).unwrap();
+            match turns % 5 {
+                0 => fetch.again(&name),
+                1 => {
+                    let last = coded.len() - 1;
+                    coded[last] ^= 1;
+                    let error = fetch.take(&name, &coded).unwrap_err();
+                    assert!(matches!(error, tree::Error::Store(store::Error::Damaged { .. })), "{error}");
+                    fetch.again(&name);
+                }
+                2 => {
+                    // Twice, and what nobody asked for.
+                    fetch.take(&name, &coded).unwrap();
+                    fetch.take(&name, &coded).unwrap();
+                    fetch.take(&Hash::of(b"unasked"), b"\0unasked").unwrap();
+                }
+                _ => fetch.take(&name, &coded).unwrap(),
+            }
+        }
+    }
+    fetch.commit().unwrap();
+    assert!(matches!(world.far.get(&Hash::of(b"unasked")), Err(store::Error::Missing { .. })));
+    world.assert_arrived(generation);
+}
+
+#[test]
+fn half_a_generation_is_none() {
+    let world = World::new();
+    furnish(&world.volume());
+    let mut fetch = Fetch::begin(&world.far, VOLUME, world.capture(1)).unwrap();
+    let root = fetch.wants(1).unwrap()[0];
+    fetch.take(&root, &world.near.laid_down(&root).unwrap()).unwrap();
+    assert!(fetch.commit().is_err());
+    assert!(world.far.generations(VOLUME).unwrap().is_empty());
+}
