@@ -162,6 +162,26 @@ impl Store {
         self.shared.index.forget(volume, generations)
     }
 
+    /// Reads objects whole, so many at a time and in the order of their names, and says which are damaged, and the last that was
+    /// read: the next call goes on behind it.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn scrub(&self, behind: Option<&Hash>, at_most: usize) -> Result<(Vec<Hash>, Option<Hash>), Error> {
+        let names = self.shared.index.names(behind, at_most)?;
+        let last = names.last().copied();
+        let mut damaged = Vec::new();
+        for name in names {
+            match self.get(&name) {
+                // It may have been freed since.
+                Ok(_) | Err(Error::Missing { .. }) => {}
+                Err(error @ Error::Index(_)) => return Err(error),
+                Err(_) => damaged.push(name),
+            }
+        }
+        Ok((damaged, last))
+    }
+
     /// Bytes of all packs.
     ///
     /// # Errors
@@ -240,12 +260,23 @@ impl Session {
         self.lay_down(*name, coded)
     }
 
+    /// Takes an object in the place of the one that is here and damaged.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn repair(&mut self, name: &Hash, coded: &[u8]) -> Result<(), Error> {
+        object::decode(coded, name).map_err(|damage| Error::Damaged { name: *name, damage })?;
+        self.append(*name, coded)
+    }
+
     fn lay_down(&mut self, name: Hash, coded: &[u8]) -> Result<(), Error> {
-        if !self.contains(&name)? {
-            let location = self.store.shared.packs.append(&name, coded)?;
-            self.store.claims().of(self.id).packs.insert(location.pack);
-            self.fresh.insert(name, location);
-        }
+        if self.contains(&name)? { Ok(()) } else { self.append(name, coded) }
+    }
+
+    fn append(&mut self, name: Hash, coded: &[u8]) -> Result<(), Error> {
+        let location = self.store.shared.packs.append(&name, coded)?;
+        self.store.claims().of(self.id).packs.insert(location.pack);
+        self.fresh.insert(name, location);
         Ok(())
     }
 

@@ -71,6 +71,48 @@ fn a_bit_that_flips_on_the_disk_is_noticed() {
 }
 
 #[test]
+fn a_scrub_finds_what_is_damaged_and_another_store_repairs_it() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (store, other) = (Store::open(here.path()).unwrap(), Store::open(there.path()).unwrap());
+    for store in [&store, &other] {
+        let mut session = store.session();
+        for seed in 0..50 {
+            session.put(&noise(seed, 5_000)).unwrap();
+        }
+        session.commit(&store::News::default()).unwrap();
+    }
+    for pack in fs::read_dir(here.path().join("packs")).unwrap() {
+        let path = pack.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        for at in [12_000, 100_000, 200_000] {
+            bytes[at] ^= 16;
+        }
+        fs::write(&path, bytes).unwrap();
+    }
+    let scrubbed = |store: &Store| {
+        let (mut damaged, mut behind, mut rounds) = (Vec::new(), None, 0);
+        loop {
+            let (found, last) = store.scrub(behind.as_ref(), 7).unwrap();
+            damaged.extend(found);
+            rounds += 1;
+            behind = last;
+            if behind.is_none() {
+                return (damaged, rounds);
+            }
+        }
+    };
+    let (damaged, rounds) = scrubbed(&store);
+    assert_eq!((damaged.len(), rounds), (3, 9));
+    let mut session = store.session();
+    for name in &damaged {
+        assert!(session.repair(name, &store.laid_down(name).unwrap()).is_err(), "no damaged one is taken for it");
+        session.repair(name, &other.laid_down(name).unwrap()).unwrap();
+    }
+    session.commit(&store::News::default()).unwrap();
+    assert_eq!(scrubbed(&store).0, []);
+}
+
+#[test]
 fn two_daemons_never_share_a_store() {
     let directory = tempfile::tempdir().unwrap();
     let _store = Store::open(directory.path()).unwrap();
