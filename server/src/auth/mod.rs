@@ -78,6 +78,12 @@ pub enum Presented<'a> {
 }
 
 impl<'a> Presented<'a> {
+    pub fn token(self) -> &'a str {
+        match self {
+            Self::Bearer { token } | Self::Proven { token, .. } => token,
+        }
+    }
+
     /// # Errors
     /// No token, or more than one.
     pub fn in_headers(headers: &'a HeaderMap) -> Result<Self, Error> {
@@ -189,6 +195,19 @@ impl Authority {
         }
         let expires_at = principal.expires_at.min(UnixMillis(claims.exp.saturating_mul(1000)));
         Ok(Principal { expires_at, ..principal })
+    }
+
+    /// Catches up with the log where this node does not know a token that the cluster has signed: it may have been made a moment ago, on
+    /// another machine. True if it is known now, and was not.
+    pub async fn learns(&self, token: &str) -> bool {
+        let Ok(claims) = self.inner.keys.verify(token, (self.inner.clock)()) else { return false };
+        let is_known = || self.inner.store.state().tokens.contains_key(&claims.token());
+        if is_known() {
+            return false;
+        }
+        let caught_up = self.inner.store.consensus().linearize().await;
+        tracing::debug!(?caught_up, "a token was not known here yet");
+        is_known()
     }
 
     /// Whether a token that was checked before still holds: neither revoked nor expired. For sessions that outlive a request.

@@ -44,15 +44,21 @@ impl Caller {
         app.authority.ended(&self.principal).await;
     }
 
-    fn authenticate(parts: &Parts, app: &App) -> Answer<Self> {
+    async fn authenticate(parts: &Parts, app: &App) -> Answer<Self> {
         // Set on a stream of another member alone, which verified the caller.
         if let Some(OnBehalf { principal, peer }) = parts.extensions.get() {
             return Ok(Self { principal: principal.clone(), peer: *peer });
         }
         let asker = asker(parts)?;
         let peer = asker.peer.ip();
-        let verified = Presented::in_headers(&parts.headers)
-            .and_then(|presented| app.authority.verify(presented, parts.method.as_str(), &asker.url));
+        let verify = |presented| app.authority.verify(presented, parts.method.as_str(), &asker.url);
+        let verified = match Presented::in_headers(&parts.headers) {
+            Err(error) => Err(error),
+            Ok(presented) => match verify(presented) {
+                Err(auth::Error::Rejected(_)) if app.authority.learns(presented.token()).await => verify(presented),
+                verified => verified,
+            },
+        };
         match verified {
             Ok(principal) => Ok(Self { principal, peer }),
             Err(error) => {
@@ -84,7 +90,7 @@ impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Answer<Self> {
-        Self::authenticate(parts, app)
+        Self::authenticate(parts, app).await
     }
 }
 
@@ -92,7 +98,7 @@ impl FromRequestParts<Arc<App>> for Operator {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Answer<Self> {
-        let caller = Caller::authenticate(parts, app)?;
+        let caller = Caller::authenticate(parts, app).await?;
         if !caller.principal.grant.operates() {
             return Err(caller.insufficient("operator or admin"));
         }
@@ -104,7 +110,7 @@ impl FromRequestParts<Arc<App>> for Admin {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Answer<Self> {
-        let caller = Caller::authenticate(parts, app)?;
+        let caller = Caller::authenticate(parts, app).await?;
         if !caller.principal.grant.administers() {
             return Err(caller.insufficient("admin"));
         }

@@ -69,6 +69,10 @@ pub trait Admission: Send + Sync + 'static {
     /// What the browser is told.
     fn verify(&self, token: &str, proof: Option<&str>, url: &str) -> Result<Principal, ApiError>;
 
+    /// Catches up with the rest of the cluster where a token may have been made a moment ago, elsewhere. True if it is worth a second
+    /// look.
+    fn learns<'a>(&'a self, token: &'a str) -> BoxFuture<'a, bool>;
+
     /// A token from this address was refused.
     ///
     /// # Errors

@@ -132,10 +132,13 @@ impl Mesh {
         }
     }
 
-    fn verify(&self, token: &str, proof: Option<&str>, client: &Client) -> Result<Principal, ApiError> {
+    async fn verify(&self, token: &str, proof: Option<&str>, client: &Client) -> Result<Principal, ApiError> {
         let admission = &self.inner.admission;
         let told = |error| admission.refused(client.address).err().unwrap_or(error);
-        admission.verify(token, proof, &client.url).map_err(told)
+        match admission.verify(token, proof, &client.url) {
+            Err(_) if admission.learns(token).await => admission.verify(token, proof, &client.url).map_err(told),
+            verified => verified.map_err(told),
+        }
     }
 
     async fn begin(
@@ -147,12 +150,12 @@ impl Mesh {
         match message {
             FromBrowser::Connect { version, token, proof, offer } => {
                 check_version(version)?;
-                let principal = self.verify(&token, proof.as_deref(), client)?;
+                let principal = self.verify(&token, proof.as_deref(), client).await?;
                 self.connect(principal, offer, signals, client).await
             }
             FromBrowser::Resume { version, session, token, proof } => {
                 check_version(version)?;
-                let principal = self.verify(&token, proof.as_deref(), client)?;
+                let principal = self.verify(&token, proof.as_deref(), client).await?;
                 self.resume(&session, &principal, signals, client).await
             }
             _ => Err(ApiError::new(

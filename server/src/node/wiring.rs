@@ -34,6 +34,10 @@ impl Admission for Tokens {
         self.authority.verify_signal(token, proof, url).map_err(ApiError::from)
     }
 
+    fn learns<'a>(&'a self, token: &'a str) -> BoxFuture<'a, bool> {
+        Box::pin(self.authority.learns(token))
+    }
+
     fn refused(&self, address: IpAddr) -> Result<(), ApiError> {
         self.attempts.failed(address)
     }

@@ -94,8 +94,12 @@ impl Cluster {
 
     /// Speaks with one machine's node.
     pub fn client(&self, index: usize) -> Result<Client> {
+        self.client_with(index, &self.token)
+    }
+
+    pub fn client_with(&self, index: usize, token: &str) -> Result<Client> {
         let api = format!("http://{}", self.bed.machines()[index].listen());
-        Ok(Client::new(&api, Some(self.token.clone()))?)
+        Ok(Client::new(&api, Some(token.to_owned()))?)
     }
 
     pub fn name(&self, index: usize) -> Result<MachineName> {

@@ -2,8 +2,11 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
-use flotilla_api::rest::RemoveMachineQuery;
+use anyhow::{Context, Result, ensure};
+use flotilla_api::{
+    Grant,
+    rest::{CreateToken, RemoveMachineQuery},
+};
 use flotilla_tests::{
     bed::{
         Bed, BedSpec, Cluster,
@@ -20,6 +23,7 @@ async fn a_machine_is_emptied_and_no_request_fails() -> Result<()> {
     let Some(cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
     let leader = cluster.leader().await?;
     let host = (leader + 1) % 3;
+    tokens_are_good_everywhere_at_once(&cluster, leader).await?;
     cluster.deploy_to(host, &[PAGES]).await?;
     let visitors = [
         cluster.visit(PAGES.name, &[leader]).await?,
@@ -36,6 +40,19 @@ async fn a_machine_is_emptied_and_no_request_fails() -> Result<()> {
     }
     cluster.client(leader)?.undrain(&cluster.name(host)?).await?;
     cluster.ready(host).await
+}
+
+/// A token that one node has just made is good at the others, which may not have heard of it.
+async fn tokens_are_good_everywhere_at_once(cluster: &Cluster, maker: usize) -> Result<()> {
+    for round in 0..10 {
+        let wanted = CreateToken { name: format!("round-{round}"), grant: Grant::admin(), ttl_seconds: 600 };
+        let made = cluster.client(maker)?.create_token(&wanted).await?;
+        for other in cluster.all_but(maker) {
+            let asked = cluster.client_with(other, &made.token)?.cluster().await;
+            asked.with_context(|| format!("the token of round {round}, at machine {other}"))?;
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test]

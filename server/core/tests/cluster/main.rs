@@ -17,10 +17,7 @@ mod world;
 use std::{
     collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     thread,
 };
 
@@ -41,24 +38,26 @@ fn seeds() -> std::ops::Range<u64> {
 #[test]
 fn whatever_fails_no_volume_has_two_writers_and_all_services_come_back() {
     let seeds = seeds();
-    let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(BTreeSet::new()));
+    let (next, failures) = (AtomicU64::new(seeds.start), AtomicUsize::new(0));
     let work = || {
-        while failed.lock().unwrap().len() < FAILURES_MAX {
+        let mut failed = Vec::new();
+        while failures.load(Ordering::SeqCst) < FAILURES_MAX {
             let seed = next.fetch_add(1, Ordering::SeqCst);
             if seed >= seeds.end {
-                return;
+                break;
             }
             if catch_unwind(AssertUnwindSafe(|| scenarios::random(seed))).is_err() {
-                failed.lock().unwrap().insert(seed);
+                failures.fetch_add(1, Ordering::SeqCst);
+                failed.push(seed);
             }
         }
+        failed
     };
-    thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(work);
-        }
+    let failed: BTreeSet<u64> = thread::scope(|scope| {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
     });
-    let failed = failed.into_inner().unwrap();
     let first = failed.first().copied().unwrap_or_default();
     assert!(failed.is_empty(), "the seeds {failed:?} failed; FLOTILLA_SIM_SEED={first} runs the first of them again");
 }

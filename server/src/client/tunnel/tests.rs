@@ -29,6 +29,10 @@ impl Admission for Gate {
         }
     }
 
+    fn learns<'a>(&'a self, _: &'a str) -> BoxFuture<'a, bool> {
+        async { false }.boxed()
+    }
+
     fn refused(&self, _: IpAddr) -> Result<(), ApiError> {
         Ok(())
     }
