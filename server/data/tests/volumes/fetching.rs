@@ -1,6 +1,6 @@
 //! A generation that comes from other stores, in pieces, twice, or not at first.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, os::unix::fs::FileExt, path::Path};
 
 use flotilla_data::{
     Hash, Store,
@@ -96,6 +96,24 @@ fn a_generation_arrives_whole_and_the_next_costs_what_has_changed() {
     let asked = world.fetch(second, 64);
     assert!(asked.len() < 20, "{}", asked.len());
     world.assert_arrived(second);
+}
+
+#[test]
+fn a_megabyte_that_changed_in_a_large_file_travels_alone() {
+    let world = World::new();
+    let path = world.volume().join("large");
+    fs::write(&path, noise(1, 40_000_000)).unwrap();
+    world.fetch(world.capture(1), 64);
+    let opened = fs::File::options().write(true).open(&path).unwrap();
+    opened.write_all_at(&noise(2, 1_000_000), 20_000_000).unwrap();
+
+    let mut fetch = Fetch::begin(&world.far, VOLUME, world.capture(2)).unwrap();
+    while !fetch.is_complete() {
+        for name in fetch.wants(64).unwrap() {
+            fetch.take(&name, &world.near.laid_down(&name).unwrap()).unwrap();
+        }
+    }
+    assert!(fetch.figures().bytes < 1_400_000, "{:?}", fetch.figures());
 }
 
 #[test]
