@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     mux::{Mux, MuxChannel, Offered},
+    pulse::GAPS_AT_MOST_EVERY,
     stream::NodeStream,
 };
 use crate::{
@@ -76,6 +77,8 @@ pub(super) struct Bulk {
     links: Mutex<Vec<Arc<BulkLink>>>,
     /// Bytes of links that are gone: sent, and received.
     past: Mutex<(u64, u64)>,
+    /// When links to the other node were given up for a gap.
+    gap: Mutex<Option<Instant>>,
     /// One link is made at a time, and who waits for it takes it.
     pub(super) making: tokio::sync::Mutex<()>,
 }
@@ -125,11 +128,19 @@ impl Bulk {
         }
     }
 
-    /// Opens further streams on another link: on these, what was lost is sent again late. Streams that are open go on.
-    pub(super) fn retire(&self) {
+    /// After a gap: opens further streams on another link, as on these what was lost is sent again late. Streams that are open go on.
+    /// False, and nothing is done, where that was so a moment ago.
+    pub(super) fn retire_for_gap(&self) -> bool {
+        let mut gap = self.gap.lock().unwrap_or_else(PoisonError::into_inner);
+        if gap.is_some_and(|last| last.elapsed() < GAPS_AT_MOST_EVERY) {
+            return false;
+        }
+        *gap = Some(Instant::now());
+        drop(gap);
         for link in self.links().iter() {
             link.retired.store(true, Ordering::Relaxed);
         }
+        true
     }
 
     fn links(&self) -> MutexGuard<'_, Vec<Arc<BulkLink>>> {

@@ -15,7 +15,7 @@ use super::{
     bulk::Bulk,
     dial::Manner,
     figures::{Figures, Read},
-    pulse::{GAP_AGE_MIN, Heard, LOOK_EVERY, Silence},
+    pulse::{Heard, LOOK_EVERY, Silence},
     rpc::{self, Answers, Rpc},
 };
 use crate::{
@@ -260,14 +260,13 @@ impl Control {
     async fn watch(&self, probes: &MeshChannel, bulk: &Bulk) -> &'static str {
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut silence, mut look, up_at) = (Silence::default(), 0_u32, Instant::now());
+        let (mut silence, mut look) = (Silence::default(), 0_u32);
         self.heard.now();
         loop {
             tokio::select! {
                 message = probes.recv() => {
                     let Some(mut message) = message else { return "the connection was lost" };
-                    if silence.ends_gap() && up_at.elapsed() >= GAP_AGE_MIN {
-                        bulk.retire();
+                    if silence.ends_gap() && bulk.retire_for_gap() {
                         return "nothing was heard of it for a second, and what was sent meanwhile is lost";
                     }
                     self.heard.now();

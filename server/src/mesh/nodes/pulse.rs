@@ -16,8 +16,9 @@ const SILENT_LOOKS_MAX: u32 = 6;
 /// 1 s, 3 s, 7 s (RFC 9260, 6.3.3), with everything that comes after it on the same channel waiting. A new link is there in 30 ms.
 const GAP_LOOKS_MIN: u32 = 4;
 
-/// A link that is younger is not made again for a gap: where both machines are busy all the time, handshakes would keep them so.
-pub(super) const GAP_AGE_MIN: Duration = Duration::from_secs(10);
+/// Links to one node are made again for a gap at most this often: where both machines are busy all the time, handshakes would keep them
+/// so.
+pub(super) const GAPS_AT_MOST_EVERY: Duration = Duration::from_secs(10);
 
 /// Set by whoever hears anything of the other end.
 #[derive(Debug, Default)]
