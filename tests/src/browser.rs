@@ -51,6 +51,9 @@ pub struct Browser {
     _chromedriver: Process,
 }
 
+/// Chromium gives a page up that is loading when an interface of the machine comes or goes, as those of containers do.
+const NETWORK_CHANGES_MAX: usize = 5;
+
 impl Browser {
     /// A browser that has never been anywhere. `name` is that of its pictures.
     ///
@@ -103,7 +106,20 @@ impl Browser {
     pub async fn goto(&self, url: &str) -> Result<()> {
         self.step(&format!("goes to {url}"));
         self.driver.enter_default_frame().await?;
-        self.driver.goto(url).await.with_context(|| format!("open {url}"))
+        for _ in 0..NETWORK_CHANGES_MAX {
+            self.driver.goto(url).await.with_context(|| format!("open {url}"))?;
+            let changed: bool = self
+                .js(
+                    "return location.protocol === 'chrome-error:' && document.body.innerText.includes('ERR_NETWORK_CHANGED')",
+                    &[],
+                )
+                .await?;
+            if !changed {
+                return Ok(());
+            }
+            self.step("goes there again: a container's interface came or went meanwhile");
+        }
+        bail!("open {url}: the network changes all the time")
     }
 
     pub async fn reload(&self) -> Result<()> {
