@@ -2,7 +2,7 @@
 //!
 //! [`Capture::read`] reads what has changed while programs go on writing, as often as is wanted; what is left to [`Capture::finish`],
 //! for which they stand still, is what they changed meanwhile. So the tree is the directory at one instant, and the instant is short.
-//! [`Capture::commit`] makes it last, which takes the disk its time and holds up nobody.
+//! [`Captured::commit`] makes it last, which takes the disk its time and holds up nobody.
 //!
 //! A file is read again only if its inode was changed since it was read last. That is told by the time of the last change, which
 //! no program can set back, and by more ([`Seen`]); a file that was changed at the very moment when it was read counts as changed.

@@ -14,8 +14,6 @@ mod pack;
 
 #[cfg(test)]
 pub(crate) mod memory;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::HashMap,
@@ -203,8 +201,7 @@ impl Store {
 
 impl Objects for Store {
     fn get(&self, name: &Hash) -> Result<Vec<u8>, Error> {
-        let coded = self.laid_down(name)?;
-        object::decode(&coded, name).map_err(|damage| Error::Damaged { name: *name, damage })
+        decoded(&self.laid_down(name)?, name)
     }
 }
 
@@ -256,8 +253,8 @@ impl Session {
     /// # Errors
     /// [`Error::Damaged`] where it is not; otherwise as [`Sink::put`].
     pub fn take(&mut self, name: &Hash, coded: &[u8]) -> Result<(), Error> {
-        object::decode(coded, name).map_err(|damage| Error::Damaged { name: *name, damage })?;
-        self.lay_down(*name, coded)
+        decoded(coded, name)?;
+        if self.contains(name)? { Ok(()) } else { self.append(*name, coded) }
     }
 
     /// Takes an object in the place of the one that is here and damaged.
@@ -265,12 +262,8 @@ impl Session {
     /// # Errors
     /// As [`Self::take`].
     pub fn repair(&mut self, name: &Hash, coded: &[u8]) -> Result<(), Error> {
-        object::decode(coded, name).map_err(|damage| Error::Damaged { name: *name, damage })?;
+        decoded(coded, name)?;
         self.append(*name, coded)
-    }
-
-    fn lay_down(&mut self, name: Hash, coded: &[u8]) -> Result<(), Error> {
-        if self.contains(&name)? { Ok(()) } else { self.append(name, coded) }
     }
 
     fn append(&mut self, name: Hash, coded: &[u8]) -> Result<(), Error> {
@@ -312,7 +305,7 @@ impl Sink for Session {
         }
         let name = Hash::of(bytes);
         if !self.contains(&name)? {
-            self.lay_down(name, &object::encode(bytes))?;
+            self.append(name, &object::encode(bytes))?;
         }
         Ok(name)
     }
@@ -323,12 +316,13 @@ impl Objects for Session {
     fn get(&self, name: &Hash) -> Result<Vec<u8>, Error> {
         match self.fresh.get(name) {
             None => self.store.get(name),
-            Some(location) => {
-                let coded = self.store.shared.packs.read(location)?;
-                object::decode(&coded, name).map_err(|damage| Error::Damaged { name: *name, damage })
-            }
+            Some(location) => decoded(&self.store.shared.packs.read(location)?, name),
         }
     }
+}
+
+fn decoded(coded: &[u8], name: &Hash) -> Result<Vec<u8>, Error> {
+    object::decode(coded, name).map_err(|damage| Error::Damaged { name: *name, damage })
 }
 
 fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
