@@ -13,6 +13,7 @@ mod network;
 mod node;
 pub mod probe;
 mod shell;
+mod sleep;
 mod sweep;
 pub mod visitor;
 

@@ -94,9 +94,9 @@ impl Checker {
         self.finish_but(None)
     }
 
-    /// [`Self::finish`], where machines slept meanwhile: what runs in one goes on as it wakes, together with what freezes it, so
+    /// [`Self::finish`], where a machine was paused meanwhile: what runs in it goes on together with what freezes it, so
     /// that both may run for so long (see ADR 11).
-    pub fn finish_after_sleep(self, tolerated: Duration) -> Result<Report> {
+    pub fn finish_after_pause(self, tolerated: Duration) -> Result<Report> {
         self.finish_but(Some(tolerated))
     }
 

@@ -22,6 +22,15 @@ pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the repository")
 }
 
+/// Where `make setup` puts what tests need and nobody else.
+pub fn test_cache() -> PathBuf {
+    let set = |name| std::env::var_os(name).map(PathBuf::from);
+    set("FLOTILLA_TEST_CACHE").unwrap_or_else(|| {
+        let caches = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+        caches.unwrap_or_default().join("flotilla-tests")
+    })
+}
+
 /// A program that Cargo built beside this one: tests, benches and the programs that they drive are of one profile.
 pub fn built(program: &str) -> PathBuf {
     let me = std::env::current_exe().expect("a running program has a path");

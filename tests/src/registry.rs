@@ -9,7 +9,7 @@ use tokio::{net::TcpListener, process::Command};
 use crate::{
     artefacts, image,
     process::{Process, run},
-    wait,
+    test_cache, wait,
 };
 
 #[derive(Debug)]
@@ -58,9 +58,7 @@ impl Registry {
 }
 
 fn program() -> Result<PathBuf> {
-    let home = PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?);
-    let cache = std::env::var_os("FLOTILLA_TEST_CACHE").map(PathBuf::from);
-    let cache = cache.unwrap_or_else(|| home.join(".cache/flotilla-tests"));
-    let candidates = [PathBuf::from("/usr/bin/docker-registry"), cache.join("bin/docker-registry")];
+    let candidates =
+        [PathBuf::from("/usr/bin/docker-registry"), test_cache().join("docker-registry/usr/bin/docker-registry")];
     candidates.into_iter().find(|path| path.is_file()).context("docker-registry is missing; run `make setup`")
 }

@@ -143,8 +143,11 @@ impl Keeper {
 /// What could not be done is tried again at the next look, and the guard tries as well.
 fn told(what: &str, results: Vec<(String, Result<bool, fence::Error>)>) {
     for (container, result) in results {
-        if let Err(error) = result {
-            tracing::error!(%error, container, "could not {what} an instance");
+        match result {
+            // It goes on when the machine is awake, if its lease has not ended by then.
+            Err(error @ fence::Error::Asleep) => tracing::debug!(%error, container, "did not {what} an instance"),
+            Err(error) => tracing::error!(%error, container, "could not {what} an instance"),
+            Ok(_) => {}
         }
     }
 }

@@ -478,12 +478,15 @@ pub(super) mod tests {
     impl Drop for Group {
         fn drop(&mut self) {
             let _ = self.child.kill();
-            for (name, text) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
-                let file = OpenOptions::new().write(true).open(self.directory.join(name));
-                let _ = file.and_then(|mut file| file.write_all(text.as_bytes()));
-            }
-            let _ = self.child.wait();
             let until = Instant::now() + Duration::from_secs(5);
+            // A guard that still watches it freezes it again, perhaps before it has died.
+            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+                for (name, text) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+                    let file = OpenOptions::new().write(true).open(self.directory.join(name));
+                    let _ = file.and_then(|mut file| file.write_all(text.as_bytes()));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
             while fs::remove_dir(&self.directory).is_err() && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(5));
             }

@@ -4,14 +4,18 @@
 //! and does what it was told last, so that it makes no difference how the daemon ended, or whether it only hangs. It never thaws.
 //!
 //! It ends when it is told to, when its data directory is gone, or when there has been neither a daemon nor anything to guard for
-//! a minute. SIGTERM makes it leave as soon as all that it guards is frozen, which a machine that shuts down waits for; SIGINT and
+//! a minute. Before the machine sleeps it freezes all that it guards, as if the deadline had passed: nothing of it shall run on when
+//! the machine wakes, before anybody knows how long it has slept. SIGTERM makes it leave as soon as all that it guards is frozen, which a machine that shuts down waits for; SIGINT and
 //! SIGHUP are for the daemon.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -32,9 +36,10 @@ use tokio::{
 };
 
 use super::{
-    Error, Freezer, Frost,
+    Error, Freezer, Frost, Target,
     alarm::Alarm,
     pause::Pauser,
+    sleep::{self, Tell},
     wire::{self, Answer, Ask, Hold},
 };
 use crate::clock;
@@ -55,6 +60,12 @@ const SEARCH_EVERY_MS: u64 = 50;
 
 /// The engine is asked again to pause a container only after this time. Milliseconds.
 const PAUSE_AGAIN_MS: u64 = 1_000;
+
+/// While the machine is about to sleep, what shall stand still is looked at this often. Milliseconds.
+const BEDTIME_EVERY_MS: u64 = 10;
+
+/// A machine that was about to sleep and has run for so long is awake, whatever was said: sleep does not count on this clock.
+const BEDTIME_MAX: Duration = Duration::from_secs(60);
 
 /// Whether it is still needed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -152,6 +163,15 @@ struct Guard {
     /// When a daemon was there last.
     accompanied: Mono,
     leaving: bool,
+    bedtime: Option<Bedtime>,
+}
+
+/// The machine is about to sleep, or does.
+struct Bedtime {
+    since: Mono,
+    over: tokio::time::Instant,
+    /// Keeps the machine awake until all stands still.
+    lock: Option<OwnedFd>,
 }
 
 impl Guard {
@@ -172,6 +192,7 @@ impl Guard {
             paused: BTreeSet::new(),
             accompanied: clock::since_boot(),
             leaving: false,
+            bedtime: None,
         }
     }
 
@@ -182,7 +203,9 @@ impl Guard {
         let (asks, mut asked) = mpsc::channel(ASKS_MAX);
         let mut connections = JoinSet::new();
         let mut look = interval(LOOK_EVERY);
+        let (tells, mut told) = mpsc::channel(sleep::TELLS_MAX);
         if process {
+            tokio::spawn(sleep::listen(tells));
             // Only what is used: all of a program with the web app in it would be too much.
             let _ = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT);
             tracing::info!(pid = std::process::id(), data_dir = %self.data_dir.display(), "guards");
@@ -212,11 +235,15 @@ impl Guard {
                     self.paused(container, result);
                 },
                 rung = alarm.rings() => rung?,
+                Some(tell) = told.recv() => self.sleep(tell),
                 () = Signals::terminate(&mut signals) => {
                     tracing::info!("leaves as soon as nothing that it guards can run");
                     self.leaving = true;
                 }
                 _ = look.tick() => {}
+            }
+            if self.bedtime.as_ref().is_some_and(|bedtime| bedtime.over <= tokio::time::Instant::now()) {
+                self.sleep(Tell::Over);
             }
             if let Some(why) = self.is_over(clock::since_boot(), connections.is_empty()) {
                 tracing::info!("ends: {why}");
@@ -252,13 +279,29 @@ impl Guard {
         matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
     }
 
+    fn sleep(&mut self, tell: Tell) {
+        match tell {
+            Tell::Comes(lock) => {
+                tracing::info!(guarded = self.hold.targets.len(), "the machine is about to sleep");
+                let over = tokio::time::Instant::now() + BEDTIME_MAX;
+                self.bedtime = Some(Bedtime { since: clock::since_boot(), over, lock: lock.map(OwnedFd::from) });
+            }
+            Tell::Over => {
+                if let Some(bedtime) = self.bedtime.take() {
+                    let ms = clock::since_boot().since(bedtime.since);
+                    tracing::info!(ms, "the machine is awake");
+                }
+            }
+        }
+    }
+
     fn answer(&mut self, ask: Ask) -> Answer {
         if let Ask::Hold(hold) = ask {
             self.freezer.expect(hold.patterns.iter().cloned());
             let wanted = |container: &String| hold.targets.iter().any(|target| target.container == *container);
             self.paused.retain(wanted);
             self.asked.retain(|container, _| wanted(container));
-            if hold.deadline.is_none_or(|deadline| deadline > clock::since_boot()) {
+            if self.bedtime.is_none() && hold.deadline.is_none_or(|deadline| deadline > clock::since_boot()) {
                 self.trouble = None;
                 // Only the daemon thaws; what it has thawed is not paused any more either.
                 self.paused.clear();
@@ -278,12 +321,31 @@ impl Guard {
             frozen: self.frozen.clone(),
             freezes: self.freezes,
             trouble: self.trouble.clone(),
+            asleep: self.bedtime.is_some(),
         }
     }
 
     /// Freezes what is due, and never waits. When to come back.
     fn act(&mut self, now: Mono) -> Option<Mono> {
-        let deadline = self.hold.deadline.filter(|_| !self.hold.targets.is_empty())?;
+        let next = self.freeze_what_is_due(now);
+        let still = |target: &Target| matches!(self.frost(&target.container), Frost::Frozen | Frost::Absent);
+        let still = self.hold.deadline.is_none() || self.hold.targets.iter().all(still);
+        let Some(bedtime) = &mut self.bedtime else { return next };
+        if still && let Some(lock) = bedtime.lock.take() {
+            drop(lock);
+            tracing::info!(ms = now.since(bedtime.since), "all that is guarded stands still; the machine may sleep");
+        }
+        next.map(|next| next.min(now.plus(BEDTIME_EVERY_MS)))
+    }
+
+    /// The guarded may run until then.
+    fn deadline(&self) -> Option<Mono> {
+        let deadline = self.hold.deadline?;
+        Some(self.bedtime.as_ref().map_or(deadline, |bedtime| deadline.min(bedtime.since)))
+    }
+
+    fn freeze_what_is_due(&mut self, now: Mono) -> Option<Mono> {
+        let deadline = self.deadline().filter(|_| !self.hold.targets.is_empty())?;
         if now < deadline {
             return Some(deadline);
         }
@@ -322,7 +384,10 @@ impl Guard {
     fn froze(&mut self, container: &str, late_ms: u64) {
         if self.frozen.insert(container.to_owned()) {
             self.freezes += 1;
-            tracing::warn!(container, late_ms, "froze it: the deadline has passed");
+            match self.bedtime {
+                Some(_) => tracing::info!(container, late_ms, "froze it before the machine sleeps"),
+                None => tracing::warn!(container, late_ms, "froze it: the deadline has passed"),
+            }
         }
     }
 
@@ -347,7 +412,7 @@ impl Guard {
         match result {
             Ok(true) => {
                 self.trouble = None;
-                let late = self.hold.deadline.map_or(0, |deadline| clock::since_boot().since(deadline));
+                let late = self.deadline().map_or(0, |deadline| clock::since_boot().since(deadline));
                 self.froze(&container, late);
                 self.paused.insert(container);
             }

@@ -12,6 +12,7 @@ mod freezer;
 pub mod guard;
 mod link;
 mod pause;
+mod sleep;
 mod wire;
 
 #[cfg(test)]
@@ -23,7 +24,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -64,6 +65,8 @@ pub enum Error {
     Unguarded { why: String },
     #[error("this machine's lease has ended, so nothing that writes a volume may run")]
     Expired,
+    #[error("this machine is about to sleep, so nothing that writes a volume may run")]
+    Asleep,
 }
 
 impl From<Error> for ApiError {
@@ -72,7 +75,7 @@ impl From<Error> for ApiError {
             Error::Engine { .. } | Error::Slow { .. } | Error::Denied { .. } | Error::Foreign { .. } => {
                 ErrorCode::EngineFailed
             }
-            Error::Unguarded { .. } | Error::Expired => ErrorCode::ServiceUnavailable,
+            Error::Unguarded { .. } | Error::Expired | Error::Asleep => ErrorCode::ServiceUnavailable,
             Error::Io { .. } => ErrorCode::Internal,
         };
         Self::new(code, error.to_string())
@@ -145,6 +148,8 @@ struct Shared {
     known: watch::Sender<u64>,
     /// Why there is no guard, if there should be one.
     trouble: Mutex<Option<String>>,
+    /// By the guard's word.
+    asleep: AtomicBool,
     frozen: watch::Sender<BTreeSet<String>>,
     /// Of those, the ones that the engine paused because the kernel's freezer is out of reach.
     paused: Mutex<BTreeSet<String>>,
@@ -244,6 +249,7 @@ impl Fence {
             plan: watch::Sender::new(plan),
             known: watch::Sender::new(0),
             trouble: Mutex::default(),
+            asleep: AtomicBool::new(false),
             frozen: watch::Sender::default(),
             paused: Mutex::default(),
             thawed: Mutex::default(),
@@ -337,8 +343,12 @@ impl Fence {
     /// Lets containers go on, once the guard knows of a deadline that allows it. False where it does not run.
     pub async fn thaw(&self, containers: &[String]) -> Vec<(String, Result<bool, Error>)> {
         let refused = || async {
-            // A guard that does not know yet would freeze them again.
+            // A guard that does not know yet would freeze them again; and it alone knows whether the machine is to sleep.
+            self.shared.plan.send_modify(|plan| plan.sequence += 1);
             self.shared.told().await?;
+            if self.shared.asleep.load(Relaxed) {
+                return Err(Error::Asleep);
+            }
             let expired = matches!(self.shared.plan.borrow().deadline, Some(Some(at)) if at <= clock::since_boot());
             if expired { Err(Error::Expired) } else { Ok(()) }
         };
@@ -498,6 +508,8 @@ impl Shared {
     /// What a guard told. `before` is how many it had frozen when it told last.
     fn answered(&self, sequence: u64, answer: &Answer, before: u64) {
         *self.lock(&self.trouble) = None;
+        // Before it is told that the guard knows.
+        self.asleep.store(answer.asleep, Relaxed);
         self.known.send_replace(sequence);
         self.figures.guard_freezes.fetch_add(answer.freezes.saturating_sub(before), Relaxed);
         for container in &answer.frozen {

@@ -69,6 +69,9 @@ pub(super) struct Answer {
     /// Why it could not freeze one, when it last tried.
     #[serde(default)]
     pub(super) trouble: Option<String>,
+    /// The machine is about to sleep: nothing that is guarded may run until it is awake.
+    #[serde(default)]
+    pub(super) asleep: bool,
 }
 
 pub(super) fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {

@@ -60,6 +60,7 @@ pub struct Machine {
     power: Option<Power>,
     engine: Option<Process>,
     pub(super) daemon: Option<Process>,
+    pub(super) login_manager: Option<Process>,
     suspended: bool,
 }
 
@@ -88,7 +89,7 @@ impl Machine {
         for directory in ["/var/lib/docker", "/etc/docker"] {
             fs::create_dir_all(directory)?;
         }
-        Ok(Self { hardware, power: None, engine: None, daemon: None, suspended: false })
+        Ok(Self { hardware, power: None, engine: None, daemon: None, login_manager: None, suspended: false })
     }
 
     pub fn name(&self) -> &str {
@@ -207,11 +208,13 @@ impl Machine {
         self.suspended = false;
         self.engine = None;
         self.daemon = None;
+        self.login_manager = None;
         self.hardware.group.remove()?;
         network.remove(&self.hardware.namespace, &self.hardware.socket)
     }
 
-    /// The lid is closed: nothing in it runs, its network is gone, its clock goes on.
+    /// Nothing in it runs, its network is gone, its clock goes on. Nobody is told before, as when a virtual machine's host pauses it;
+    /// with [`Self::fall_asleep`] its login manager tells.
     pub fn suspend(&mut self) -> Result<()> {
         ensure!(self.power.is_some(), "{} is off", self.hardware.name);
         self.hardware.group.freeze(true)?;
@@ -224,6 +227,7 @@ impl Machine {
         ensure!(self.suspended, "{} is not suspended", self.hardware.name);
         self.suspended = false;
         self.hardware.socket.set_link(true)?;
+        let _ = fs::remove_file(self.falls_asleep());
         self.hardware.group.freeze(false)
     }
 

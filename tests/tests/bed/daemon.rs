@@ -14,7 +14,7 @@ use super::{NOTES, PAGES, ends_well, ends_well_but};
 /// A lease, its margin, and what a busy machine adds.
 const FENCED_LIMIT: Duration = Duration::from_secs(10);
 
-/// As a machine wakes, what it runs goes on until its guard has seen that the lease is over.
+/// As a machine that was paused from outside goes on, so does what it runs, until its guard has seen that the lease is over.
 const WOKEN_FOR: Duration = Duration::from_millis(250);
 
 /// A worker, with a service that writes a volume and one that does not.
@@ -90,10 +90,11 @@ async fn a_machine_that_sleeps_loses_its_services_and_wakes_without_them() -> Re
     let Some(mut cluster) = Cluster::long_or_skip(3).await? else { return Ok(()) };
     let checker = Checker::watch(&cluster.bed, &[NOTES.name])?;
     let host = with_a_host(&cluster).await?;
+    cluster.bed.machine(host).start_login_manager().await?;
     let visitor = cluster.visit(NOTES.name, &cluster.all_but(host)).await?;
 
     let (event, at) = (clock(), Instant::now());
-    cluster.bed.machine(host).suspend()?;
+    cluster.bed.machine(host).fall_asleep().await?;
     visitor.answered_by_a_later_one(event).await?;
     visitor.outage_within_promise("a machine that sleeps", at).await?;
 
@@ -101,6 +102,49 @@ async fn a_machine_that_sleeps_loses_its_services_and_wakes_without_them() -> Re
     cluster.bed.machine(host).wake()?;
     cluster.ready(host).await?;
     visitor.outage_within_promise("a machine that wakes", woken).await?;
+    ends_well(&cluster, checker).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_machine_that_naps_goes_on_where_it_was() -> Result<()> {
+    let Some(mut cluster) = Cluster::long_or_skip(3).await? else { return Ok(()) };
+    let checker = Checker::watch(&cluster.bed, &[NOTES.name])?;
+    let host = with_a_host(&cluster).await?;
+    cluster.bed.machine(host).start_login_manager().await?;
+    let visitor = cluster.visit(NOTES.name, &cluster.all_but(host)).await?;
+    let before = visitor.answered_by();
+
+    let at = Instant::now();
+    cluster.bed.machine(host).fall_asleep().await?;
+    // No process of it runs on from here to where it is awake, and sees how long it has slept.
+    frozen(&cluster, &checker, host, at).await?;
+    cluster.bed.machine(host).wake()?;
+    visitor.outage_within_promise("a machine that naps", at).await?;
+    let after = visitor.answered_by();
+    let started = |beat: Option<flotilla_tests::beat::Beat>| beat.map(|beat| (beat.host, beat.started));
+    ensure!(started(before.clone()) == started(after.clone()), "another instance answers: {before:?}, then {after:?}");
+    let report = ends_well(&cluster, checker).await?;
+    ensure!(report.epochs(NOTES.name).len() == 1, "{report}");
+    Ok(())
+}
+
+/// As a virtual machine whose host pauses it: nothing in it is told.
+#[tokio::test]
+async fn a_machine_that_is_paused_from_outside_loses_its_services_and_goes_on_without_them() -> Result<()> {
+    let Some(mut cluster) = Cluster::long_or_skip(3).await? else { return Ok(()) };
+    let checker = Checker::watch(&cluster.bed, &[NOTES.name])?;
+    let host = with_a_host(&cluster).await?;
+    let visitor = cluster.visit(NOTES.name, &cluster.all_but(host)).await?;
+
+    let (event, at) = (clock(), Instant::now());
+    cluster.bed.machine(host).suspend()?;
+    visitor.answered_by_a_later_one(event).await?;
+    visitor.outage_within_promise("a machine that is paused", at).await?;
+
+    let woken = Instant::now();
+    cluster.bed.machine(host).wake()?;
+    cluster.ready(host).await?;
+    visitor.outage_within_promise("a machine that goes on", woken).await?;
     ends_well_but(&cluster, checker, WOKEN_FOR).await.map(drop)
 }
 

@@ -28,10 +28,10 @@ async fn ends_well(cluster: &Cluster, checker: Checker) -> Result<Report> {
     told(checker.finish()?)
 }
 
-/// [`ends_well`], after a machine has slept: for so long two may have run.
+/// [`ends_well`], after a machine was paused from outside: for so long two may have run.
 async fn ends_well_but(cluster: &Cluster, checker: Checker, tolerated: Duration) -> Result<Report> {
     is_well(cluster, &checker).await?;
-    told(checker.finish_after_sleep(tolerated)?)
+    told(checker.finish_after_pause(tolerated)?)
 }
 
 async fn is_well(cluster: &Cluster, checker: &Checker) -> Result<()> {
