@@ -43,13 +43,21 @@ pub(super) async fn create(
     spec: &ServiceSpec,
     image: &str,
 ) -> Result<String, Error> {
-    let options = CreateContainerOptions { name: Some(owner.container_name(&identity.instance)), ..Default::default() };
-    // By the name that it has: one that an older version made is used while its containers are there.
-    let mut networks = one_network_each(client, owner).await?;
-    let network = networks.remove(spec.stack.as_str()).unwrap_or_else(|| owner.network_name(&spec.stack));
-    let body = body(owner, network, data_dir, identity, spec, image);
+    let network = network_of(client, owner, &spec.stack).await?;
+    let body = body(owner, network, data_dir, identity.to_labels(), spec, image);
+    create_from(client, owner.container_name(&identity.instance), body).await
+}
+
+pub(super) async fn create_from(client: &Client, name: String, body: ContainerCreateBody) -> Result<String, Error> {
+    let options = CreateContainerOptions { name: Some(name), ..Default::default() };
     let created = client.docker().create_container(Some(options), body);
     Ok(client.call("create the container", START_LIMIT, created).await?.id)
+}
+
+/// The name that a stack's network has: one that an older version made is used while its containers are there.
+pub(super) async fn network_of(client: &Client, owner: &Owner, stack: &StackName) -> Result<String, Error> {
+    let mut networks = one_network_each(client, owner).await?;
+    Ok(networks.remove(stack.as_str()).unwrap_or_else(|| owner.network_name(stack)))
 }
 
 pub(super) async fn start(client: &Client, id: &str) -> Result<(), Error> {
@@ -184,17 +192,18 @@ async fn remove_network_by_id(client: &Client, id: &str) -> Result<(), Error> {
     }
 }
 
-fn body(
+/// What the engine is asked for. `ours` are the labels by which it is found again.
+pub(super) fn body(
     owner: &Owner,
     network: String,
     data_dir: &Path,
-    identity: &Identity,
+    ours: HashMap<String, String>,
     spec: &ServiceSpec,
     image: &str,
 ) -> ContainerCreateBody {
     let mut labels: HashMap<_, _> = spec.labels.clone().into_iter().collect();
     // Ours last: a compose file can't take a container from its service.
-    labels.extend(identity.to_labels());
+    labels.extend(ours);
     labels.extend(owner.labels());
     let endpoint = EndpointSettings { aliases: Some(vec![spec.name.to_string()]), ..Default::default() };
     ContainerCreateBody {

@@ -1,4 +1,7 @@
 //! The labels that tie a container to its service: all that a restarted daemon needs to adopt what it finds.
+//!
+//! One that was made before it was needed ([`super::spare`]) has an epoch only when it is taken. Labels can't be changed, so its *name*
+//! tells the epoch then; nothing else does, and of other containers the name tells nothing.
 
 use std::collections::HashMap;
 
@@ -14,6 +17,8 @@ pub(super) const REPLICA: &str = "flotilla.replica";
 pub(super) const RESTARTS: &str = "flotilla.restarts";
 pub(super) const EPOCH: &str = "flotilla.epoch";
 pub(super) const INSTANCE: &str = "flotilla.instance";
+/// On containers that were made before they were needed; its value says what of ([`super::spare::key`]).
+pub(super) const SPARE: &str = "flotilla.spare";
 /// On short-lived containers of our own that are no instance of anything; its value is the cluster's id.
 pub(super) const SCRATCH: &str = "flotilla.scratch";
 
@@ -47,6 +52,11 @@ impl Owner {
         filter(CLUSTER, &self.cluster)
     }
 
+    /// The same in a filter with others.
+    pub(super) fn cluster_label(&self) -> String {
+        format!("{CLUSTER}={}", self.cluster)
+    }
+
     pub(super) fn scratch_filter(&self) -> HashMap<String, Vec<String>> {
         filter(SCRATCH, &self.cluster)
     }
@@ -67,6 +77,17 @@ impl Owner {
 
     pub(super) fn container_name(&self, instance: &InstanceId) -> String {
         format!("{}-{instance}", self.prefix())
+    }
+
+    /// Of a spare container that became this instance. No part of it has a dot in it.
+    pub(super) fn taken_name(&self, identity: &Identity) -> String {
+        let Identity { instance, replica, restarts, epoch, .. } = identity;
+        format!("{}.{replica}.{restarts}.{epoch}", self.container_name(instance))
+    }
+
+    /// Of a spare container that nobody has taken yet.
+    pub(super) fn spare_name(&self, service: &ServiceName, random: &str) -> String {
+        format!("{}-{service}-spare-{random}", self.prefix())
     }
 
     pub(super) fn network_name(&self, stack: &StackName) -> String {
@@ -101,19 +122,30 @@ pub(super) struct Identity {
 
 impl Identity {
     pub(super) fn to_labels(&self) -> HashMap<String, String> {
-        HashMap::from([
-            (SERVICE.to_owned(), self.service.to_string()),
-            (STACK.to_owned(), self.stack.to_string()),
-            (REVISION.to_owned(), self.revision.to_string()),
+        let mut labels = of_revision(&self.service, &self.stack, self.revision);
+        labels.extend([
             (REPLICA.to_owned(), self.replica.to_string()),
             (RESTARTS.to_owned(), self.restarts.to_string()),
             (EPOCH.to_owned(), self.epoch.to_string()),
             (INSTANCE.to_owned(), self.instance.to_string()),
-        ])
+        ]);
+        labels
     }
 
-    /// `None` where a label is missing or makes no sense: such a container is nobody's, and is left alone.
-    pub(super) fn from_labels(labels: &HashMap<String, String>) -> Option<Self> {
+    /// As a container's labels and its name, without the slash, tell. `None` where one is missing or makes no sense: such a container
+    /// is nobody's, and is left alone.
+    pub(super) fn read(owner: &Owner, labels: &HashMap<String, String>, name: &str) -> Option<Self> {
+        if !labels.contains_key(SPARE) {
+            return Self::from_labels(labels);
+        }
+        let name = name.strip_prefix(&owner.prefix())?.strip_prefix('-')?;
+        let [instance, replica, restarts, epoch] = name.split('.').collect::<Vec<_>>().try_into().ok()?;
+        let told = [(INSTANCE, instance), (REPLICA, replica), (RESTARTS, restarts), (EPOCH, epoch)];
+        let told = told.map(|(label, text)| (label.to_owned(), text.to_owned()));
+        Self::from_labels(&labels.clone().into_iter().chain(told).collect())
+    }
+
+    fn from_labels(labels: &HashMap<String, String>) -> Option<Self> {
         let text = |name: &str| labels.get(name).map(String::as_str);
         Some(Self {
             instance: InstanceId(text(INSTANCE)?.to_owned()),
@@ -125,6 +157,15 @@ impl Identity {
             epoch: text(EPOCH)?.parse().ok()?,
         })
     }
+}
+
+/// What is the same for all instances of a revision.
+pub(super) fn of_revision(service: &ServiceName, stack: &StackName, revision: Revision) -> HashMap<String, String> {
+    HashMap::from([
+        (SERVICE.to_owned(), service.to_string()),
+        (STACK.to_owned(), stack.to_string()),
+        (REVISION.to_owned(), revision.to_string()),
+    ])
 }
 
 /// As in `filters` of the engine's API: things that carry the label with this value.
@@ -141,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_identity_survives_its_labels() {
+    fn an_identity_survives_its_labels_and_the_name_of_a_spare() {
         let identity = Identity {
             instance: InstanceId("notes-3-0-ab12".into()),
             service: "notes".parse().unwrap(),
@@ -152,6 +193,18 @@ mod tests {
             epoch: 7,
         };
         assert_eq!(Identity::from_labels(&identity.to_labels()), Some(identity.clone()));
+
+        let owner = Owner { cluster: "c".to_owned(), node: Some(NodeId("n1".to_owned())), unlabelled: false };
+        assert_eq!(Identity::read(&owner, &identity.to_labels(), "whatever"), Some(identity.clone()));
+
+        let mut spare = of_revision(&identity.service, &identity.stack, identity.revision);
+        spare.insert(SPARE.to_owned(), "0123".to_owned());
+        assert_eq!(Identity::read(&owner, &spare, &owner.spare_name(&identity.service, "ab12")), None, "nobody has it");
+        assert_eq!(Identity::read(&owner, &spare, &owner.taken_name(&identity)), Some(identity.clone()));
+        let other = Owner { node: Some(NodeId("n2".to_owned())), ..owner.clone() };
+        for name in [other.taken_name(&identity), "flotilla-c-n1-notes-3-0-ab12.0.2".to_owned(), "7".to_owned()] {
+            assert_eq!(Identity::read(&owner, &spare, &name), None, "{name}");
+        }
 
         let mut damaged = identity.to_labels();
         damaged.insert(REVISION.to_owned(), "three".to_owned());

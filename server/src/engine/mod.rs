@@ -2,6 +2,7 @@
 //! in containers.
 
 mod address;
+mod again;
 mod build;
 mod connection;
 mod container;
@@ -16,6 +17,7 @@ mod others;
 mod provision;
 mod reconciler;
 mod scratch;
+mod spare;
 mod stats;
 mod takedown;
 mod traffic;
@@ -145,6 +147,7 @@ struct Shared {
     /// Images of services that are on this machine.
     held: watch::Sender<BTreeSet<String>>,
     images_changed: Notify,
+    spares: spare::Spares,
     builds: Arc<Semaphore>,
     commands: Arc<Semaphore>,
     stats: stats::Stats,
@@ -192,6 +195,7 @@ impl Engine {
             sent: Semaphore::new(transfer::SENT_AT_ONCE),
             held: watch::Sender::default(),
             images_changed: Notify::new(),
+            spares: spare::Spares::default(),
             builds: Arc::new(Semaphore::new(build::BUILDS_AT_ONCE)),
             commands: Arc::new(Semaphore::new(exec::COMMANDS_AT_ONCE)),
             stats: stats::Stats::default(),

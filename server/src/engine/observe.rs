@@ -107,7 +107,8 @@ impl Observer {
 
 fn read_summary(summary: ContainerSummary, owner: &Owner) -> Option<(String, String, Identity)> {
     let labels = summary.labels.filter(|labels| owner.owns(labels))?;
-    let identity = Identity::from_labels(&labels)?;
+    let name = summary.names.as_ref().and_then(|names| names.first()).map_or("", |name| name.trim_start_matches('/'));
+    let identity = Identity::read(owner, &labels, name)?;
     Some((summary.id?, summary.state.map(|state| state.to_string()).unwrap_or_default(), identity))
 }
 

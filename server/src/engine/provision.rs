@@ -12,14 +12,15 @@ use flotilla_core::State;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Shared, connection::Client, image, transfer};
+use super::{Error, Shared, again::Again, connection::Client, image, spare, transfer};
 
 /// Somebody may have pulled or removed an image by hand. One call of a few milliseconds.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 
-/// Pauses before an image that could not be had is tried again.
-const AGAIN_FIRST: Duration = Duration::from_secs(5);
-const AGAIN_MAX: Duration = Duration::from_secs(300);
+/// What names the image of a specification on this machine: the engine's id, or a reference where that is not known.
+pub(super) fn key(spec: &ServiceSpec) -> String {
+    spec.image_id.clone().unwrap_or_else(|| spec.image.clone())
+}
 
 /// Pulling may take long; it is broken off when the service shall be something else. The engine's id of the image.
 pub(super) async fn image(
@@ -55,21 +56,23 @@ async fn find(shared: &Arc<Shared>, client: &Client, spec: &ServiceSpec) -> Resu
     image::ensure(client, image, progress).await
 }
 
-/// Images that the state names, by what it calls them: the engine's id, or a reference where the id is not known.
+/// Images that the state names, by their [`key`].
 fn wanted(state: &State) -> BTreeMap<String, &ServiceSpec> {
     let specs = state.services.values().flat_map(|service| {
         let placed = service.placements.iter().filter_map(|placement| service.revisions.get(&placement.revision));
         placed.map(|record| &record.spec).chain([service.spec()])
     });
-    specs.map(|spec| (spec.image_id.clone().unwrap_or_else(|| spec.image.clone()), spec)).collect()
+    specs.map(|spec| (key(spec), spec)).collect()
 }
 
-/// Knows which of the services' images are on this machine, and brings those here that it stands by for.
+/// Knows which of the services' images are on this machine, and brings those here that it stands by for; then makes containers of
+/// them that have only to be started.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let stop = shared.stop.clone();
     let mut state = shared.state.clone();
     let mut clients = shared.client.subscribe();
-    let mut again: BTreeMap<String, (Instant, Duration)> = BTreeMap::new();
+    let (mut again, mut spares_again) = (Again::default(), Again::default());
+    let mut looked: Option<Instant> = None;
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -85,6 +88,15 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                         bring(&shared, &client, key, &spec, &mut again).await;
                         continue;
                     }
+                    if looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
+                        match spare::look(&shared, &client).await {
+                            Ok(()) => looked = Some(Instant::now()),
+                            Err(error) => tracing::debug!(%error, "the containers that stand by are not known"),
+                        }
+                    }
+                    if looked.is_some() {
+                        spare::keep(&shared, &client, &now, &held, &mut spares_again).await;
+                    }
                 }
                 Err(error) => tracing::debug!(%error, "the images are not known"),
             }
@@ -92,7 +104,12 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         tokio::select! {
             () = stop.cancelled() => return,
             changed = state.changed() => if changed.is_err() { return },
-            changed = clients.changed() => if changed.is_err() { return },
+            changed = clients.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                looked = None;
+            }
             () = shared.images_changed.notified() => {}
             _ = tick.tick() => {}
         }
@@ -104,35 +121,26 @@ fn missing(
     shared: &Shared,
     state: &State,
     held: &BTreeSet<String>,
-    again: &BTreeMap<String, (Instant, Duration)>,
+    again: &Again<String>,
 ) -> Option<(String, ServiceSpec)> {
     let node = &shared.config.node_id;
     let stands_by = state.services.values().filter(|service| service.replicas > 0 && service.standby.contains(node));
     stands_by.map(flotilla_core::state::Service::spec).find_map(|spec| {
-        let key = spec.image_id.clone().unwrap_or_else(|| spec.image.clone());
-        let due = again.get(&key).is_none_or(|(at, _)| *at <= Instant::now());
-        (!held.contains(&key) && due).then(|| (key, spec.clone()))
+        let key = key(spec);
+        (!held.contains(&key) && again.is_due(&key)).then(|| (key, spec.clone()))
     })
 }
 
-async fn bring(
-    shared: &Arc<Shared>,
-    client: &Client,
-    key: String,
-    spec: &ServiceSpec,
-    again: &mut BTreeMap<String, (Instant, Duration)>,
-) {
+async fn bring(shared: &Arc<Shared>, client: &Client, key: String, spec: &ServiceSpec, again: &mut Again<String>) {
     let brought = image(shared, client, spec, &shared.stop).await;
     shared.activity(&spec.name, None);
-    let pause = match brought {
+    match brought {
         // Where the engine has it under another id it would be looked for again, at once.
-        Ok(_) => AGAIN_MAX,
-        Err(Error::Cancelled) => return,
+        Ok(_) => again.much_later(key),
+        Err(Error::Cancelled) => {}
         Err(error) => {
             tracing::warn!(service = %spec.name, %error, "can't stand by: its image is not here");
-            again.get(&key).map_or(AGAIN_FIRST, |(_, pause)| (*pause * 2).min(AGAIN_MAX))
+            again.later(key);
         }
-    };
-    again.retain(|_, (at, _)| at.elapsed() < AGAIN_MAX);
-    again.insert(key, (Instant::now() + pause, pause));
+    }
 }

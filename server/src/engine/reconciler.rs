@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use flotilla_api::{ErrorCode, NodeId, ServiceName, StackName, UnixMillis, rest::EngineView};
+use flotilla_api::{ErrorCode, NodeId, ServiceName, StackName, UnixMillis, rest::EngineView, spec::ServiceSpec};
 use flotilla_core::{
     CommandV1, State,
     reconcile::{Action, Incarnation, Memory, Observed, reconcile},
@@ -26,7 +26,7 @@ use super::{
     container,
     labels::{Identity, Owner},
     observe::{self, Observer},
-    provision, scratch, volume,
+    provision, scratch, spare, volume,
 };
 use crate::clock;
 
@@ -444,16 +444,18 @@ impl Worker {
                 };
                 let image = provision::image(&self.shared, client, spec, &self.cancel).await?;
                 volume::prepare(client, owner, data_dir, spec, &image).await?;
-                let id = container::create(client, owner, data_dir, &identity, spec, &image).await?;
-                let writes = spec.volumes.iter().any(|mount| !mount.read_only);
-                let started = self.start(&id, *epoch, writes).await;
-                if started.is_err() {
-                    // So that nothing of a failed try is left.
-                    if let Err(second) = self.remove(&id).await {
-                        tracing::warn!(container = %id, error = %second, "a container that did not start could not be removed");
+                if let Some(id) = spare::take(&self.shared, client, &identity, spec, &image).await {
+                    match self.start_new(&id, &identity, spec).await {
+                        Ok(()) => return Ok(()),
+                        Err(error @ (Error::Cancelled | Error::Fence(_))) => return Err(error),
+                        Err(error) => {
+                            let service = &spec.name;
+                            tracing::warn!(%service, %error, "the container that stood by does not start; making another");
+                        }
                     }
                 }
-                started
+                let id = container::create(client, owner, data_dir, &identity, spec, &image).await?;
+                self.start_new(&id, &identity, spec).await
             }
             Action::Start { container, .. } => {
                 container::one_network_each(client, owner).await?;
@@ -476,6 +478,18 @@ impl Worker {
             }
             Action::Propose(command) => self.propose(command).await,
         }
+    }
+
+    /// Starts a container for the first time. Of a try that fails nothing is left.
+    async fn start_new(&self, id: &str, identity: &Identity, spec: &ServiceSpec) -> Result<(), Error> {
+        let writes = spec.volumes.iter().any(|mount| !mount.read_only);
+        let started = self.start(id, identity.epoch, writes).await;
+        if started.is_err()
+            && let Err(second) = self.remove(id).await
+        {
+            tracing::warn!(container = id, error = %second, "a container that did not start could not be removed");
+        }
+        started
     }
 
     /// What could write a volume is made known to the guard first, and starts only while the lease lasts: pulling its image may
@@ -542,7 +556,7 @@ impl Worker {
 
 impl Shared {
     /// What of the engine is this node's. A machine that never joined is the one that made the cluster.
-    fn owner(&self) -> Owner {
+    pub(super) fn owner(&self) -> Owner {
         let node = &self.config.node_id;
         Owner {
             cluster: self.config.cluster_id.clone(),

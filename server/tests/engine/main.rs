@@ -8,4 +8,5 @@ mod images;
 mod nodes;
 mod outage;
 mod playground;
+mod spares;
 mod uploads;

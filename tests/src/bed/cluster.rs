@@ -17,7 +17,7 @@ use flotilla_api::{
 };
 
 use super::{Bed, BedSpec, visitor::Visitor};
-use crate::{image, wait};
+use crate::{image, process, wait};
 
 pub const NAME: &str = "home";
 
@@ -31,6 +31,8 @@ pub const READY_LIMIT: Duration = Duration::from_secs(60);
 const VOTERS_MAX: usize = 5;
 /// A node that is asked for its view answers at once or not at all.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// An engine that lists its containers does so in a moment.
+const LIST_LIMIT: Duration = Duration::from_secs(30);
 /// A node takes an image only where a gigabyte is left besides. What nothing is written to takes no room here.
 const DISK_MB: u32 = 3072;
 /// Services of [`Cluster::compose`] run where this label is not `yes`.
@@ -323,18 +325,21 @@ impl Cluster {
         .await
     }
 
-    /// Waits until a machine that could take over a service has its image.
-    pub async fn stands_by(&self, service: &str) -> Result<()> {
-        wait::holds(format!("a machine that stands by for {service}"), SETTLED_LIMIT, async || {
-            let detail = self.service(service).await?;
-            let client = self.client(self.leader().await?)?;
-            for machine in &detail.standby {
-                let images = client.images_of(machine).await?;
-                if images.iter().any(|image| image.references.contains(&self.image)) {
-                    return Ok(true);
+    /// Waits until a machine that could take over a service has a container of it that only has to be started: the machine, and the
+    /// container's id.
+    pub async fn stands_by(&self, service: &str) -> Result<(usize, String)> {
+        let service_label = format!("label=flotilla.service={service}");
+        let list = ["ps", "-aq", "--no-trunc", "--filter", "label=flotilla.spare", "--filter", "status=created"];
+        wait::until(format!("a machine that stands by for {service}"), SETTLED_LIMIT, async || {
+            for machine in &self.service(service).await?.standby {
+                let index = self.bed.index_of(machine.as_str())?;
+                let mut docker = self.bed.machines()[index].docker();
+                let containers = process::run(docker.args(list).args(["--filter", &service_label]), LIST_LIMIT).await?;
+                if let Some(container) = containers.lines().next() {
+                    return Ok(Some((index, container.to_owned())));
                 }
             }
-            Ok(false)
+            Ok(None)
         })
         .await
     }

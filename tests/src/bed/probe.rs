@@ -104,9 +104,12 @@ impl Probe {
             .filter(|mount| mount["RW"].as_bool() == Some(true))
             .filter_map(|mount| mount["Source"].as_str().map(PathBuf::from))
             .collect();
+        // A container that was made before it was needed has its epoch in its name.
+        let in_name = || config["Name"].as_str()?.rsplit_once('.').map(|(_, epoch)| epoch);
+        let epoch = label("flotilla.epoch").or_else(|| label("flotilla.spare").and_then(|_| in_name()));
         Some(Known {
             service: label("flotilla.service").or_else(|| label("com.docker.swarm.service.name"))?.to_owned(),
-            epoch: label("flotilla.epoch").and_then(|text| text.parse().ok()).unwrap_or_default(),
+            epoch: epoch.and_then(|text| text.parse().ok()).unwrap_or_default(),
             revision: label("flotilla.revision").and_then(|text| text.parse().ok()).unwrap_or_default(),
             address,
             volumes,

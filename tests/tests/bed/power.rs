@@ -75,6 +75,7 @@ async fn power_loss(mut cluster: Cluster, lost: Lost) -> Result<()> {
     let checker = Checker::watch(&cluster.bed, &[NOTES.name])?;
     cluster.deploy_to(host, &[NOTES, PAGES]).await?;
     let former = cluster.service(NOTES.name).await?.view.epoch.context("it runs under an epoch")?;
+    let (heir, spare) = cluster.stands_by(NOTES.name).await?;
 
     let stays = cluster.all_but(victim);
     let goes = [&[victim], stays.as_slice()].concat();
@@ -100,7 +101,9 @@ async fn power_loss(mut cluster: Cluster, lost: Lost) -> Result<()> {
     let now_on = cluster.runs(NOTES.name).await?;
     let epoch = cluster.service(NOTES.name).await?.view.epoch.context("it runs under an epoch")?;
     if victim == host {
-        ensure!(now_on != [host] && epoch > former, "it runs on {now_on:?} under {epoch}, before under {former}");
+        ensure!(now_on == [heir] && epoch > former, "it runs on {now_on:?} under {epoch}, before under {former}");
+        let answers = visitors[0].1.answered_by().context("an answer")?;
+        ensure!(spare.starts_with(&answers.host), "{} answers, and {spare} had stood by", answers.host);
     } else {
         ensure!(now_on == [host] && epoch == former, "it was moved to {now_on:?} though its machine was well");
     }

@@ -1,4 +1,4 @@
-//! The machine that keeps a service's image, to take over without fetching it first. Only services with one
+//! The machine that keeps a service's image and a container, to take over with no more than a start. Only services with one
 //! replica have one: the others go on with the replicas that are left.
 
 use flotilla_api::NodeId;

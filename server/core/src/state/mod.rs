@@ -96,7 +96,7 @@ pub struct Service {
     /// Where its instances run, and under which epochs; by replica, then epoch.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub placements: Vec<Placement>,
-    /// Machines that keep its image, to take over without fetching it first.
+    /// Machines that keep its image and a container, to take over with no more than a start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub standby: Vec<NodeId>,
     /// Machines that may hold directories of its volumes.

@@ -114,6 +114,13 @@ impl Service {
         self.placements.iter().filter(move |placement| placement.machine == *machine)
     }
 
+    /// A container is made where a machine stands by, and with it the directories that it mounts.
+    pub(super) fn note_standby(&mut self) {
+        if !self.spec().volumes.is_empty() {
+            self.hosts.extend(self.standby.iter().cloned());
+        }
+    }
+
     /// An instance of this revision comes to a machine: from then on directories may be there, and written there.
     fn note_host(&mut self, machine: &NodeId, revision: Revision) {
         if self.revisions.get(&revision).is_some_and(|record| !record.spec.volumes.is_empty()) {
@@ -215,11 +222,10 @@ impl State {
                 if let Some(unknown) = machines.iter().find(|id| !self.machines.contains_key(*id)) {
                     return Err(stale(format!("there is no machine `{unknown}`")));
                 }
-                self.services
-                    .get_mut(service)
-                    .ok_or_else(|| stale(format!("there is no service `{service}`")))?
-                    .standby
-                    .clone_from(machines);
+                let service =
+                    self.services.get_mut(service).ok_or_else(|| stale(format!("there is no service `{service}`")))?;
+                service.standby.clone_from(machines);
+                service.note_standby();
                 Ok(None)
             }
         }

@@ -362,6 +362,7 @@ impl Service {
         let created_by = entry.actor.name.clone();
         self.revisions.insert(self.current, RevisionRecord { spec, created_at: entry.at, created_by, restores, note });
         self.changed_at = entry.at;
+        self.note_standby();
         while self.revisions.len() > REVISIONS_KEPT {
             // The last revision that ran well outlives older ones that did not: it is the way back.
             let oldest = self.revisions.keys().copied().find(|revision| Some(*revision) != self.confirmed);
