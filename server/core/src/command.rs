@@ -7,7 +7,7 @@ use flotilla_api::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use crate::state::{Availability, MachineFacts};
+pub use crate::state::{Availability, Copies, Generation, MachineFacts};
 
 /// One entry of the state log. All that varies from run to run (time, ids, secrets' hashes) was put in by whoever proposed
 /// it, so that applying it anywhere, at any time, has the same result.
@@ -152,6 +152,11 @@ pub enum CommandV1 {
         term: u64,
         machine: NodeId,
     },
+    /// A machine has captured what its instances write, and others hold it on their disks.
+    CommitGenerations {
+        machine: NodeId,
+        generations: BTreeMap<ServiceName, Generation>,
+    },
     /// How long leases shall be, as the jitter of the links demands. Milliseconds.
     SetLease {
         term: u64,
@@ -183,8 +188,10 @@ pub enum Change {
     Vacate { epoch: u64, reason: String },
     /// The placement is over: its machine said so, or its lease has ended.
     End { epoch: u64, reason: String },
-    /// The machine that keeps the image, to take over without fetching it first.
+    /// The machine that keeps the image and a container, to take over with no more than a start.
     StandBy { service: ServiceName, machines: Vec<NodeId> },
+    /// The machines that keep copies of its data, the first first.
+    Replicate { service: ServiceName, machines: Vec<NodeId> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,9 @@
 //! Which services wait for which.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+};
 
 use flotilla_api::ServiceName;
 
@@ -26,7 +29,7 @@ pub(crate) fn circle<'a>(
 }
 
 /// `a`, `b` and `c`, for a sentence.
-pub(crate) fn listed<'a>(names: impl IntoIterator<Item = &'a ServiceName>) -> String {
+pub(crate) fn listed(names: impl IntoIterator<Item: Display>) -> String {
     let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
     match names.split_last() {
         None => String::new(),

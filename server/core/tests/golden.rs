@@ -15,7 +15,9 @@ use flotilla_api::{
 };
 use flotilla_core::{
     Actor, Change, Command, CommandV1, Entry, State,
-    command::{Availability, ClusterRecord, InvitationRecord, MachineFacts, MachineRecord, TokenRecord},
+    command::{
+        Availability, ClusterRecord, Copies, Generation, InvitationRecord, MachineFacts, MachineRecord, TokenRecord,
+    },
     state::Power,
 };
 
@@ -272,13 +274,69 @@ fn commands_of_several() -> Vec<(&'static str, CommandV1)> {
     ]
 }
 
+/// Once data was kept on several machines.
+fn commands_of_data() -> Vec<(&'static str, CommandV1)> {
+    let third = || NodeId("third".to_owned());
+    let joins = InvitationRecord {
+        id: TokenId("joins-too".to_owned()),
+        grant: Grant { scope: Scope::Machine, services: BTreeSet::new() },
+        ..invitation()
+    };
+    let machine = MachineRecord {
+        id: third(),
+        name: "ceres".parse().unwrap(),
+        public_key: "another key".to_owned(),
+        labels: BTreeMap::new(),
+    };
+    let assign = Change::Assign {
+        service: service("web"),
+        replica: 1,
+        machine: second(),
+        revision: Revision(1),
+        restarts: 0,
+        reason: "it has the most room".to_owned(),
+    };
+    // Of the `web` that was removed before.
+    let former = Change::End { epoch: 33, reason: "its service is gone".to_owned() };
+    let replicate = Change::Replicate { service: service("web"), machines: vec![third()] };
+    let copies = Copies { root: "ab".repeat(32), bytes: 4_096, holders: BTreeSet::from([second(), third()]) };
+    let generation = Generation {
+        epoch: AFTER_SEVERAL + 5,
+        sequence: 1,
+        taken_at: NOW,
+        last: true,
+        volumes: BTreeMap::from([("pg_data".parse().unwrap(), copies)]),
+    };
+    let generations = BTreeMap::from([(service("web"), generation)]);
+    vec![
+        ("create-invitation-of-a-third", CommandV1::CreateInvitation { invitation: joins }),
+        (
+            "admit-a-third",
+            CommandV1::AdmitMachine {
+                invitation: TokenId("joins-too".to_owned()),
+                machine,
+                facts: MachineFacts::default(),
+            },
+        ),
+        ("deploy-with-data", CommandV1::Deploy { stack: "shop".parse().unwrap(), services: vec![full()] }),
+        ("lead-with-data", CommandV1::Lead { node: second(), term: 5 }),
+        ("place-with-data", CommandV1::Place { term: 5, changes: vec![former, assign, replicate] }),
+        ("commit-generations", CommandV1::CommitGenerations { machine: second(), generations }),
+    ]
+}
+
 /// Commands of one machine, and the index of the last of them.
 const AFTER_ONE: u64 = 18;
+
+/// The index of the last command before data was kept on several machines.
+const AFTER_SEVERAL: u64 = 38;
 
 fn commands() -> Vec<(&'static str, CommandV1)> {
     let mut commands = commands_of_one();
     assert_eq!(commands.len() as u64, AFTER_ONE);
     commands.extend(commands_of_several());
+    assert_eq!(commands.len() as u64, AFTER_SEVERAL);
+    commands.extend(commands_of_data());
     commands
 }
 
@@ -355,9 +413,10 @@ fn every_command_has_a_golden_file() {
         CommandV1::MachineLost { .. } => "machine-lost",
         CommandV1::MachineBack { .. } => "machine-back",
         CommandV1::SetLease { .. } => "set-lease",
+        CommandV1::CommitGenerations { .. } => "commit-generations",
     };
     let covered: BTreeSet<&str> = commands().iter().map(|(_, command)| name(command)).collect();
-    assert_eq!(covered.len(), 24);
+    assert_eq!(covered.len(), 25);
 }
 
 #[test]
@@ -370,19 +429,25 @@ fn every_change_has_a_golden_file() {
         Change::Vacate { .. } => "vacate",
         Change::End { .. } => "end",
         Change::StandBy { .. } => "stand-by",
+        Change::Replicate { .. } => "replicate",
     };
     let commands = commands();
     let changes = commands.iter().flat_map(|(_, command)| match command {
         CommandV1::Place { changes, .. } => changes.as_slice(),
         _ => &[],
     });
-    assert_eq!(changes.map(name).collect::<BTreeSet<&str>>().len(), 7);
+    assert_eq!(changes.map(name).collect::<BTreeSet<&str>>().len(), 8);
 }
 
 #[test]
 fn a_snapshot_keeps_its_bytes() {
-    // Before and after there were several machines, and with all that a state can hold.
-    for (name, entries_of) in [("state", AFTER_ONE as usize), ("state-of-several", 33), ("state-at-last", usize::MAX)] {
+    // Before and after there were several machines, with all that a state could hold then, and with data on several.
+    for (name, entries_of) in [
+        ("state", AFTER_ONE as usize),
+        ("state-of-several", 33),
+        ("state-at-last", AFTER_SEVERAL as usize),
+        ("state-with-data", usize::MAX),
+    ] {
         let state = snapshot(entries_of);
         let written = serde_json::to_string_pretty(&state).unwrap() + "\n";
         let kept = golden(name, &written);
@@ -419,7 +484,11 @@ fn the_kept_entries_still_amount_to_the_kept_snapshot() {
             let kept = golden("state", "");
             assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
         }
+        if state.applied == AFTER_SEVERAL {
+            let kept = golden("state-at-last", "");
+            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
+        }
     }
-    let kept = golden("state-at-last", &(serde_json::to_string_pretty(&state).unwrap() + "\n"));
+    let kept = golden("state-with-data", &(serde_json::to_string_pretty(&state).unwrap() + "\n"));
     assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
 }

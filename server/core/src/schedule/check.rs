@@ -60,7 +60,8 @@ pub fn check_drain(input: &Input<'_>, machine: &NodeId) -> Result<(), Rejected> 
 fn stuck<'a>(input: &Input<'_>, draft: &Draft<'a>, fleet: &Fleet<'a>, unit: &Unit<'a>, site: &Site<'a>) -> String {
     let names = dependency::listed(unit.services());
     let verb = if unit.services().len() == 1 { "finds" } else { "find" };
-    if let Some(owner) = unit.members.iter().find(|member| Data::of(member.service).pin() == Some(site.id)) {
+    if let Some(owner) = unit.members.iter().find(|member| Data::of(input.state, member.service).pin() == Some(site.id))
+    {
         let whose = if unit.services().len() == 1 {
             "its data".to_owned()
         } else {
@@ -74,7 +75,7 @@ fn stuck<'a>(input: &Input<'_>, draft: &Draft<'a>, fleet: &Fleet<'a>, unit: &Uni
 impl State {
     /// Services whose data is only on this machine: what is lost with it when it is removed.
     pub fn data_only_on(&self, machine: &NodeId) -> Vec<&ServiceName> {
-        let services = self.services.values().filter(|service| Data::of(service).pin() == Some(machine));
+        let services = self.services.values().filter(|service| Data::of(self, service).pin() == Some(machine));
         services.map(|service| &service.name).collect()
     }
 }

@@ -84,7 +84,7 @@ fn obstacle<'a>(
         return None;
     }
     let pinned = unit.members.iter().find_map(|member| {
-        let home = Data::of(member.service).pin()?;
+        let home = Data::of(input.state, member.service).pin()?;
         Some((&member.service.name, home))
     });
     if let Some((owner, home)) = pinned {

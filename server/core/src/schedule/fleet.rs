@@ -10,7 +10,7 @@ use flotilla_api::{
 use super::{Input, Standing, needs::Amount};
 use crate::{
     report::Report,
-    state::{Availability, Machine, MachineFacts},
+    state::{Availability, Machine, MachineFacts, State},
 };
 
 /// So many losses within [`FLAP_WINDOW_MS`] make a machine one that flaps.
@@ -32,6 +32,7 @@ const RTT_FAR_MS: f64 = 30.0;
 const LOSS_BAD: f64 = 0.02;
 
 pub(super) struct Fleet<'a> {
+    pub(super) state: &'a State,
     sites: BTreeMap<&'a NodeId, Site<'a>>,
 }
 
@@ -61,7 +62,8 @@ pub(super) enum Bar {
 
 impl<'a> Fleet<'a> {
     pub(super) fn of(input: &'a Input<'a>) -> Self {
-        Self { sites: input.state.machines.iter().map(|(id, machine)| (id, Site::of(input, id, machine))).collect() }
+        let state = input.state;
+        Self { state, sites: state.machines.iter().map(|(id, machine)| (id, Site::of(input, id, machine))).collect() }
     }
 
     pub(super) fn site(&self, id: &NodeId) -> Option<&Site<'a>> {

@@ -57,7 +57,7 @@ pub(super) fn tidy<'a>(draft: &mut Draft<'a>, fleet: &Fleet<'a>) {
             if slot.replica > service.replicas || outlived {
                 let reason =
                     if outlived { "it writes volumes that it has no more" } else { "it is not wanted any more" };
-                if may_end(draft, fleet, slot) {
+                if may_end(draft, fleet, service, slot) {
                     draft.end(service, slot, reason);
                 } else if slot.phase != Phase::Vacating {
                     draft.vacate(service, slot, reason);
@@ -79,14 +79,16 @@ fn finish_leaving<'a>(draft: &mut Draft<'a>, fleet: &Fleet<'a>, service: &'a Ser
     }
 }
 
-/// May the placement be ended now? One that could write a volume only when it is certain that it does not any more.
-fn may_end(draft: &Draft<'_>, fleet: &Fleet<'_>, slot: Slot<'_>) -> bool {
+/// May the placement be ended now? One that could write a volume only when it is certain that it does not any more, and when all
+/// that it wrote can be had elsewhere, if any of it can.
+fn may_end(draft: &Draft<'_>, fleet: &Fleet<'_>, service: &Service, slot: Slot<'_>) -> bool {
     if !slot.exclusive {
         return true;
     }
     let stopped =
         slot.phase == Phase::Vacating && slot.epoch.is_some_and(|epoch| draft.input.is_over(slot.machine, epoch));
-    stopped || fleet.site(slot.machine).is_some_and(|site| site.is_lost() && site.has_ended())
+    let kept = service.data.committed.is_none() || service.data.settled;
+    (stopped && kept) || fleet.site(slot.machine).is_some_and(|site| site.is_lost() && site.has_ended())
 }
 
 /// The container of a placement, as its machine's report shows it.
@@ -129,7 +131,7 @@ pub(super) fn place<'a>(draft: &mut Draft<'a>, fleet: &Fleet<'a>, units: &[Unit<
     // What ended for a successor that finds no place now has ended all the same.
     for service in draft.input.state.services.values() {
         for slot in draft.slots(&service.name).to_vec() {
-            if slot.exclusive && slot.phase == Phase::Vacating && may_end(draft, fleet, slot) {
+            if slot.exclusive && slot.phase == Phase::Vacating && may_end(draft, fleet, service, slot) {
                 draft.end(service, slot, "it has ended, and its successor has no place yet");
             }
         }
@@ -146,7 +148,7 @@ pub(super) fn task<'a>(draft: &Draft<'a>, fleet: &Fleet<'a>, unit: &Unit<'a>) ->
         let slots: Vec<Slot<'a>> = draft.of_replica(&member.service.name, member.replica).collect();
         for slot in slots.iter().filter(|slot| slot.exclusive) {
             let lost = fleet.site(slot.machine).is_none_or(Site::is_lost);
-            if (slot.phase == Phase::Vacating || lost) && !may_end(draft, fleet, *slot) {
+            if (slot.phase == Phase::Vacating || lost) && !may_end(draft, fleet, member.service, *slot) {
                 return None;
             }
             if slot.phase == Phase::Vacating && !lost {
@@ -185,7 +187,7 @@ pub(super) fn task<'a>(draft: &Draft<'a>, fleet: &Fleet<'a>, unit: &Unit<'a>) ->
 pub(super) fn choices<'a>(fleet: &Fleet<'a>, unit: &Unit<'a>) -> Vec<Choice<'a>> {
     fleet
         .sites()
-        .filter(|site| unit.members.iter().all(|member| score::allowed(member.service, site).is_ok()))
+        .filter(|site| unit.members.iter().all(|member| score::allowed(fleet.state, member.service, site).is_ok()))
         .filter_map(|site| {
             let tier = match (site.bar, site.kept_out_until) {
                 (Some(_), _) => return None,
@@ -207,7 +209,7 @@ fn trouble<'a>(fleet: &Fleet<'a>, unit: &Unit<'a>, member: &Member<'a>, slot: Sl
     if site.is_drained() {
         return Some(format!("`{name}` is drained"));
     }
-    if score::allowed(member.service, site).is_err() {
+    if score::allowed(fleet.state, member.service, site).is_err() {
         return Some(format!("`{name}` is not where it may run"));
     }
     // What writes a volume can't be given away while its machine lives: nobody could say that it has ended.
@@ -229,7 +231,7 @@ fn settle<'a>(draft: &mut Draft<'a>, fleet: &Fleet<'a>, task: &Task<'a>, machine
     for member in &movers {
         for slot in draft.slots(&member.service.name).to_vec() {
             // Also those of replicas that are not wanted any more: what writes alone waits for their end.
-            if slot.exclusive && !may_end(draft, fleet, slot) {
+            if slot.exclusive && !may_end(draft, fleet, member.service, slot) {
                 waits = true;
                 if slot.phase != Phase::Vacating {
                     draft.vacate(member.service, slot, &cause);

@@ -13,7 +13,10 @@ use super::{
     needs::{Needs, shown_bytes, shown_cpu},
     unit::{Data, Unit},
 };
-use crate::state::{Phase, Power, Service};
+use crate::{
+    dependency,
+    state::{Phase, Power, Service, State},
+};
 
 /// Of an empty machine; a full one has none, and one that was promised twice what it has loses half as many.
 const ROOM: i64 = 200;
@@ -60,7 +63,7 @@ pub(super) enum Obstacle<'a> {
     Barred(Bar),
     KeptOut { until: UnixMillis },
     Constraint { service: &'a ServiceName, constraint: &'a Constraint, found: String },
-    DataElsewhere { service: &'a ServiceName, home: &'a NodeId },
+    DataElsewhere { service: &'a ServiceName, machines: Vec<&'a NodeId> },
     Crowded { service: &'a ServiceName, most: u32 },
     Cpu { needed: u64, left: u64 },
     Memory { needed: u64, left: u64 },
@@ -92,15 +95,17 @@ pub(super) fn admit<'a>(site: &Site<'a>) -> Result<(), Obstacle<'a>> {
 }
 
 /// May the service be on the machine at all, whatever else is there?
-pub(super) fn allowed<'a>(service: &'a Service, site: &Site<'a>) -> Result<(), Obstacle<'a>> {
+pub(super) fn allowed<'a>(state: &'a State, service: &'a Service, site: &Site<'a>) -> Result<(), Obstacle<'a>> {
     for constraint in &service.spec().placement.constraints {
         let found = value(&constraint.attribute, site);
         if (found == constraint.value) != (constraint.operator == Operator::Equal) {
             return Err(Obstacle::Constraint { service: &service.name, constraint, found: found.to_owned() });
         }
     }
-    match Data::of(service).pin() {
-        Some(home) if home != site.id => Err(Obstacle::DataElsewhere { service: &service.name, home }),
+    match Data::of(state, service).only_on() {
+        Some(machines) if !machines.contains(site.id) => {
+            Err(Obstacle::DataElsewhere { service: &service.name, machines: machines.into_iter().collect() })
+        }
         _ => Ok(()),
     }
 }
@@ -109,7 +114,7 @@ pub(super) fn allowed<'a>(service: &'a Service, site: &Site<'a>) -> Result<(), O
 pub(super) fn fit<'a>(draft: &Draft<'a>, unit: &Unit<'a>, site: &Site<'a>) -> Result<(), Obstacle<'a>> {
     let mut needs = Needs::default();
     for member in &unit.members {
-        allowed(member.service, site)?;
+        allowed(draft.input.state, member.service, site)?;
         needs = needs.plus(Needs::of(member.service.spec()));
         if let Some(most) = member.service.spec().placement.max_per_machine {
             let own = unit.members.iter().filter(|other| other.service.name == member.service.name).count();
@@ -157,7 +162,7 @@ pub(super) fn score<'a>(draft: &Draft<'a>, fleet: &Fleet<'a>, unit: &Unit<'a>, s
             report.images.iter().any(|image| *image == spec.image || Some(image) == spec.image_id.as_ref())
         })
     });
-    let data = services.iter().any(|service| Data::of(service) == Data::Disposable(site.id));
+    let data = services.iter().any(|service| Data::of(draft.input.state, service).is_better_on(site.id));
     let standby = services.iter().any(|service| service.standby.contains(site.id));
     let there = unit.members.iter().filter(|member| {
         draft.active(&member.service.name, member.replica).is_some_and(|slot| slot.machine == site.id)
@@ -226,8 +231,10 @@ impl Obstacle<'_> {
                 let found = if found.is_empty() { "it has none".to_owned() } else { format!("it has `{found}`") };
                 format!("`{service}` asks for `{constraint}`, and {found}")
             }
-            Self::DataElsewhere { service, home } => {
-                format!("only `{}` has the data of `{service}`", fleet.name(home))
+            Self::DataElsewhere { service, machines } => {
+                let verb = if machines.len() == 1 { "has" } else { "have" };
+                let names = dependency::listed(machines.iter().map(|machine| fleet.name(machine)));
+                format!("only {names} {verb} the data of `{service}`")
             }
             Self::Crowded { service, most } => format!("it may run at most {most} of `{service}`"),
             Self::Cpu { needed, left } => {

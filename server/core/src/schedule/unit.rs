@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_api::{NodeId, ServiceName, spec::OnLoss};
 
-use crate::state::{Service, State};
+use crate::state::{Service, Sources, State};
 
 /// Instances that have to be on one machine.
 #[derive(Clone, Debug)]
@@ -20,37 +20,37 @@ pub(super) struct Member<'a> {
 }
 
 /// Where the data of a service is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Data<'a> {
-    /// It has none yet, or keeps none.
-    Nowhere,
-    /// Only there can it go on.
-    OnlyOn(&'a NodeId),
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Data<'a> {
+    sources: Sources<'a>,
     /// It would begin anew elsewhere, and may.
-    Disposable(&'a NodeId),
+    disposable: bool,
 }
 
 impl<'a> Data<'a> {
-    pub(super) fn of(service: &'a Service) -> Self {
+    pub(super) fn of(state: &'a State, service: &'a Service) -> Self {
         let mounts = &service.spec().volumes;
-        match &service.home {
-            Some(home) if !mounts.is_empty() => {
-                if mounts.iter().all(|mount| mount.on_loss == OnLoss::StartEmpty) {
-                    Self::Disposable(home)
-                } else {
-                    Self::OnlyOn(home)
-                }
-            }
-            _ => Self::Nowhere,
+        let sources = if mounts.is_empty() { Sources::Anywhere } else { state.sources(service) };
+        Self { sources, disposable: mounts.iter().all(|mount| mount.on_loss == OnLoss::StartEmpty) }
+    }
+
+    /// The only machines that will do, if not all will.
+    pub(super) fn only_on(self) -> Option<BTreeSet<&'a NodeId>> {
+        match self.sources {
+            Sources::On(machines) if !self.disposable => Some(machines),
+            Sources::Anywhere | Sources::On(_) => None,
         }
     }
 
     /// The only machine that will do.
     pub(super) fn pin(self) -> Option<&'a NodeId> {
-        match self {
-            Self::OnlyOn(home) => Some(home),
-            Self::Nowhere | Self::Disposable(_) => None,
-        }
+        let machines = self.only_on()?;
+        machines.first().copied().filter(|_| machines.len() == 1)
+    }
+
+    /// Would it find its data there, where others would do as well?
+    pub(super) fn is_better_on(&self, machine: &NodeId) -> bool {
+        matches!(&self.sources, Sources::On(machines) if self.disposable && machines.contains(machine))
     }
 }
 
@@ -83,8 +83,9 @@ pub(super) fn units(state: &State) -> Vec<Unit<'_>> {
     for services in linked(state) {
         let replicas = services[0].replicas;
         let even = services.iter().all(|service| service.replicas == replicas);
-        let pins: BTreeSet<&NodeId> = services.iter().filter_map(|service| Data::of(service).pin()).collect();
-        if pins.len() > 1 {
+        let data = services.iter().filter_map(|service| Data::of(state, service).only_on());
+        let shared = data.reduce(|some, others| some.intersection(&others).copied().collect());
+        if services.len() > 1 && shared.is_some_and(|shared| shared.is_empty()) {
             // Their data was apart before they were linked: each stays with its own.
             for service in services {
                 units.extend((1..=service.replicas).map(|replica| Unit::of(&[service], &(replica..=replica))));

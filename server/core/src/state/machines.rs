@@ -204,6 +204,7 @@ impl State {
             service.standby.retain(|machine| machine != id);
             service.hosts.remove(id);
             service.home = service.home.filter(|home| home != id);
+            service.data.forget_machine(id);
             self.services.insert(service.name.clone(), service);
         }
         // Nobody will ever delete what lies there, or find it again.
@@ -213,6 +214,8 @@ impl State {
         self.forget_purged();
         self.kept_homes.retain(|_, home| home != id);
         self.kept_on.retain(|_, machines| !machines.is_empty());
+        self.kept_data.values_mut().for_each(|data| data.forget_machine(id));
+        self.kept_data.retain(|name, _| self.kept_on.contains_key(name));
         let (services, kept_on) = (&self.services, &self.kept_on);
         self.kept_volumes.retain(|name, _| services.contains_key(name) || kept_on.contains_key(name));
         while self.removed_machines.len() >= REMOVED_MACHINES_MAX {

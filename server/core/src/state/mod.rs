@@ -1,5 +1,6 @@
 //! The cluster's state: what all commands so far amount to.
 
+mod data;
 mod machines;
 mod placements;
 mod services;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{ClusterRecord, Command, CommandV1, Entry, InvitationRecord, MachineRecord, TokenRecord};
 
+pub use data::{Copies, DATA_REPLICAS_MAX, Data, GENERATION_VOLUMES_MAX, Generation, Sources};
 pub use machines::{Availability, Machine, MachineFacts, Power, RemovedMachine};
 pub use placements::{Leadership, Phase, Placement};
 
@@ -70,6 +72,9 @@ pub struct State {
     /// Which of those wrote them last.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kept_homes: BTreeMap<ServiceName, NodeId>,
+    /// What else is known of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kept_data: BTreeMap<ServiceName, Data>,
     /// Services whose volume directories shall still be deleted.
     pub condemned_volumes: BTreeSet<ServiceName>,
     /// Machines that have not deleted them yet.
@@ -105,6 +110,8 @@ pub struct Service {
     /// The one of them that wrote the volumes last: what the others hold is older.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<NodeId>,
+    #[serde(default, skip_serializing_if = "Data::is_empty")]
+    pub data: Data,
     /// Where it runs, as long as no leader has spoken; see [`State::upgrade`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     assignment: Option<Assignment>,
@@ -281,6 +288,7 @@ impl State {
             CommandV1::MachineLost { term, machine } => self.machine_lost(entry.at, *term, machine),
             CommandV1::MachineBack { term, machine } => self.machine_back(entry.at, *term, machine),
             CommandV1::SetLease { term, lease_ms } => self.set_lease(*term, *lease_ms),
+            CommandV1::CommitGenerations { machine, generations } => self.commit_generations(machine, generations),
         }
     }
 

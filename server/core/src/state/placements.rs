@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use flotilla_api::{
     ErrorCode, MachineName, NodeId, Revision, ServiceName, UnixMillis,
     rest::{PlacedPhase, PlacedView},
+    spec::OnLoss,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Assignment, Event, Leftover, Rejected, Service, State};
+use super::{Applied, Assignment, Event, Leftover, Rejected, Service, Sources, State};
 use crate::{
     command::Change,
     lease::{LEASE_MAX_MS, LEASE_MIN_MS},
@@ -128,6 +129,7 @@ impl Service {
         }
         if self.is_exclusive(revision) {
             self.home = Some(machine.clone());
+            self.data.settled = false;
         }
     }
 
@@ -228,6 +230,7 @@ impl State {
                 service.note_standby();
                 Ok(None)
             }
+            Change::Replicate { service, machines } => self.replicate(service, machines).map(|()| None),
         }
     }
 
@@ -244,6 +247,7 @@ impl State {
     ) -> Result<Event, Rejected> {
         let machine_name = self.machine(machine)?.record.name.clone();
         self.check_alone(name, revision, None)?;
+        self.check_source(name, machine, revision)?;
         // Larger than every index before, which were the epochs as long as no leader had spoken.
         let epoch = self.epoch.max(self.applied) + 1;
         let index = self.applied + 1;
@@ -313,6 +317,19 @@ impl State {
         match self.leftovers.iter().find(|leftover| leftover.service == *name) {
             Some(leftover) if exclusive => {
                 Err(stale(format!("a former `{name}` may still write its volumes under epoch {}", leftover.epoch)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What writes a volume begins where its data is, once there is some that others have, too.
+    fn check_source(&self, name: &ServiceName, machine: &NodeId, revision: Revision) -> Result<(), Rejected> {
+        let Some(service) = self.services.get(name) else { return Ok(()) };
+        let Some(record) = service.revisions.get(&revision) else { return Ok(()) };
+        let kept = record.spec.volumes.iter().any(|mount| mount.on_loss != OnLoss::StartEmpty);
+        match self.sources(service) {
+            Sources::On(sources) if kept && service.data.committed.is_some() && !sources.contains(machine) => {
+                Err(stale(format!("the data of `{name}` is not on that machine")))
             }
             _ => Ok(()),
         }
@@ -444,11 +461,11 @@ impl State {
 }
 
 /// The leader decided on what is not so any more; it decides anew.
-fn stale(why: String) -> Rejected {
+pub(super) fn stale(why: String) -> Rejected {
     Rejected::new(ErrorCode::Conflict, why)
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
-fn is_false(value: &bool) -> bool {
+pub(super) fn is_false(value: &bool) -> bool {
     !*value
 }

@@ -7,7 +7,7 @@ use flotilla_api::{
 };
 
 use super::{
-    Applied, Assignment, Event, NOTE_MAX, Outcome, REPLICAS_MAX, REVISIONS_KEPT, Rejected, RevisionRecord,
+    Applied, Assignment, Data, Event, NOTE_MAX, Outcome, REPLICAS_MAX, REVISIONS_KEPT, Rejected, RevisionRecord,
     SERVICES_MAX, Service, State,
 };
 use crate::{command::Entry, dependency};
@@ -34,6 +34,7 @@ impl State {
                     let mut service = Service::first(entry, spec);
                     service.hosts = self.kept_on.remove(&spec.name).unwrap_or_default();
                     service.home = self.kept_homes.remove(&spec.name);
+                    service.data = self.kept_data.remove(&spec.name).unwrap_or_default();
                     service.assignment = self.first_assignment();
                     self.services.insert(spec.name.clone(), service);
                     (Some(Revision(1)), Some(format!("`{}` was deployed.", spec.name)))
@@ -218,6 +219,7 @@ impl State {
         hosts.retain(|machine| condemned.is_none_or(|condemned| !condemned.contains(machine)));
         let volumes = service.volumes();
         let home = service.home.clone().filter(|machine| hosts.contains(machine));
+        let data = service.data.clone();
         if let Some(service) = self.services.remove(name) {
             self.leave_over(name, &service.placements);
         }
@@ -235,6 +237,9 @@ impl State {
                 if !self.leadership.is_unknown() {
                     self.kept_on.insert(name.clone(), hosts);
                     self.kept_homes.extend(home.map(|home| (name.clone(), home)));
+                    if !data.is_empty() {
+                        self.kept_data.insert(name.clone(), data);
+                    }
                 }
                 format!("`{name}` was removed; its volumes are kept.")
             }
@@ -300,6 +305,7 @@ impl State {
         self.kept_volumes.remove(name);
         self.kept_on.remove(name);
         self.kept_homes.remove(name);
+        self.kept_data.remove(name);
         self.condemned_volumes.insert(name.clone());
         // A machine that is away may still hold what was condemned in a former life.
         self.condemned_on.entry(name.clone()).or_default().extend(hosts);
@@ -351,6 +357,7 @@ impl Service {
             standby: Vec::new(),
             hosts: BTreeSet::new(),
             home: None,
+            data: Data::default(),
             assignment: None,
             changed_at: entry.at,
         }

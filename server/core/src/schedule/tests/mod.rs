@@ -1,3 +1,4 @@
+mod data;
 mod explained;
 mod moves;
 mod placing;

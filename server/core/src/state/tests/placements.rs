@@ -6,7 +6,7 @@ const OTHER: &str = "id-of-atlas";
 
 impl Cluster {
     /// With a second machine.
-    fn of_two() -> Self {
+    pub(super) fn of_two() -> Self {
         let mut cluster = Self::new();
         cluster.join("atlas");
         cluster
@@ -22,17 +22,17 @@ impl Cluster {
     }
 
     #[track_caller]
-    fn stale(&mut self, changes: &[Change]) {
+    pub(super) fn stale(&mut self, changes: &[Change]) {
         let refused = self.decide(changes.to_vec()).expect_err(&format!("{changes:?} was decided")).0;
         assert_eq!(refused.code, ErrorCode::Conflict, "{refused:?}");
     }
 
-    fn epochs(&self, name: &str) -> Vec<u64> {
+    pub(super) fn epochs(&self, name: &str) -> Vec<u64> {
         self.service(name).placements.iter().map(|placement| placement.epoch).collect()
     }
 }
 
-fn assignment(name: &str, replica: u32, machine: &str, revision: Revision) -> Change {
+pub(super) fn assignment(name: &str, replica: u32, machine: &str, revision: Revision) -> Change {
     Change::Assign {
         service: service(name),
         replica,
@@ -47,11 +47,11 @@ fn reason() -> String {
     "somebody wants it".to_owned()
 }
 
-fn end(epoch: u64) -> Change {
+pub(super) fn end(epoch: u64) -> Change {
     Change::End { epoch, reason: reason() }
 }
 
-fn vacate(epoch: u64) -> Change {
+pub(super) fn vacate(epoch: u64) -> Change {
     Change::Vacate { epoch, reason: reason() }
 }
 

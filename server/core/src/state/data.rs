@@ -1,0 +1,226 @@
+//! What a service's volumes hold beyond the machine that writes them: which machines shall have copies, and the newest generation
+//! that is certain to exist elsewhere. ADR 15 says how a generation comes to be committed, and why.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flotilla_api::{ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName};
+use serde::{Deserialize, Serialize};
+
+use super::{Applied, Event, Outcome, Rejected, Service, State, placements::stale};
+use crate::dependency;
+
+/// Machines that shall have copies of one service's data, besides the one that writes it.
+pub const DATA_REPLICAS_MAX: usize = 9;
+/// Volumes of one service in a generation: more than a compose file of a person names.
+pub const GENERATION_VOLUMES_MAX: usize = 64;
+
+/// What is known of the data of one service. All its volumes are captured at one instant, so one generation is of all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Data {
+    /// Machines that shall have a copy, the first first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replicas: Vec<NodeId>,
+    /// Absent until there is a first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committed: Option<Generation>,
+    /// Nothing was written since the committed generation: its instance had ended, and none has come after it.
+    #[serde(default, skip_serializing_if = "super::placements::is_false")]
+    pub settled: bool,
+}
+
+/// One instant of all volumes that a service writes. Named by epoch and sequence, and never changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    /// Of the placement under which it was written.
+    pub epoch: u64,
+    /// From 1 in each epoch.
+    pub sequence: u64,
+    pub taken_at: UnixMillis,
+    /// The instance had ended before it was captured: nothing was written after it under this epoch.
+    #[serde(default, skip_serializing_if = "super::placements::is_false")]
+    pub last: bool,
+    pub volumes: BTreeMap<VolumeName, Copies>,
+}
+
+/// One volume in a generation, and who has it on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copies {
+    /// BLAKE3 of its root object, 64 hexadecimal digits.
+    pub root: String,
+    /// Of its files.
+    pub bytes: u64,
+    pub holders: BTreeSet<NodeId>,
+}
+
+/// Where a service may begin, as far as its data is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sources<'a> {
+    /// It has none, or none that is known: anywhere.
+    Anywhere,
+    On(BTreeSet<&'a NodeId>),
+}
+
+impl Data {
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(super) fn forget_machine(&mut self, machine: &NodeId) {
+        self.replicas.retain(|replica| replica != machine);
+        for copies in self.committed.iter_mut().flat_map(|committed| committed.volumes.values_mut()) {
+            copies.holders.remove(machine);
+        }
+        if self.committed.as_ref().is_some_and(|committed| committed.holders().is_empty()) {
+            self.committed = None;
+            self.settled = false;
+        }
+    }
+}
+
+impl Generation {
+    pub fn name(&self) -> (u64, u64) {
+        (self.epoch, self.sequence)
+    }
+
+    /// Machines that have all of its volumes.
+    pub fn holders(&self) -> BTreeSet<&NodeId> {
+        let mut volumes = self.volumes.values();
+        let first = volumes.next().into_iter().flat_map(|copies| &copies.holders);
+        first.filter(|holder| self.volumes.values().all(|copies| copies.holders.contains(*holder))).collect()
+    }
+
+    fn is_copy_of(&self, other: &Self) -> bool {
+        let roots = |generation: &Self| -> Vec<(VolumeName, String)> {
+            generation.volumes.iter().map(|(name, copies)| (name.clone(), copies.root.clone())).collect()
+        };
+        self.name() == other.name() && self.last == other.last && roots(self) == roots(other)
+    }
+}
+
+impl State {
+    /// Where a service may begin, or go when its instance has ended. While the machine that wrote last is not lost, what it wrote is
+    /// newer than every copy, unless its last generation is committed; and what runs there can make that so before it goes.
+    pub fn sources<'a>(&'a self, service: &'a Service) -> Sources<'a> {
+        let committed = service.data.committed.as_ref();
+        let holders = || committed.map(Generation::holders).unwrap_or_default();
+        let Some(home) = &service.home else {
+            return committed.map_or(Sources::Anywhere, |_| Sources::On(holders()));
+        };
+        let lost = self.machines.get(home).is_none_or(|machine| machine.lost_at.is_some());
+        let writes = service.placements.iter().any(|placement| placement.exclusive && placement.machine == *home);
+        let mut sources = if lost || writes || service.data.settled { holders() } else { BTreeSet::new() };
+        if !lost || sources.is_empty() {
+            sources.insert(home);
+        }
+        Sources::On(sources)
+    }
+
+    /// Each generation that is right is taken; the others are left out, and tell nothing if any was taken.
+    pub(super) fn commit_generations(
+        &mut self,
+        machine: &NodeId,
+        generations: &BTreeMap<ServiceName, Generation>,
+    ) -> Result<Applied, Rejected> {
+        self.machine(machine)?;
+        let mut events = Vec::new();
+        let mut taken = 0;
+        let mut refused = None;
+        for (name, generation) in generations {
+            match self.commit_generation(machine, name, generation) {
+                Ok(event) => {
+                    taken += 1;
+                    events.extend(event);
+                }
+                Err(rejected) => refused = refused.or(Some(rejected)),
+            }
+        }
+        match refused {
+            Some(rejected) if taken == 0 => Err(rejected),
+            None if taken == 0 => Err(Rejected::new(ErrorCode::InvalidRequest, "name at least one generation")),
+            _ => Ok(Applied { outcome: Outcome::Done, events }),
+        }
+    }
+
+    /// An event only where others hold it than before: a generation a second is nothing to tell of.
+    fn commit_generation(
+        &mut self,
+        machine: &NodeId,
+        name: &ServiceName,
+        generation: &Generation,
+    ) -> Result<Option<Event>, Rejected> {
+        let service = self.services.get(name).ok_or_else(|| stale(format!("there is no service `{name}`")))?;
+        // What fences an instance fences its data: when its epoch was given away, nothing of it is committed any more.
+        let (epoch, sequence) = generation.name();
+        let mut placements = service.placements.iter();
+        if !placements.any(|it| it.epoch == epoch && it.machine == *machine && it.exclusive) {
+            return Err(stale(format!("the machine writes no volume of `{name}` under epoch {epoch}")));
+        }
+        self.check_copies(machine, service, generation)?;
+        let before = service.data.committed.as_ref();
+        if let Some(before) = before {
+            let grows = |name: &VolumeName, copies: &Copies| {
+                before.volumes.get(name).is_none_or(|before| copies.holders.is_superset(&before.holders))
+            };
+            let again = generation.is_copy_of(before) && generation.volumes.iter().all(|(name, it)| grows(name, it));
+            if before.name() >= (epoch, sequence) && !again {
+                return Err(stale(format!(
+                    "generation {}.{} of `{name}` is committed, and {epoch}.{sequence} is not newer",
+                    before.epoch, before.sequence
+                )));
+            }
+        }
+        let others = |generation: &Generation| -> BTreeSet<NodeId> {
+            generation.holders().into_iter().filter(|holder| *holder != machine).cloned().collect()
+        };
+        let (had, has) = (before.map(&others).unwrap_or_default(), others(generation));
+        let event = (had != has).then(|| {
+            let names = has.iter().filter_map(|holder| self.machines.get(holder)).map(|it| it.record.name.as_str());
+            let text = match has.len() {
+                0 => "no other machine".to_owned(),
+                _ => dependency::listed(names),
+            };
+            Event::new("replicated", Some(name), format!("The data of `{name}` is kept on {text}."))
+        });
+        if let Some(service) = self.services.get_mut(name) {
+            service.data.settled = generation.last;
+            service.data.committed = Some(generation.clone());
+        }
+        Ok(event)
+    }
+
+    fn check_copies(&self, machine: &NodeId, service: &Service, generation: &Generation) -> Result<(), Rejected> {
+        let invalid = |why: String| Rejected::new(ErrorCode::InvalidRequest, why);
+        let name = &service.name;
+        let count = generation.volumes.len();
+        if generation.sequence == 0 || count == 0 || count > GENERATION_VOLUMES_MAX {
+            let most = GENERATION_VOLUMES_MAX;
+            return Err(invalid(format!("a generation of `{name}` has 1 to {most} volumes, and a sequence from 1")));
+        }
+        let known = service.volumes();
+        for (volume, copies) in &generation.volumes {
+            let digits = copies.root.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+            if !known.contains(volume) || copies.root.len() != 64 || !digits {
+                return Err(invalid(format!("`{name}` has no volume `{volume}`, or that is no root of one")));
+            }
+            if !copies.holders.contains(machine) || copies.holders.iter().any(|it| !self.machines.contains_key(it)) {
+                return Err(invalid(format!("`{volume}` is held by its own machine, and by members of this cluster")));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn replicate(&mut self, name: &ServiceName, machines: &[NodeId]) -> Result<(), Rejected> {
+        if let Some(unknown) = machines.iter().find(|id| !self.machines.contains_key(*id)) {
+            return Err(stale(format!("there is no machine `{unknown}`")));
+        }
+        let distinct: BTreeSet<&NodeId> = machines.iter().collect();
+        if distinct.len() != machines.len() || machines.len() > DATA_REPLICAS_MAX {
+            return Err(stale(format!("copies are kept on at most {DATA_REPLICAS_MAX} different machines")));
+        }
+        let service = self.services.get_mut(name).ok_or_else(|| stale(format!("there is no service `{name}`")))?;
+        service.data.replicas = machines.to_vec();
+        // Directories come with them.
+        service.hosts.extend(machines.iter().cloned());
+        Ok(())
+    }
+}

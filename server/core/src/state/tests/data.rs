@@ -1,0 +1,193 @@
+//! What volumes hold on other machines, and where a service may go on.
+
+use super::{
+    placements::{assignment, end, vacate},
+    *,
+};
+
+const OTHER: &str = "id-of-atlas";
+const THIRD: &str = "id-of-boreas";
+
+fn id(name: &str) -> NodeId {
+    NodeId(name.to_owned())
+}
+
+fn root(digit: char) -> String {
+    digit.to_string().repeat(64)
+}
+
+fn generation(epoch: u64, sequence: u64, holders: &[&str]) -> Generation {
+    let holders = holders.iter().map(|name| id(name)).collect();
+    let copies = Copies { root: root('a'), bytes: 100, holders };
+    let volumes = BTreeMap::from([("data".parse().unwrap(), copies)]);
+    Generation { epoch, sequence, taken_at: UnixMillis(7), last: false, volumes }
+}
+
+/// What is sent after everything else was written down.
+fn last(generation: Generation) -> Generation {
+    Generation { last: true, ..generation }
+}
+
+impl Cluster {
+    /// Three machines, of which the first runs `db`; and its epoch.
+    fn with_data() -> (Self, u64) {
+        let mut cluster = Self::of_two();
+        cluster.join("boreas");
+        cluster.deploy(&[with_volume("db", "data")]).unwrap();
+        cluster.assign("db", 1, "node").unwrap();
+        let epoch = cluster.epochs("db")[0];
+        (cluster, epoch)
+    }
+
+    fn commit(&mut self, machine: &str, generation: Generation) -> Result<Applied, Rejected> {
+        let generations = BTreeMap::from([(service("db"), generation)]);
+        self.apply(CommandV1::CommitGenerations { machine: id(machine), generations })
+    }
+
+    #[track_caller]
+    fn uncommitted(&mut self, machine: &str, generation: Generation) -> ErrorCode {
+        self.commit(machine, generation).expect_err("it was committed").0.code
+    }
+
+    fn lose(&mut self, machine: &str) {
+        self.apply(CommandV1::MachineLost { term: 1, machine: id(machine) }).unwrap();
+    }
+
+    fn sources(&self) -> Vec<&str> {
+        match self.state.sources(self.service("db")) {
+            Sources::Anywhere => vec!["anywhere"],
+            Sources::On(machines) => machines.into_iter().map(|machine| machine.0.as_str()).collect(),
+        }
+    }
+}
+
+#[test]
+fn a_generation_is_committed_by_the_machine_that_writes_it_and_only_a_newer_one_follows() {
+    let (mut cluster, epoch) = Cluster::with_data();
+    assert_eq!(cluster.uncommitted(OTHER, generation(epoch, 1, &["node", OTHER])), ErrorCode::Conflict);
+    assert_eq!(cluster.uncommitted("node", generation(epoch + 1, 1, &["node", OTHER])), ErrorCode::Conflict);
+    cluster.commit("node", generation(epoch, 2, &["node", OTHER])).unwrap();
+    assert_eq!(cluster.uncommitted("node", generation(epoch, 1, &["node", OTHER])), ErrorCode::Conflict);
+    let changed = |mut generation: Generation| {
+        generation.volumes.values_mut().for_each(|copies| copies.root = root('b'));
+        generation
+    };
+    assert_eq!(cluster.uncommitted("node", changed(generation(epoch, 2, &["node", OTHER]))), ErrorCode::Conflict);
+    assert_eq!(cluster.uncommitted("node", generation(epoch, 2, &["node", THIRD])), ErrorCode::Conflict);
+
+    let told = cluster.commit("node", generation(epoch, 2, &["node", OTHER, THIRD])).unwrap();
+    assert_eq!(told.events[0].message, "The data of `db` is kept on `atlas` and `boreas`.");
+    let silent = cluster.commit("node", changed(generation(epoch, 3, &["node", OTHER, THIRD]))).unwrap();
+    assert_eq!(silent.events, []);
+}
+
+#[test]
+fn a_generation_that_makes_no_sense_is_refused() {
+    let (mut cluster, epoch) = Cluster::with_data();
+    let good = || generation(epoch, 1, &["node", OTHER]);
+    let with = |change: &dyn Fn(&mut Copies)| {
+        let mut generation = good();
+        generation.volumes.values_mut().for_each(change);
+        generation
+    };
+    let renamed = Generation {
+        volumes: good().volumes.into_values().map(|copies| ("else".parse().unwrap(), copies)).collect(),
+        ..good()
+    };
+    for bad in [
+        Generation { sequence: 0, ..good() },
+        Generation { volumes: BTreeMap::new(), ..good() },
+        renamed,
+        with(&|copies| copies.root = "ab".to_owned()),
+        with(&|copies| copies.root = root('X')),
+        with(&|copies| copies.holders.clear()),
+        with(&|copies| copies.holders = BTreeSet::from([id(OTHER)])),
+        with(&|copies| copies.holders.extend([id("nobody")])),
+    ] {
+        assert_eq!(cluster.uncommitted("node", bad.clone()), ErrorCode::InvalidRequest, "{bad:?}");
+    }
+    let none = CommandV1::CommitGenerations { machine: node(), generations: BTreeMap::new() };
+    assert_eq!(cluster.refused(none), ErrorCode::InvalidRequest);
+    let nobody = CommandV1::CommitGenerations { machine: id("nobody"), generations: BTreeMap::new() };
+    assert_eq!(cluster.refused(nobody), ErrorCode::MachineNotFound);
+
+    // One that is right is taken beside one that is not.
+    let generations = BTreeMap::from([(service("db"), good()), (service("web"), good())]);
+    cluster.apply(CommandV1::CommitGenerations { machine: node(), generations }).unwrap();
+    assert_eq!(cluster.service("db").data.committed, Some(good()));
+}
+
+#[test]
+fn a_service_goes_on_where_its_newest_data_is() {
+    let (mut cluster, first) = Cluster::with_data();
+    cluster.commit("node", generation(first, 1, &["node", OTHER])).unwrap();
+    assert_eq!(cluster.sources(), [OTHER, "node"], "it can end, commit what it wrote last, and go there");
+    cluster.lose("node");
+    assert_eq!(cluster.sources(), [OTHER, "node"]);
+    cluster.stale(&[end(first), assignment("db", 1, THIRD, Revision(1))]);
+    cluster.decide(vec![end(first), assignment("db", 1, OTHER, Revision(1))]).unwrap();
+    let second = cluster.epochs("db")[0];
+
+    // What the lost machine wrote meanwhile is not committed any more, by whatever name.
+    cluster.apply(CommandV1::MachineBack { term: 1, machine: node() }).unwrap();
+    assert_eq!(cluster.uncommitted("node", generation(first, 2, &["node", OTHER])), ErrorCode::Conflict);
+    assert_eq!(cluster.uncommitted("node", generation(second, 2, &["node", OTHER])), ErrorCode::Conflict);
+    cluster.commit(OTHER, generation(second, 1, &[OTHER, THIRD])).unwrap();
+    cluster.lose(OTHER);
+    assert_eq!(cluster.sources(), [OTHER, THIRD], "and it is no source of what came after it");
+}
+
+#[test]
+fn what_was_not_committed_keeps_a_service_at_home_until_it_is() {
+    let (mut cluster, epoch) = Cluster::with_data();
+    cluster.commit("node", generation(epoch, 1, &["node", OTHER])).unwrap();
+    cluster.decide(vec![vacate(epoch)]).unwrap();
+    cluster.decide(vec![end(epoch)]).unwrap();
+    assert_eq!(cluster.sources(), ["node"], "nobody knows what it wrote after the generation");
+    cluster.stale(&[assignment("db", 1, OTHER, Revision(1))]);
+
+    cluster.assign("db", 1, "node").unwrap();
+    let epoch = cluster.epochs("db")[0];
+    cluster.decide(vec![vacate(epoch)]).unwrap();
+    cluster.commit("node", last(generation(epoch, 1, &["node", OTHER]))).unwrap();
+    cluster.decide(vec![end(epoch)]).unwrap();
+    assert_eq!(cluster.sources(), [OTHER, "node"]);
+    cluster.assign("db", 1, OTHER).unwrap();
+    assert!(!cluster.service("db").data.settled, "it writes again");
+}
+
+#[test]
+fn copies_go_with_their_machine_and_stay_with_kept_volumes() {
+    let (mut cluster, epoch) = Cluster::with_data();
+    cluster.decide(vec![Change::Replicate { service: service("db"), machines: vec![id(OTHER), id(THIRD)] }]).unwrap();
+    cluster.commit("node", generation(epoch, 1, &["node", OTHER])).unwrap();
+    cluster.apply(remove("db", false)).unwrap();
+    cluster.apply(CommandV1::RemoveMachine { machine: id(THIRD) }).unwrap();
+    assert_eq!(cluster.state.kept_data[&service("db")].replicas, [id(OTHER)]);
+
+    cluster.deploy(&[with_volume("db", "data")]).unwrap();
+    assert!(cluster.state.kept_data.is_empty());
+    assert_eq!(cluster.sources(), ["node"], "it may have written after the generation");
+    cluster.lose("node");
+    assert_eq!(cluster.sources(), [OTHER, "node"]);
+    cluster.apply(CommandV1::RemoveMachine { machine: node() }).unwrap();
+    assert_eq!(cluster.sources(), [OTHER]);
+    cluster.apply(remove("db", true)).unwrap();
+    assert!(cluster.state.kept_data.is_empty());
+    assert!(cluster.state.must_purge(&service("db"), &id(OTHER)));
+}
+
+#[test]
+fn copies_are_kept_on_members_that_differ() {
+    let (mut cluster, _) = Cluster::with_data();
+    let replicate = |machines: &[&str]| Change::Replicate {
+        service: service("db"),
+        machines: machines.iter().map(|name| id(name)).collect(),
+    };
+    cluster.stale(&[replicate(&["nobody"])]);
+    cluster.stale(&[replicate(&[OTHER, OTHER])]);
+    cluster.stale(&[Change::Replicate { service: service("nothing"), machines: Vec::new() }]);
+    cluster.decide(vec![replicate(&[THIRD, OTHER])]).unwrap();
+    assert_eq!(cluster.service("db").data.replicas, [id(THIRD), id(OTHER)]);
+    assert!(cluster.service("db").hosts.contains(&id(THIRD)));
+}
