@@ -380,7 +380,7 @@ impl Service {
     }
 
     /// Volumes of all revisions that are kept: a directory stays until the whole service goes.
-    pub(super) fn volumes(&self) -> BTreeSet<VolumeName> {
+    pub(crate) fn volumes(&self) -> BTreeSet<VolumeName> {
         self.revisions.values().flat_map(|record| &record.spec.volumes).map(|mount| mount.volume.clone()).collect()
     }
 }

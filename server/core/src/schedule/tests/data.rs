@@ -1,31 +1,15 @@
 //! Where a service goes whose data others have, too.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use super::world::{World, id, name};
-use crate::{
-    CommandV1,
-    command::{Copies, Generation},
-    schedule::check_drain,
-    state::Phase,
-};
+use crate::{schedule::check_drain, state::Phase};
 
 const DB: &str = "  db: {image: good, volumes: ['data:/data']}";
 
 impl World {
-    /// The service's machine commits its next generation, which these machines hold besides it.
+    /// These machines hold the next generation, besides the one that writes it.
     #[track_caller]
-    fn commit(&mut self, service: &str, holders: &[&str], last: bool) {
-        let placement = self.service(service).placements[0].clone();
-        let before = self.service(service).data.committed.as_ref().filter(|before| before.epoch == placement.epoch);
-        let sequence = before.map_or(0, |before| before.sequence) + 1;
-        let holders: BTreeSet<_> = holders.iter().map(|name| id(name)).chain([placement.machine.clone()]).collect();
-        let copies = Copies { root: "ab".repeat(32), bytes: 1, holders };
-        let volume = self.service(service).spec().volumes[0].volume.clone();
-        let volumes = BTreeMap::from([(volume, copies)]);
-        let generation = Generation { epoch: placement.epoch, sequence, taken_at: self.now, last, volumes };
-        let generations = BTreeMap::from([(name(service), generation)]);
-        self.apply(CommandV1::CommitGenerations { machine: placement.machine, generations }).unwrap();
+    fn commit_on(&mut self, service: &str, holders: &[&str]) {
+        self.commit(&name(service), holders.iter().map(|name| id(name)).collect(), false);
     }
 }
 
@@ -38,7 +22,7 @@ fn with_copy() -> (World, [String; 3]) {
     let others: Vec<&str> = ["atlas", "boreas", "ceres"].into_iter().filter(|name| *name != first).collect();
     let names = [first, others[0].to_owned(), others[1].to_owned()];
     world.runs_on_battery(&names[1]);
-    world.commit("db", &[&names[1]], false);
+    world.commit_on("db", &[&names[1]]);
     world.settle();
     world.told.clear();
     (world, names)
@@ -80,17 +64,20 @@ fn a_machine_is_left_only_when_what_was_written_last_is_committed() {
     let (mut world, [first, second, third]) = with_copy();
     check_drain(&world.input(), &id(&first)).unwrap();
     world.drain(&first);
-    world.run_far(600_000);
-    let placements = world.service("db").placements.clone();
-    assert_eq!(placements.len(), 1, "{}", world.story());
-    assert_eq!((&placements[0].machine, placements[0].phase), (&id(&first), Phase::Vacating));
-    assert_eq!(world.answering("db"), 0, "it has ended");
+    assert!(world.decide());
+    let placement = world.service("db").placements[0].clone();
+    assert_eq!((&placement.machine, placement.phase), (&id(&first), Phase::Vacating));
 
-    world.commit("db", &[&second], true);
+    // It has ended, and its machine is not done with what it wrote.
+    world.machine(&first).captures = false;
+    world.run_far(600_000);
+    assert_eq!(world.service("db").placements, [placement], "{}", world.story());
+    assert_eq!(world.answering("db"), 0);
+
+    world.machine(&first).captures = true;
     world.settle();
     assert_eq!(world.only("db"), second);
-    let refused = check_drain(&world.input(), &id(&second)).unwrap_err();
-    let told = refused.0.message;
+    let told = check_drain(&world.input(), &id(&second)).unwrap_err().0.message;
     assert!(told.contains(&first) && !told.contains(&format!("only `{third}`")), "{told}");
 }
 
@@ -102,8 +89,8 @@ fn what_is_linked_goes_where_all_of_its_data_is() {
     let first = world.only("db");
     assert_eq!(world.only("mail"), first);
     let others: Vec<&str> = ["atlas", "boreas", "ceres"].into_iter().filter(|name| *name != first).collect();
-    world.commit("db", &others, false);
-    world.commit("mail", &others[1..], false);
+    world.commit_on("db", &others);
+    world.commit_on("mail", &others[1..]);
     world.lose(&first);
     world.settle();
     assert_eq!((world.only("db"), world.only("mail")), (others[1].to_owned(), others[1].to_owned()));

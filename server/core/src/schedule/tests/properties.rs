@@ -82,6 +82,11 @@ enum Step {
         machine: usize,
         slow: bool,
     },
+    /// Machines whose bit is set have what the service's instance has written.
+    Commit {
+        service: usize,
+        holders: u8,
+    },
     /// One machine acts, and the others have not yet.
     Act {
         machine: usize,
@@ -134,6 +139,19 @@ fn take(world: &mut World, step: &Step) {
         }
         Step::Label { machine: which, zone } => world.label(machine(which), "zone", if zone { "a" } else { "b" }),
         Step::Slow { machine: which, slow } => world.machine(machine(which)).slow = slow,
+        Step::Commit { service: which, holders } => {
+            let name = super::world::name(service(which));
+            let holds = |(index, _): &(usize, &&str)| holders & (1 << index) != 0;
+            let holders = MACHINES.iter().enumerate().filter(holds).map(|(_, machine)| id(machine)).collect();
+            let alive = |world: &World, machine: &NodeId| !world.machines[machine].gone;
+            let writes = world.state.services.get(&name).and_then(|service| {
+                let mut placements = service.placements.iter().filter(|it| it.exclusive && it.phase != Phase::Vacating);
+                placements.next().filter(|placement| alive(world, &placement.machine))
+            });
+            if writes.is_some() {
+                world.commit(&name, holders, false);
+            }
+        }
         Step::Act { machine: which } => world.act(&id(machine(which))),
         Step::Decide => drop(world.decide()),
         Step::Wait { millis } => world.now = world.now.plus(millis),
@@ -146,6 +164,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         20 => Just(Step::Decide),
         20 => machine.clone().prop_map(|machine| Step::Act { machine }),
+        6 => (0_usize..4, 0_u8..16).prop_map(|(service, holders)| Step::Commit { service, holders }),
         10 => prop_oneof![0_u64..3_000, 3_000_u64..60_000].prop_map(|millis| Step::Wait { millis }),
         8 => (0_usize..4, 0_usize..4).prop_map(|(service, variant)| Step::Deploy { service, variant }),
         3 => (0_usize..4, 0_usize..4).prop_map(|(first, second)| Step::Link { first, second }),

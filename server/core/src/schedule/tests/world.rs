@@ -9,7 +9,7 @@ use flotilla_api::{
 
 use crate::{
     Applied, Command, CommandV1, Entry, Rejected, State,
-    command::{Actor, Availability, ClusterRecord, InvitationRecord, MachineFacts, MachineRecord},
+    command::{Actor, Availability, ClusterRecord, Copies, Generation, InvitationRecord, MachineFacts, MachineRecord},
     compose,
     reconcile::{Container, Health, Memory, Observed, ROLLBACK_AFTER, Status},
     report::Report,
@@ -29,7 +29,7 @@ pub(super) struct World {
 }
 
 /// What a machine really is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Machine {
     /// It has no power, or no network: its instances are frozen, and its lease has ended.
     pub(super) gone: bool,
@@ -44,8 +44,28 @@ pub(super) struct Machine {
     writers: BTreeSet<String>,
     pub(super) images: Vec<String>,
     pub(super) links: Vec<LinkView>,
+    /// It keeps up with what its instances write.
+    pub(super) captures: bool,
     pub(super) engine_gone_since: Option<UnixMillis>,
     report: Option<Report>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self {
+            gone: false,
+            frozen: false,
+            slow: false,
+            applied: 0,
+            containers: Vec::new(),
+            writers: BTreeSet::new(),
+            images: Vec::new(),
+            links: Vec::new(),
+            captures: true,
+            engine_gone_since: None,
+            report: None,
+        }
+    }
 }
 
 /// Its image makes every container end at once.
@@ -62,7 +82,7 @@ impl World {
         };
         let cluster = ClusterRecord { id: "00".repeat(16), name: "home".parse().unwrap(), token_key: String::new() };
         world.apply(CommandV1::Init { cluster, machine: record(names[0]) }).unwrap();
-        world.machines.insert(id(names[0]), Machine::default());
+        world.machines.insert(id(names[0]), Machine::new());
         world.apply(CommandV1::Lead { node: id(names[0]), term: 1 }).unwrap();
         for name in &names[1..] {
             world.join(name);
@@ -87,7 +107,7 @@ impl World {
         self.apply(CommandV1::CreateInvitation { invitation: record }).unwrap();
         let facts = MachineFacts::default();
         self.apply(CommandV1::AdmitMachine { invitation, machine: self::record(name), facts }).unwrap();
-        self.machines.insert(id(name), Machine::default());
+        self.machines.insert(id(name), Machine::new());
     }
 
     pub(super) fn has(&mut self, name: &str, cpu_millis: u64, memory_bytes: u64) {
@@ -347,6 +367,50 @@ impl World {
             links: machine.links.clone(),
             images: machine.images.clone(),
         });
+        self.keep(id);
+    }
+
+    /// Captures what an instance that was told to end wrote last, where others have earlier generations of it.
+    fn keep(&mut self, id: &NodeId) {
+        let ended = |service: &Service, placement: &Placement| {
+            let containers = &self.machines[id].containers;
+            let data = &service.data;
+            self.machines[id].captures
+                && placement.exclusive
+                && placement.phase == Phase::Vacating
+                && data
+                    .committed
+                    .as_ref()
+                    .is_some_and(|committed| !(committed.last && committed.epoch == placement.epoch))
+                && !containers.iter().any(|it| it.service == service.name && it.epoch == placement.epoch)
+        };
+        let services = self.state.services.values();
+        let ended: Vec<ServiceName> = services
+            .filter(|service| service.placed_on(id).any(|placement| ended(service, placement)))
+            .map(|service| service.name.clone())
+            .collect();
+        for name in ended {
+            let committed = self.state.services[&name].data.committed.as_ref();
+            let holders = committed.map(|committed| committed.holders().into_iter().cloned().collect());
+            self.commit(&name, holders.unwrap_or_default(), true);
+        }
+    }
+
+    /// The machine that writes the service's volumes commits its next generation, which these hold besides it.
+    #[track_caller]
+    pub(super) fn commit(&mut self, service: &ServiceName, mut holders: BTreeSet<NodeId>, last: bool) {
+        let service = &self.state.services[service];
+        let Some(placement) = service.placements.iter().find(|placement| placement.exclusive) else { return };
+        let before = service.data.committed.as_ref().filter(|before| before.epoch == placement.epoch);
+        let sequence = before.map_or(0, |before| before.sequence) + 1;
+        let machine = placement.machine.clone();
+        holders.insert(machine.clone());
+        let copies = Copies { root: "ab".repeat(32), bytes: 1, holders };
+        let volumes = service.volumes().into_iter().map(|volume| (volume, copies.clone())).collect();
+        let generation = Generation { epoch: placement.epoch, sequence, taken_at: self.now, last, volumes };
+        let generations = BTreeMap::from([(service.name.clone(), generation)]);
+        let committed = self.apply(CommandV1::CommitGenerations { machine, generations });
+        committed.unwrap_or_else(|rejected| panic!("{rejected}\n{}", self.story()));
     }
 
     /// What must be true at every moment.
