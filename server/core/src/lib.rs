@@ -9,6 +9,7 @@ mod dependency;
 pub mod lease;
 pub mod node;
 pub mod reconcile;
+pub mod replication;
 pub mod report;
 pub mod schedule;
 pub mod state;
