@@ -7,7 +7,7 @@ use flotilla_api::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use crate::state::{Availability, Copies, Generation, MachineFacts};
+pub use crate::state::{Availability, Copies, Generation, GenerationName, MachineFacts};
 
 /// One entry of the state log. All that varies from run to run (time, ids, secrets' hashes) was put in by whoever proposed
 /// it, so that applying it anywhere, at any time, has the same result.

@@ -5,7 +5,7 @@
 //! generation on disk ([`Writer::held`]), and does what [`Writer::orders`] says. What a machine tells of an earlier epoch is for
 //! another writer: a new one is made for each placement.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use flotilla_api::NodeId;
 
@@ -89,12 +89,13 @@ pub struct Commit {
 }
 
 impl Writer {
-    /// Nothing is known of what is in the directories: a first capture is due at once.
-    pub fn new(node: NodeId, sync: bool, now: Mono) -> Self {
+    /// Nothing is known of what is in the directories: a first capture is due at once. `sequence` is that of the newest generation under
+    /// this epoch that is on this machine's disk, 0 if there is none: a name is never given twice.
+    pub fn new(node: NodeId, sync: bool, sequence: u64, now: Mono) -> Self {
         Self {
             node,
             sync,
-            sequence: 0,
+            sequence,
             dirty: Some((now, now)),
             capturing: false,
             ended: false,
@@ -138,15 +139,15 @@ impl Writer {
         self.capturing = false;
         self.pause(now, took_ms);
         if self.ended && self.dirty.is_none() {
-            match self.pending.back_mut() {
-                Some(newest) => newest.last = true,
-                // Only the name of what is committed changes: all that hold it hold that.
-                None => {
-                    self.sequence += 1;
-                    let holders = self.committed.as_ref().map(|committed| committed.holders.clone());
-                    let holders = holders.unwrap_or_else(|| BTreeSet::from([self.node.clone()]));
-                    self.pending.push_back(Pending { sequence: self.sequence, last: true, since: now, holders });
+            match (self.pending.back_mut(), &self.committed) {
+                (Some(newest), _) => newest.last = true,
+                // It goes to the log again: now it is known that nothing comes after it.
+                (None, Some(Committed { sequence, holders, .. })) => {
+                    let (sequence, holders) = (*sequence, holders.clone());
+                    self.pending.push_back(Pending { sequence, last: true, since: now, holders });
                 }
+                // There is none that it could be equal to.
+                (None, None) => self.changed(now),
             }
         }
     }
@@ -183,8 +184,8 @@ impl Writer {
             let Commit { sequence, last, holders } = commit.clone();
             self.committed = Some(Committed { sequence, last, holders });
             self.pending.retain(|pending| {
-                pending.sequence > sequence
-                    || (pending.sequence == sequence && !commit.holders.is_superset(&pending.holders))
+                let more = !commit.holders.is_superset(&pending.holders) || (pending.last && !commit.last);
+                pending.sequence > sequence || (pending.sequence == sequence && more)
             });
         }
     }
@@ -254,6 +255,8 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -273,7 +276,7 @@ mod tests {
     /// A writer that has committed its first generation, which both replicas hold, at 1,000.
     fn settled() -> (Writer, Replicas) {
         let both = replicas(&["b", "c"], &[]);
-        let mut writer = Writer::new(id("a"), false, Mono(0));
+        let mut writer = Writer::new(id("a"), false, 0, Mono(0));
         assert!(writer.orders(Mono(QUIET_MS), &both).capture);
         assert_eq!(writer.captured(Mono(200), 10), 1);
         assert_eq!(writer.orders(Mono(200), &both).commit, None, "nobody else has it");
@@ -307,7 +310,7 @@ mod tests {
     fn an_expensive_capture_is_made_less_often_unless_it_is_to_be_in_step() {
         for (sync, due) in [(false, 200 + 9 * 500), (true, 300)] {
             let none = Replicas::default();
-            let mut writer = Writer::new(id("a"), sync, Mono(0));
+            let mut writer = Writer::new(id("a"), sync, 0, Mono(0));
             assert!(writer.orders(Mono(100), &none).capture);
             writer.captured(Mono(200), 500);
             writer.changed(Mono(200));
@@ -373,13 +376,13 @@ mod tests {
     }
 
     #[test]
-    fn an_end_after_which_nothing_has_changed_is_committed_with_those_that_have_all() {
+    fn an_end_after_which_nothing_has_changed_is_said_of_the_generation_that_there_is() {
         let (mut writer, both) = settled();
         writer.ended(Mono(2_000));
         assert!(writer.orders(Mono(2_000), &both).capture);
         writer.unchanged(Mono(2_010), 5);
         let commit = writer.orders(Mono(2_010), &both).commit.unwrap();
-        assert_eq!((commit.sequence, commit.last, &commit.holders), (2, true, &ids(&["a", "b", "c"])));
+        assert_eq!((commit.sequence, commit.last, &commit.holders), (1, true, &ids(&["a", "b", "c"])));
         writer.committed(&commit);
         assert!(writer.is_settled());
     }
@@ -429,14 +432,14 @@ mod tests {
         fn what_is_committed_is_safe_and_all_is_committed_at_last(steps in prop::collection::vec(step(), 0..120)) {
             const NAMES: [&str; 3] = ["b", "c", "d"];
             let mut replicas = replicas(&NAMES, &[]);
-            let mut writer = Writer::new(id("a"), false, Mono(0));
+            let mut writer = Writer::new(id("a"), false, 0, Mono(0));
             let mut now = Mono(0);
             let mut holders: BTreeMap<u64, BTreeSet<NodeId>> = BTreeMap::new();
             let (mut capturing, mut ended, mut newest) = (false, false, 0);
             let mut sent: Option<Commit> = None;
             for step in &steps {
                 match step {
-                    Step::Change => if !ended { writer.changed(now) },
+                    Step::Change if !ended => writer.changed(now),
                     Step::Captured if capturing => {
                         newest = writer.captured(now, 20);
                         holders.insert(newest, ids(&["a"]));
@@ -492,8 +495,7 @@ mod tests {
             for _ in 0..20 {
                 now = now.plus(PAUSE_MAX_MS);
                 if capturing {
-                    newest = writer.captured(now, 20);
-                    capturing = false;
+                    writer.captured(now, 20);
                 }
                 for name in NAMES {
                     for sequence in 1..=writer.sequence {

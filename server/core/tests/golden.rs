@@ -16,7 +16,8 @@ use flotilla_api::{
 use flotilla_core::{
     Actor, Change, Command, CommandV1, Entry, State,
     command::{
-        Availability, ClusterRecord, Copies, Generation, InvitationRecord, MachineFacts, MachineRecord, TokenRecord,
+        Availability, ClusterRecord, Copies, Generation, GenerationName, InvitationRecord, MachineFacts, MachineRecord,
+        TokenRecord,
     },
     state::Power,
 };
@@ -301,8 +302,7 @@ fn commands_of_data() -> Vec<(&'static str, CommandV1)> {
     let replicate = Change::Replicate { service: service("web"), machines: vec![third()] };
     let copies = Copies { root: "ab".repeat(32), bytes: 4_096, holders: BTreeSet::from([second(), third()]) };
     let generation = Generation {
-        epoch: AFTER_SEVERAL + 5,
-        sequence: 1,
+        name: GenerationName { epoch: AFTER_SEVERAL + 5, sequence: 1 },
         taken_at: NOW,
         last: true,
         volumes: BTreeMap::from([("pg_data".parse().unwrap(), copies)]),

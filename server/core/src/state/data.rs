@@ -1,7 +1,10 @@
 //! What a service's volumes hold beyond the machine that writes them: which machines shall have copies, and the newest generation
 //! that is certain to exist elsewhere. ADR 15 says how a generation comes to be committed, and why.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use flotilla_api::{ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName};
 use serde::{Deserialize, Serialize};
@@ -28,13 +31,26 @@ pub struct Data {
     pub settled: bool,
 }
 
-/// One instant of all volumes that a service writes. Named by epoch and sequence, and never changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Generation {
+/// What names a generation; a later one is greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct GenerationName {
     /// Of the placement under which it was written.
     pub epoch: u64,
     /// From 1 in each epoch.
     pub sequence: u64,
+}
+
+impl fmt::Display for GenerationName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.sequence)
+    }
+}
+
+/// One instant of all volumes that a service writes; never changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    #[serde(flatten)]
+    pub name: GenerationName,
     pub taken_at: UnixMillis,
     /// The instance had ended before it was captured: nothing was written after it under this epoch.
     #[serde(default, skip_serializing_if = "super::placements::is_false")]
@@ -78,10 +94,6 @@ impl Data {
 }
 
 impl Generation {
-    pub fn name(&self) -> (u64, u64) {
-        (self.epoch, self.sequence)
-    }
-
     /// Machines that have all of its volumes.
     pub fn holders(&self) -> BTreeSet<&NodeId> {
         let mut volumes = self.volumes.values();
@@ -93,7 +105,16 @@ impl Generation {
         let roots = |generation: &Self| -> Vec<(VolumeName, String)> {
             generation.volumes.iter().map(|(name, copies)| (name.clone(), copies.root.clone())).collect()
         };
-        self.name() == other.name() && self.last == other.last && roots(self) == roots(other)
+        self.name == other.name && roots(self) == roots(other)
+    }
+}
+
+impl Service {
+    /// The generation with which an instance begins on this machine. One that wrote last goes on with what it has; every other one
+    /// shows an older state, or has what it wrote after it was lost.
+    pub(super) fn source_on(&self, machine: &NodeId) -> Option<GenerationName> {
+        let committed = self.data.committed.as_ref()?;
+        (self.home.as_ref() != Some(machine)).then_some(committed.name)
     }
 }
 
@@ -150,7 +171,7 @@ impl State {
     ) -> Result<Option<Event>, Rejected> {
         let service = self.services.get(name).ok_or_else(|| stale(format!("there is no service `{name}`")))?;
         // What fences an instance fences its data: when its epoch was given away, nothing of it is committed any more.
-        let (epoch, sequence) = generation.name();
+        let GenerationName { epoch, .. } = generation.name;
         let mut placements = service.placements.iter();
         if !placements.any(|it| it.epoch == epoch && it.machine == *machine && it.exclusive) {
             return Err(stale(format!("the machine writes no volume of `{name}` under epoch {epoch}")));
@@ -161,12 +182,13 @@ impl State {
             let grows = |name: &VolumeName, copies: &Copies| {
                 before.volumes.get(name).is_none_or(|before| copies.holders.is_superset(&before.holders))
             };
-            let again = generation.is_copy_of(before) && generation.volumes.iter().all(|(name, it)| grows(name, it));
-            if before.name() >= (epoch, sequence) && !again {
-                return Err(stale(format!(
-                    "generation {}.{} of `{name}` is committed, and {epoch}.{sequence} is not newer",
-                    before.epoch, before.sequence
-                )));
+            // The same may come again: with more that have it, or when it is known to be the last.
+            let again = generation.is_copy_of(before)
+                && generation.volumes.iter().all(|(name, copies)| grows(name, copies))
+                && (generation.last || !before.last);
+            if before.name >= generation.name && !again {
+                let (before, this) = (before.name, generation.name);
+                return Err(stale(format!("generation {before} of `{name}` is committed, and {this} is not newer")));
             }
         }
         let others = |generation: &Generation| -> BTreeSet<NodeId> {
@@ -192,7 +214,7 @@ impl State {
         let invalid = |why: String| Rejected::new(ErrorCode::InvalidRequest, why);
         let name = &service.name;
         let count = generation.volumes.len();
-        if generation.sequence == 0 || count == 0 || count > GENERATION_VOLUMES_MAX {
+        if generation.name.sequence == 0 || count == 0 || count > GENERATION_VOLUMES_MAX {
             let most = GENERATION_VOLUMES_MAX;
             return Err(invalid(format!("a generation of `{name}` has 1 to {most} volumes, and a sequence from 1")));
         }

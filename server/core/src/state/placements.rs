@@ -9,7 +9,7 @@ use flotilla_api::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Assignment, Event, Leftover, Rejected, Service, Sources, State};
+use super::{Applied, Assignment, Event, GenerationName, Leftover, Rejected, Service, Sources, State};
 use crate::{
     command::Change,
     lease::{LEASE_MAX_MS, LEASE_MIN_MS},
@@ -44,6 +44,10 @@ pub struct Placement {
     /// Its instance may write a volume, so that it has to be alone.
     #[serde(default, skip_serializing_if = "is_false")]
     pub exclusive: bool,
+    /// The generation that its first instance begins with, as what its machine has is not the newest, or not all of it is safe.
+    /// Absent: it goes on with what is in its machine's directories.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<GenerationName>,
     /// The specification that shall run there; a rollout brings one placement after another to the current one.
     pub revision: Revision,
     /// `Service::restarts` that it has followed.
@@ -264,6 +268,7 @@ impl State {
             machine: machine.clone(),
             epoch,
             exclusive: service.is_exclusive(revision),
+            source: service.source_on(machine),
             revision,
             restarts,
             phase: Phase::Active,
@@ -436,6 +441,7 @@ impl State {
                     machine: machine.clone(),
                     epoch,
                     exclusive: service.is_exclusive(service.current),
+                    source: None,
                     revision: service.current,
                     restarts: service.restarts,
                     phase: Phase::Active,

@@ -6,6 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "a test reads its seeds from the environment")]
 
 mod chance;
+mod disk;
 mod engine;
 mod faults;
 mod invariants;

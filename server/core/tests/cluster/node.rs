@@ -14,7 +14,7 @@ use flotilla_core::{
     report::Report,
 };
 
-use crate::engine::Engine;
+use crate::{disk::Disk, engine::Engine, world::data::Keeper};
 
 /// Time of day when the world begins.
 const WALL_AT_FIRST: u64 = 1_800_000_000_000;
@@ -59,6 +59,8 @@ pub(crate) struct Daemon {
     pub(crate) reports: BTreeMap<NodeId, Arc<Report>>,
     pub(crate) changing_members: bool,
     pub(crate) known_leader: Option<usize>,
+    /// By epoch.
+    pub(crate) keepers: BTreeMap<u64, Keeper>,
 }
 
 #[derive(Debug)]
@@ -72,6 +74,7 @@ pub(crate) struct Node {
     pub(crate) daemon: Option<Daemon>,
     pub(crate) guard: Guard,
     pub(crate) engine: Engine,
+    pub(crate) disk: Disk,
     /// Counts daemons, so that what one set going does not end in the next.
     pub(crate) life: u64,
     /// Thousandths by which its clock is fast or slow.
@@ -109,6 +112,7 @@ impl Node {
             daemon: None,
             guard: Guard::default(),
             engine: Engine::default(),
+            disk: Disk::default(),
             life: 0,
             drift,
             began: 0,
@@ -147,6 +151,7 @@ impl Node {
             reports: BTreeMap::new(),
             changing_members: false,
             known_leader: None,
+            keepers: BTreeMap::new(),
         });
     }
 

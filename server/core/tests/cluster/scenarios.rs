@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_api::{Grant, Scope, StackName, TokenId, UnixMillis, spec::ServiceSpec};
+use flotilla_api::{Grant, NodeId, Scope, StackName, TokenId, UnixMillis, spec::ServiceSpec};
 use flotilla_core::{
-    CommandV1,
+    Change, CommandV1,
     command::{Availability, ClusterRecord, InvitationRecord, MachineFacts, MachineRecord},
     compose,
     lease::{LEASE_MAX_MS, LEASE_MIN_MS},
+    state::Service,
 };
 
 use crate::{faults::Fault, invariants, world::World};
@@ -88,6 +89,17 @@ pub(crate) fn run_for(world: &mut World, millis: u64) {
     world.now = until;
 }
 
+/// All machines keep copies of what is written.
+fn replicate(world: &mut World) {
+    let machines: Vec<NodeId> = world.nodes.iter().map(|node| node.id.clone()).collect();
+    let state = world.log.newest();
+    let written = state.services.values().filter(|service| !service.spec().volumes.is_empty());
+    let replicate = |service: &Service| Change::Replicate { service: service.name.clone(), machines: machines.clone() };
+    let changes: Vec<Change> = written.map(replicate).collect();
+    let term = state.leadership.term;
+    world.propose(0, CommandV1::Place { term, changes });
+}
+
 /// What a person does meanwhile.
 fn use_it(world: &mut World) {
     let name = |text: &str| text.parse().unwrap();
@@ -130,6 +142,11 @@ pub(crate) fn random(seed: u64) {
     let keep_history = std::env::var("FLOTILLA_SIM_SEED").is_ok();
     let machines = if seed.is_multiple_of(3) { 5 } else { 3 };
     let mut world = settled(seed, machines, keep_history);
+    if !seed.is_multiple_of(4) {
+        world.keeps_data = true;
+        replicate(&mut world);
+        run_for(&mut world, 5_000);
+    }
     let end = world.now + SUFFERS_MS;
     let mut faults: Vec<(u64, Fault)> = Vec::new();
     while world.now < end {
@@ -148,6 +165,10 @@ pub(crate) fn random(seed: u64) {
         }
         if world.chance.percent(30) {
             use_it(&mut world);
+        }
+        if world.keeps_data && world.chance.percent(30) {
+            // Also for a service that has come anew.
+            replicate(&mut world);
         }
     }
     for (_, fault) in faults {
@@ -169,6 +190,7 @@ pub(crate) fn random(seed: u64) {
         run_for(&mut world, 100);
     }
     invariants::converges::check(&world);
+    invariants::data::nothing_was_dropped(&world);
     if keep_history {
         println_history(&world);
     }

@@ -1,5 +1,6 @@
 //! Time, the network, and what happens when.
 
+pub(crate) mod data;
 mod machine;
 
 use std::{
@@ -7,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use flotilla_api::{NodeId, UnixMillis};
+use flotilla_api::{NodeId, ServiceName, UnixMillis};
 use flotilla_core::{
     Actor, Command, CommandV1, Entry,
     lease::{Grant, Mono, Renewal},
@@ -17,7 +18,8 @@ use flotilla_core::{
     state::Phase,
 };
 
-use crate::{chance::Chance, engine::Engine, log::Log, node::Node};
+use self::data::Offer;
+use crate::{chance::Chance, disk::Writes, engine::Engine, log::Log, node::Node};
 
 /// How often a daemon looks, its guard looks, and a leader sends heartbeats. Milliseconds.
 const TICK_MS: u64 = 40;
@@ -37,6 +39,8 @@ pub(crate) enum Message {
     Renew(Renewal),
     Grant(Grant),
     Report(Arc<Report>),
+    Offer(Arc<Offer>),
+    Held { epoch: u64, sequence: u64 },
 }
 
 #[derive(Clone, Debug)]
@@ -76,6 +80,14 @@ pub(crate) enum Event {
         container: String,
         frozen: bool,
     },
+    /// A capture, begun so long ago, has ended.
+    Captured {
+        machine: usize,
+        life: u64,
+        epoch: u64,
+        writes: Writes,
+        takes: u64,
+    },
     Commit {
         by: usize,
         life: u64,
@@ -109,6 +121,14 @@ pub(crate) struct World {
     pub(crate) latency: u64,
     /// Entries whose proposer was told that they are applied.
     pub(crate) acknowledged: Vec<u64>,
+    /// Instances write, and machines keep copies of that.
+    pub(crate) keeps_data: bool,
+    /// All that was ever written, where, and by which service, except what was deleted.
+    pub(crate) written: Vec<(usize, ServiceName, u64)>,
+    /// Where each epoch's instance could write.
+    writers: BTreeMap<ServiceName, BTreeMap<u64, usize>>,
+    /// The newest number that was written.
+    writes: u64,
     /// All that happened, for a run that failed.
     pub(crate) history: Vec<String>,
     queue: BTreeMap<(u64, u64), Event>,
@@ -133,6 +153,10 @@ impl World {
             loss: 0,
             latency: 5,
             acknowledged: Vec::new(),
+            keeps_data: false,
+            written: Vec::new(),
+            writers: BTreeMap::new(),
+            writes: 0,
             history: Vec::new(),
             queue: BTreeMap::new(),
             serial: 0,
@@ -186,6 +210,7 @@ impl World {
             }
             Event::Guard(number) => {
                 self.guard(number);
+                self.write(number);
                 self.after(GUARD_MS, Event::Guard(number));
             }
             Event::Deliver { from, to, message } => {
@@ -204,6 +229,9 @@ impl World {
                 if self.boots[machine] == boot && self.nodes[machine].powered {
                     self.nodes[machine].engine.freeze(&container, frozen);
                 }
+            }
+            Event::Captured { machine, life, epoch, writes, takes } => {
+                self.captured(machine, life, epoch, writes, takes);
             }
             Event::Commit { by, life, term, command } => self.commit(by, life, term, command),
             Event::ProposalEnd { by, life, term, outcome } => self.proposal_end(by, life, term, outcome),
@@ -251,6 +279,7 @@ impl World {
         self.heartbeat(number);
         self.reconcile(number);
         self.keep_lease(number);
+        self.keep_data(number);
         self.lead(number);
     }
 
@@ -379,6 +408,8 @@ impl World {
                     daemon.member.granted(&grant);
                 }
             }
+            Message::Offer(offer) => self.offered(from, to, &offer),
+            Message::Held { epoch, sequence } => self.held(from, to, epoch, sequence),
             Message::Report(report) => {
                 let id = self.nodes[from].id.clone();
                 if let Some(daemon) = &mut self.nodes[to].daemon {
@@ -446,6 +477,13 @@ impl World {
         let actor = Actor { name: "sim".to_owned(), token: None, from: None };
         let result = self.log.commit(Entry { at: self.wall(by), actor, command: Command::V1(command) });
         let (length, newest) = (self.log.len(), self.log.newest());
+        for service in newest.services.values() {
+            for placement in service.placements.iter().filter(|placement| placement.exclusive) {
+                if let Some(machine) = self.number_of(&placement.machine) {
+                    self.writers.entry(service.name.clone()).or_default().insert(placement.epoch, machine);
+                }
+            }
+        }
         for follower in quorum {
             self.adopt_term(follower, term);
             self.nodes[follower].stored = length;

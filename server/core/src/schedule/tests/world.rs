@@ -9,7 +9,10 @@ use flotilla_api::{
 
 use crate::{
     Applied, Command, CommandV1, Entry, Rejected, State,
-    command::{Actor, Availability, ClusterRecord, Copies, Generation, InvitationRecord, MachineFacts, MachineRecord},
+    command::{
+        Actor, Availability, ClusterRecord, Copies, Generation, GenerationName, InvitationRecord, MachineFacts,
+        MachineRecord,
+    },
     compose,
     reconcile::{Container, Health, Memory, Observed, ROLLBACK_AFTER, Status},
     report::Report,
@@ -381,7 +384,7 @@ impl World {
                 && data
                     .committed
                     .as_ref()
-                    .is_some_and(|committed| !(committed.last && committed.epoch == placement.epoch))
+                    .is_some_and(|committed| !(committed.last && committed.name.epoch == placement.epoch))
                 && !containers.iter().any(|it| it.service == service.name && it.epoch == placement.epoch)
         };
         let services = self.state.services.values();
@@ -401,13 +404,14 @@ impl World {
     pub(super) fn commit(&mut self, service: &ServiceName, mut holders: BTreeSet<NodeId>, last: bool) {
         let service = &self.state.services[service];
         let Some(placement) = service.placements.iter().find(|placement| placement.exclusive) else { return };
-        let before = service.data.committed.as_ref().filter(|before| before.epoch == placement.epoch);
-        let sequence = before.map_or(0, |before| before.sequence) + 1;
+        let before = service.data.committed.as_ref().filter(|before| before.name.epoch == placement.epoch);
+        let sequence = before.map_or(0, |before| before.name.sequence) + 1;
         let machine = placement.machine.clone();
         holders.insert(machine.clone());
         let copies = Copies { root: "ab".repeat(32), bytes: 1, holders };
         let volumes = service.volumes().into_iter().map(|volume| (volume, copies.clone())).collect();
-        let generation = Generation { epoch: placement.epoch, sequence, taken_at: self.now, last, volumes };
+        let generation =
+            Generation { name: GenerationName { epoch: placement.epoch, sequence }, taken_at: self.now, last, volumes };
         let generations = BTreeMap::from([(service.name.clone(), generation)]);
         let committed = self.apply(CommandV1::CommitGenerations { machine, generations });
         committed.unwrap_or_else(|rejected| panic!("{rejected}\n{}", self.story()));

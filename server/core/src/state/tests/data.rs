@@ -20,7 +20,7 @@ fn generation(epoch: u64, sequence: u64, holders: &[&str]) -> Generation {
     let holders = holders.iter().map(|name| id(name)).collect();
     let copies = Copies { root: root('a'), bytes: 100, holders };
     let volumes = BTreeMap::from([("data".parse().unwrap(), copies)]);
-    Generation { epoch, sequence, taken_at: UnixMillis(7), last: false, volumes }
+    Generation { name: GenerationName { epoch, sequence }, taken_at: UnixMillis(7), last: false, volumes }
 }
 
 /// What is sent after everything else was written down.
@@ -75,7 +75,9 @@ fn a_generation_is_committed_by_the_machine_that_writes_it_and_only_a_newer_one_
     assert_eq!(cluster.uncommitted("node", changed(generation(epoch, 2, &["node", OTHER]))), ErrorCode::Conflict);
     assert_eq!(cluster.uncommitted("node", generation(epoch, 2, &["node", THIRD])), ErrorCode::Conflict);
 
-    let told = cluster.commit("node", generation(epoch, 2, &["node", OTHER, THIRD])).unwrap();
+    let told = cluster.commit("node", last(generation(epoch, 2, &["node", OTHER, THIRD]))).unwrap();
+    assert!(cluster.service("db").data.settled, "now it is known to be the last");
+    assert_eq!(cluster.uncommitted("node", generation(epoch, 2, &["node", OTHER, THIRD])), ErrorCode::Conflict);
     assert_eq!(told.events[0].message, "The data of `db` is kept on `atlas` and `boreas`.");
     let silent = cluster.commit("node", changed(generation(epoch, 3, &["node", OTHER, THIRD]))).unwrap();
     assert_eq!(silent.events, []);
@@ -95,7 +97,7 @@ fn a_generation_that_makes_no_sense_is_refused() {
         ..good()
     };
     for bad in [
-        Generation { sequence: 0, ..good() },
+        Generation { name: GenerationName { epoch, sequence: 0 }, ..good() },
         Generation { volumes: BTreeMap::new(), ..good() },
         renamed,
         with(&|copies| copies.root = "ab".to_owned()),
@@ -127,6 +129,8 @@ fn a_service_goes_on_where_its_newest_data_is() {
     cluster.stale(&[end(first), assignment("db", 1, THIRD, Revision(1))]);
     cluster.decide(vec![end(first), assignment("db", 1, OTHER, Revision(1))]).unwrap();
     let second = cluster.epochs("db")[0];
+    let begins = |cluster: &Cluster| cluster.service("db").placements[0].source;
+    assert_eq!(begins(&cluster), Some(GenerationName { epoch: first, sequence: 1 }));
 
     // What the lost machine wrote meanwhile is not committed any more, by whatever name.
     cluster.apply(CommandV1::MachineBack { term: 1, machine: node() }).unwrap();
@@ -147,6 +151,7 @@ fn what_was_not_committed_keeps_a_service_at_home_until_it_is() {
     cluster.stale(&[assignment("db", 1, OTHER, Revision(1))]);
 
     cluster.assign("db", 1, "node").unwrap();
+    assert_eq!(cluster.service("db").placements[0].source, None, "it goes on with what it has");
     let epoch = cluster.epochs("db")[0];
     cluster.decide(vec![vacate(epoch)]).unwrap();
     cluster.commit("node", last(generation(epoch, 1, &["node", OTHER]))).unwrap();

@@ -2,6 +2,7 @@
 
 pub(crate) mod acknowledged;
 pub(crate) mod converges;
+pub(crate) mod data;
 pub(crate) mod epochs;
 pub(crate) mod leases;
 pub(crate) mod one_writer;
@@ -15,4 +16,5 @@ pub(crate) fn check(world: &World) {
     prefixes::check(world);
     epochs::check(world);
     acknowledged::check(world);
+    data::check(world);
 }

@@ -113,6 +113,7 @@ impl World {
     /// What the real one does: it registers what it has created with the guard before it starts.
     pub(super) fn effect(&mut self, machine: usize, action: &Action) {
         let (now, wall) = (self.now, self.wall(machine));
+        self.begin_data(machine, action);
         let node = &mut self.nodes[machine];
         let before: BTreeSet<String> = node.engine.containers.keys().cloned().collect();
         node.engine.execute(machine, wall, action);

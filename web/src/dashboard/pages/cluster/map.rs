@@ -10,6 +10,12 @@ use crate::dashboard::{
 /// With more machines there are more lines than figures have room.
 const FIGURES_MAX: usize = 5;
 
+/// How far from the middle of its line a figure stands, as a share of the line.
+const FIGURE_LOWER: f64 = 0.12;
+
+/// Lines whose ends differ in height by no more than this share of the map are level.
+const LEVEL: f64 = 0.05;
+
 /// The machines on a ring and the links between them. Everything that it shows is in the cards and the list of links, too.
 #[component]
 pub(super) fn Map(machines: Signal<Vec<MachineView>>) -> impl IntoView {
@@ -97,7 +103,9 @@ fn line(edge: &Edge, places: &[(f64, f64)]) -> impl IntoView + use<> {
 fn figure(edge: &Edge, places: &[(f64, f64)]) -> Option<impl IntoView + use<>> {
     let ((x1, y1), (x2, y2)) = (places[edge.ends.0], places[edge.ends.1]);
     let text = edge.rtt_ms.map(topology::millis)?;
-    let (left, top) = (percent((x1 + x2) / 2.0), percent((y1 + y2) / 2.0));
+    // A machine's name and state stand below it: the figure of a line that leads down from there gives way to them.
+    let share = 0.5 + FIGURE_LOWER * (y2 - y1).signum() * f64::from(u8::from((y2 - y1).abs() > LEVEL));
+    let (left, top) = (percent(x1 + (x2 - x1) * share), percent(y1 + (y2 - y1) * share));
     Some(view! { <span class="map-figure" style:left=left style:top=top aria-hidden="true">{text}</span> })
 }
 
