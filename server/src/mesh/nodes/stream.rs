@@ -239,20 +239,17 @@ impl Shared {
             Broken::Lost
         };
         tokio::pin!(sending, receiving);
-        tokio::select! {
-            sent = &mut sending => {
-                if sent.is_err() {
-                    self.flow().fail(Broken::Lost);
-                }
-            }
-            broken = &mut receiving => {
-                let mut flow = self.flow();
-                if !(flow.end_arrived && flow.end_sent) {
-                    flow.fail(broken);
-                }
-            }
+        let broken = tokio::select! {
+            Ok(()) = &mut sending => None,
+            // Also after a failure to send: the other end has closed, or the link is gone, and what came before that is read still, its
+            // end perhaps.
+            broken = &mut receiving => Some(broken),
+        };
+        let mut flow = self.flow();
+        if let Some(broken) = broken.filter(|_| !(flow.end_arrived && flow.end_sent)) {
+            flow.fail(broken);
         }
-        self.flow().wake();
+        flow.wake();
     }
 
     fn flow(&self) -> MutexGuard<'_, Flow> {
@@ -362,7 +359,13 @@ impl fmt::Debug for NodeStream {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use std::collections::VecDeque;
+
+    use async_trait::async_trait;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::Mutex as AsyncMutex,
+    };
 
     use super::*;
     use crate::tunnel::tests::{PATIENCE, pipe};
@@ -390,6 +393,38 @@ mod tests {
         heard.clear();
         in_time(one.read_to_string(&mut heard)).await.unwrap();
         assert_eq!(heard, "answer");
+    }
+
+    /// Nothing can be sent on it any more, and what had come before is still to be taken.
+    #[derive(Debug)]
+    struct Closed(AsyncMutex<VecDeque<Bytes>>);
+
+    #[async_trait]
+    impl Channel for Closed {
+        async fn send(&self, _: BytesMut) -> Result<(), ChannelClosed> {
+            Err(ChannelClosed)
+        }
+        async fn recv(&self) -> Option<Bytes> {
+            // So that whoever sends is first.
+            tokio::task::yield_now().await;
+            self.0.lock().await.pop_front()
+        }
+        async fn flushed(&self) {}
+        async fn close(&self) {}
+    }
+
+    #[tokio::test]
+    async fn what_came_before_the_other_side_closed_is_read_to_its_end() {
+        let data = |bytes: &[u8]| Bytes::from([&[kind::DATA], bytes].concat());
+        let whole = [data(b"all "), data(b"of it"), Bytes::from_static(&[kind::END])];
+        for (sent, end) in [(3, Ok(9)), (2, Err(io::ErrorKind::ConnectionAborted))] {
+            let channel = Closed(AsyncMutex::new(whole[..sent].iter().cloned().collect()));
+            let mut stream = NodeStream::start(Arc::new(channel), ());
+            stream.write_all(b"late").await.unwrap();
+            let mut heard = Vec::new();
+            let read = in_time(stream.read_to_end(&mut heard)).await;
+            assert_eq!((read.map_err(|error| error.kind()), &heard[..]), (end, &b"all of it"[..]));
+        }
     }
 
     #[tokio::test]
