@@ -132,6 +132,12 @@ impl World {
         let mut offers = Vec::new();
         for (epoch, keeper) in &mut daemon.keepers {
             let Some((service, placement)) = state.placement(*epoch) else { continue };
+            let runs = node.engine.containers.values().any(|real| real.container.epoch == *epoch);
+            let ended = placement.phase == Phase::Vacating && !runs && !starting.contains(epoch);
+            // One that was told to end before it ever ran has nothing to add, and says so under its own epoch.
+            if ended && node.disk.directories.get(&keeper.service).and_then(|it| it.epoch) != Some(*epoch) {
+                let _ = node.disk.begin(&keeper.service, *epoch, placement.source);
+            }
             // Its directory is not its own before its instance has begun.
             let Some(directory) = node.disk.directories.get(&keeper.service).filter(|it| it.epoch == Some(*epoch))
             else {
@@ -141,8 +147,7 @@ impl World {
                 keeper.seen = directory.writes.len();
                 keeper.writer.changed(clock);
             }
-            let runs = node.engine.containers.values().any(|real| real.container.epoch == *epoch);
-            if placement.phase == Phase::Vacating && !runs && !starting.contains(epoch) {
+            if ended {
                 keeper.writer.ended(clock);
             }
             if let Some(committed) = service.data.committed.as_ref().filter(|it| it.name.epoch == *epoch) {
