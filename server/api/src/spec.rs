@@ -189,6 +189,13 @@ impl Resources {
     }
 }
 
+impl ServiceSpec {
+    /// May it begin anew elsewhere where its data can't be had? One without volumes has none to lose.
+    pub fn may_start_empty(&self) -> bool {
+        self.volumes.iter().all(|mount| mount.on_loss == OnLoss::StartEmpty)
+    }
+}
+
 impl OnLoss {
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
     fn is_usual(&self) -> bool {

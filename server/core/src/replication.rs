@@ -50,23 +50,15 @@ pub struct Writer {
     /// No capture before this time, unless it is asked for.
     pause_until: Mono,
     pending: VecDeque<Pending>,
-    committed: Option<Committed>,
+    /// What is in the log.
+    committed: Option<Commit>,
 }
 
+/// A capture that waits for replicas, or for the log to hear of more that have it.
 #[derive(Clone, Debug)]
 struct Pending {
-    sequence: u64,
-    last: bool,
+    commit: Commit,
     since: Mono,
-    holders: BTreeSet<NodeId>,
-}
-
-/// A generation that is in the log, or was sent there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Committed {
-    sequence: u64,
-    last: bool,
-    holders: BTreeSet<NodeId>,
 }
 
 /// What is to be done now.
@@ -126,7 +118,8 @@ impl Writer {
         self.sequence += 1;
         let last = self.ended && self.dirty.is_none();
         let holders = BTreeSet::from([self.node.clone()]);
-        self.pending.push_back(Pending { sequence: self.sequence, last, since: now, holders });
+        let commit = Commit { sequence: self.sequence, last, holders };
+        self.pending.push_back(Pending { commit, since: now });
         if self.pending.len() > PENDING_MAX {
             // The first of those that wait is the one that replicas are at; the others are superseded.
             self.pending.remove(1);
@@ -140,11 +133,11 @@ impl Writer {
         self.pause(now, took_ms);
         if self.ended && self.dirty.is_none() {
             match (self.pending.back_mut(), &self.committed) {
-                (Some(newest), _) => newest.last = true,
+                (Some(newest), _) => newest.commit.last = true,
                 // It goes to the log again: now it is known that nothing comes after it.
-                (None, Some(Committed { sequence, holders, .. })) => {
-                    let (sequence, holders) = (*sequence, holders.clone());
-                    self.pending.push_back(Pending { sequence, last: true, since: now, holders });
+                (None, Some(committed)) => {
+                    let commit = Commit { last: true, ..committed.clone() };
+                    self.pending.push_back(Pending { commit, since: now });
                 }
                 // There is none that it could be equal to.
                 (None, None) => self.changed(now),
@@ -161,31 +154,25 @@ impl Writer {
 
     /// A machine has all of a generation on disk.
     pub fn held(&mut self, machine: &NodeId, sequence: u64) {
-        for pending in self.pending.iter_mut().filter(|pending| pending.sequence == sequence) {
-            pending.holders.insert(machine.clone());
-        }
-        if let Some(committed) = &mut self.committed
-            && committed.sequence == sequence
+        if let Some(pending) = self.pending.iter_mut().find(|pending| pending.commit.sequence == sequence) {
+            pending.commit.holders.insert(machine.clone());
+        } else if let Some(committed) = self.committed.as_ref().filter(|committed| committed.sequence == sequence)
             && !committed.holders.contains(machine)
         {
-            // The same generation goes to the log again, with one more that has it.
-            let mut holders = committed.holders.clone();
-            holders.insert(machine.clone());
-            if !self.pending.iter().any(|pending| pending.sequence == sequence) {
-                self.pending.push_front(Pending { sequence, last: committed.last, since: Mono(0), holders });
-            }
+            // It goes to the log again, with one more that has it.
+            let mut commit = committed.clone();
+            commit.holders.insert(machine.clone());
+            self.pending.push_front(Pending { commit, since: Mono(0) });
         }
     }
 
     /// The log has taken it.
     pub fn committed(&mut self, commit: &Commit) {
-        let newer = self.committed.as_ref().is_none_or(|known| known.sequence <= commit.sequence);
-        if newer {
-            let Commit { sequence, last, holders } = commit.clone();
-            self.committed = Some(Committed { sequence, last, holders });
-            self.pending.retain(|pending| {
+        if self.committed.as_ref().is_none_or(|known| known.sequence <= commit.sequence) {
+            self.committed = Some(commit.clone());
+            self.pending.retain(|Pending { commit: pending, .. }| {
                 let more = !commit.holders.is_superset(&pending.holders) || (pending.last && !commit.last);
-                pending.sequence > sequence || (pending.sequence == sequence && more)
+                pending.sequence > commit.sequence || (pending.sequence == commit.sequence && more)
             });
         }
     }
@@ -211,8 +198,7 @@ impl Writer {
         for pending in self.pending.iter().rev() {
             match self.safe_at(pending, replicas) {
                 Some(at) if at <= now => {
-                    let Pending { sequence, last, holders, .. } = pending.clone();
-                    orders.commit = Some(Commit { sequence, last, holders });
+                    orders.commit = Some(pending.commit.clone());
                     break;
                 }
                 Some(at) => orders.wake_at = Some(orders.wake_at.map_or(at, |earlier| earlier.min(at))),
@@ -236,16 +222,20 @@ impl Writer {
 
     /// From when on a generation may be committed with the holders that it has; never, if they are too few.
     fn safe_at(&self, pending: &Pending, replicas: &Replicas) -> Option<Mono> {
-        let has = |machine: &NodeId| pending.holders.contains(machine);
+        let holders = &pending.commit.holders;
         let alive: BTreeSet<&NodeId> = replicas.wanted.difference(&replicas.lost).collect();
-        let others = pending.holders.iter().any(|holder| *holder != self.node);
+        let others = holders.iter().any(|holder| *holder != self.node);
         if !others && !alive.is_empty() {
             return None;
         }
         // Who had the last one keeps up; who is still copying, or has come back a moment ago, holds nobody up.
         let former = self.committed.as_ref().map(|committed| &committed.holders);
         let mut awaited = former.into_iter().flatten().filter(|holder| alive.contains(holder));
-        if awaited.all(has) { Some(Mono(0)) } else { Some(pending.since.plus(REPLICA_PATIENCE_MS)) }
+        if awaited.all(|holder| holders.contains(holder)) {
+            Some(Mono(0))
+        } else {
+            Some(pending.since.plus(REPLICA_PATIENCE_MS))
+        }
     }
 
     fn pause(&mut self, now: Mono, took_ms: u64) {

@@ -52,9 +52,10 @@ impl Owner {
         filter(CLUSTER, &self.cluster)
     }
 
-    /// The same in a filter with others.
-    pub(super) fn cluster_label(&self) -> String {
-        format!("{CLUSTER}={}", self.cluster)
+    pub(super) fn spare_filter(&self) -> HashMap<String, Vec<String>> {
+        let mut filter = self.filter();
+        filter.values_mut().for_each(|labels| labels.push(SPARE.to_owned()));
+        filter
     }
 
     pub(super) fn scratch_filter(&self) -> HashMap<String, Vec<String>> {

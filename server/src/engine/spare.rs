@@ -50,13 +50,9 @@ impl Wanted<'_> {
     fn of(&self) -> (Revision, String) {
         (self.revision, provision::key(self.spec))
     }
-
-    /// How the container would be made now.
-    async fn body(&self, shared: &Shared, client: &Client, image: &str) -> Result<ContainerCreateBody, Error> {
-        body(shared, client, self.spec, self.revision, image).await
-    }
 }
 
+/// How the container would be made now.
 async fn body(
     shared: &Shared,
     client: &Client,
@@ -93,20 +89,17 @@ pub(super) async fn take(
         tracing::debug!(%error, "the containers that stand by are not known");
     }
     let spare = spares.as_mut()?.remove(&spec.name)?;
-    match claim(shared, client, &spare, identity, spec, image).await {
-        Ok(true) => Some(spare.container),
-        Ok(false) => {
-            discard(client, &spare.container).await;
-            None
-        }
-        Err(error) => {
-            tracing::warn!(service = %spec.name, %error, "could not take the container that stood by");
-            discard(client, &spare.container).await;
-            None
-        }
+    let claimed = claim(shared, client, &spare, identity, spec, image).await.unwrap_or_else(|error| {
+        tracing::warn!(service = %spec.name, %error, "could not take the container that stood by");
+        false
+    });
+    if !claimed {
+        discard(client, &spare.container).await;
     }
+    claimed.then_some(spare.container)
 }
 
+/// Gives the container its new name. False if it is not as it would be made now.
 async fn claim(
     shared: &Shared,
     client: &Client,
@@ -134,8 +127,7 @@ async fn look_at(
     spares: &mut Option<BTreeMap<ServiceName, Spare>>,
 ) -> Result<(), Error> {
     let owner = shared.owner();
-    let filters = [("label".to_owned(), vec![owner.cluster_label(), labels::SPARE.to_owned()])];
-    let options = ListContainersOptions { all: true, filters: Some(filters.into()), ..Default::default() };
+    let options = ListContainersOptions { all: true, filters: Some(owner.spare_filter()), ..Default::default() };
     let listed = client.call("list its containers", CALL_LIMIT, client.docker().list_containers(Some(options))).await?;
     let found: Vec<Found> = listed.into_iter().filter_map(|summary| Found::read(summary, &owner)).collect();
     let fit: BTreeSet<&str> = found.iter().filter(|found| found.fit).map(|found| found.container.as_str()).collect();
@@ -233,7 +225,7 @@ async fn renew(shared: &Shared, client: &Client, wanted: &Wanted<'_>) -> Result<
     }
     let image = image::local(client, &provision::key(wanted.spec)).await?;
     let Some(image) = image else { return Ok(()) };
-    let mut body = wanted.body(shared, client, &image).await?;
+    let mut body = body(shared, client, wanted.spec, wanted.revision, &image).await?;
     let key = key(&body)?;
     if let Some(known) = known {
         let mut spares = shared.spares.0.lock().await;

@@ -328,10 +328,14 @@ impl Guard {
     /// Freezes what is due, and never waits. When to come back.
     fn act(&mut self, now: Mono) -> Option<Mono> {
         let next = self.freeze_what_is_due(now);
+        if self.bedtime.is_none() {
+            return next;
+        }
         let still = |target: &Target| matches!(self.frost(&target.container), Frost::Frozen | Frost::Absent);
         let still = self.hold.deadline.is_none() || self.hold.targets.iter().all(still);
-        let Some(bedtime) = &mut self.bedtime else { return next };
-        if still && let Some(lock) = bedtime.lock.take() {
+        if let Some(bedtime) = self.bedtime.as_mut().filter(|_| still)
+            && let Some(lock) = bedtime.lock.take()
+        {
             drop(lock);
             tracing::info!(ms = now.since(bedtime.since), "all that is guarded stands still; the machine may sleep");
         }

@@ -6,22 +6,10 @@ use bollard::{
     models::{ContainerCreateBody, HostConfig, NetworkCreateRequest},
     query_parameters::CreateContainerOptions,
 };
-use flotilla::engine::{Engine, take_down};
-use flotilla_core::{
-    CommandV1,
-    reconcile::{Container, Status},
-};
+use flotilla::engine::take_down;
+use flotilla_core::CommandV1;
 
-use crate::playground::{PATIENCE, Playground, name};
-
-/// The only container that this node sees, as soon as it runs.
-async fn only(engine: &Engine) -> Container {
-    let mut observed = engine.watch_observed();
-    let runs = |containers: &[Container]| matches!(containers, [one] if matches!(one.status, Status::Running { .. }));
-    let seen = observed.wait_for(|seen| seen.as_ref().is_some_and(|seen| runs(&seen.containers)));
-    let seen = tokio::time::timeout(PATIENCE, seen).await.expect("one container runs").unwrap().clone();
-    seen.unwrap().containers[0].clone()
-}
+use crate::playground::{PATIENCE, Playground, name, only};
 
 #[tokio::test]
 async fn nodes_on_one_engine_leave_each_others_containers_alone() {

@@ -24,7 +24,7 @@ use flotilla_api::{ApiError, Grant, NodeId, Scope, ServiceName, TokenId, UnixMil
 use flotilla_core::{
     Actor, Command, CommandV1, Entry, State,
     command::{Change, ClusterRecord, InvitationRecord, MachineFacts, MachineRecord},
-    reconcile::{self, Condition, Container, View},
+    reconcile::{self, Condition, Container, Status, View},
 };
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
 use sha2::{Digest, Sha256};
@@ -287,6 +287,15 @@ impl Playground {
     pub(crate) async fn networks(&self) -> Vec<String> {
         networks(&self.docker, &self.cluster).await
     }
+}
+
+/// The only container that this node sees, as soon as it runs.
+pub(crate) async fn only(engine: &Engine) -> Container {
+    let mut observed = engine.watch_observed();
+    let runs = |containers: &[Container]| matches!(containers, [one] if matches!(one.status, Status::Running { .. }));
+    let seen = observed.wait_for(|seen| seen.as_ref().is_some_and(|seen| runs(&seen.containers)));
+    let seen = tokio::time::timeout(PATIENCE, seen).await.expect("one container runs").unwrap().clone();
+    seen.unwrap().containers[0].clone()
 }
 
 impl Drop for Playground {

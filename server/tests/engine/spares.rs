@@ -3,15 +3,11 @@
 use std::collections::HashMap;
 
 use bollard::query_parameters::ListContainersOptions;
-use flotilla::engine::take_down;
+use flotilla::engine::{Engine, take_down};
 use flotilla_api::NodeId;
-use flotilla_core::{
-    CommandV1,
-    command::Change,
-    reconcile::{Container, Status},
-};
+use flotilla_core::{CommandV1, command::Change};
 
-use crate::playground::{PATIENCE, Playground, name};
+use crate::playground::{PATIENCE, Playground, name, only};
 
 impl Playground {
     /// The container that stands by, when it is another than `former`.
@@ -64,29 +60,27 @@ impl Second {
         Self { node: playground.admit("second"), data: tempfile::tempdir().unwrap() }
     }
 
-    fn start(&self, playground: &Playground) -> flotilla::engine::Engine {
+    fn start(&self, playground: &Playground) -> Engine {
         playground.start_node(self.node.clone(), self.data.path(), None)
     }
 }
 
-async fn running(engine: &flotilla::engine::Engine) -> Container {
-    let mut observed = engine.watch_observed();
-    let runs = |containers: &[Container]| matches!(containers, [one] if matches!(one.status, Status::Running { .. }));
-    let seen = observed.wait_for(|seen| seen.as_ref().is_some_and(|seen| runs(&seen.containers)));
-    let seen = tokio::time::timeout(PATIENCE, seen).await.expect("one container runs").unwrap().clone();
-    seen.unwrap().containers[0].clone()
-}
-
-const WEB: &str = "  web: { image: $IMAGE, volumes: ['kept:/seed:ro'] }\nvolumes: { kept: {} }";
-
-#[tokio::test]
-async fn what_stands_by_is_nobodys_until_it_is_started_under_an_epoch() {
+/// `web` runs elsewhere, as far as anybody was told, and the second machine stands by for it with this container.
+async fn standing_by() -> (Playground, Second, Engine, String) {
     let playground = Playground::new().await;
     let second = Second::join(&playground);
     playground.deploy(WEB);
     playground.stand_by(&[&second.node]);
     let engine = second.start(&playground);
     let spare = playground.until_spare(None).await;
+    (playground, second, engine, spare)
+}
+
+const WEB: &str = "  web: { image: $IMAGE, volumes: ['kept:/seed:ro'] }\nvolumes: { kept: {} }";
+
+#[tokio::test]
+async fn what_stands_by_is_nobodys_until_it_is_started_under_an_epoch() {
+    let (playground, second, engine, spare) = standing_by().await;
     let mut observed = engine.watch_observed();
     let seen = tokio::time::timeout(PATIENCE, observed.wait_for(Option::is_some)).await.unwrap().unwrap().clone();
     assert!(seen.unwrap().containers.is_empty(), "it is no instance");
@@ -111,7 +105,7 @@ async fn what_stands_by_is_nobodys_until_it_is_started_under_an_epoch() {
         },
     ]);
     let placement = playground.state().services[&name("web")].placed_on(&second.node).next().unwrap().clone();
-    let container = running(&engine).await;
+    let container = only(&engine).await;
     assert_eq!((container.id.as_str(), container.epoch), (spare.as_str(), placement.epoch));
     assert_eq!(
         (container.replica, container.revision, container.restarts),
@@ -125,7 +119,7 @@ async fn what_stands_by_is_nobodys_until_it_is_started_under_an_epoch() {
     // It is an instance like any other: it is adopted, and goes when it is not wanted.
     engine.stop().await;
     let engine = second.start(&playground);
-    assert_eq!(running(&engine).await.id, spare);
+    assert_eq!(only(&engine).await.id, spare);
     playground.apply(CommandV1::Remove { service: name("web"), volumes: true });
     let mut observed = engine.watch_observed();
     let empty = observed.wait_for(|seen| seen.as_ref().is_some_and(|seen| seen.containers.is_empty()));
@@ -134,12 +128,7 @@ async fn what_stands_by_is_nobodys_until_it_is_started_under_an_epoch() {
 
 #[tokio::test]
 async fn what_stands_by_follows_the_service_and_never_runs_by_itself() {
-    let playground = Playground::new().await;
-    let second = Second::join(&playground);
-    playground.deploy(WEB);
-    playground.stand_by(&[&second.node]);
-    let engine = second.start(&playground);
-    let first = playground.until_spare(None).await;
+    let (playground, second, engine, first) = standing_by().await;
 
     playground.deploy(&WEB.replace("image:", "environment: { COLOUR: blue }, image:"));
     let newer = playground.until_spare(Some(&first)).await;

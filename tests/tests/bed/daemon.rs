@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use flotilla_tests::{
+    beat::Beat,
     bed::{Cluster, probe::clock},
     checker::Checker,
     wait,
@@ -77,32 +78,12 @@ async fn a_daemon_that_is_killed_and_starts_at_once_adopts_what_runs() -> Result
     let away = at.elapsed();
     cluster.ready(host).await?;
     visitor.outage_within_promise(&format!("a daemon that is back after {away:?}"), at).await?;
-    let after = visitor.answered_by();
-    let started = |beat: Option<flotilla_tests::beat::Beat>| beat.map(|beat| (beat.host, beat.started));
-    ensure!(started(before.clone()) == started(after.clone()), "another instance answers: {before:?}, then {after:?}");
-    let report = ends_well(&cluster, checker).await?;
-    ensure!(report.epochs(NOTES.name).len() == 1, "{report}");
-    Ok(())
+    goes_on(&cluster, checker, before, visitor.answered_by()).await
 }
 
 #[tokio::test]
 async fn a_machine_that_sleeps_loses_its_services_and_wakes_without_them() -> Result<()> {
-    let Some(mut cluster) = Cluster::long_or_skip(3).await? else { return Ok(()) };
-    let checker = Checker::watch(&cluster.bed, &[NOTES.name])?;
-    let host = with_a_host(&cluster).await?;
-    cluster.bed.machine(host).start_login_manager().await?;
-    let visitor = cluster.visit(NOTES.name, &cluster.all_but(host)).await?;
-
-    let (event, at) = (clock(), Instant::now());
-    cluster.bed.machine(host).fall_asleep().await?;
-    visitor.answered_by_a_later_one(event).await?;
-    visitor.outage_within_promise("a machine that sleeps", at).await?;
-
-    let woken = Instant::now();
-    cluster.bed.machine(host).wake()?;
-    cluster.ready(host).await?;
-    visitor.outage_within_promise("a machine that wakes", woken).await?;
-    ends_well(&cluster, checker).await.map(drop)
+    is_away_for_long(true).await
 }
 
 #[tokio::test]
@@ -120,32 +101,50 @@ async fn a_machine_that_naps_goes_on_where_it_was() -> Result<()> {
     frozen(&cluster, &checker, host, at).await?;
     cluster.bed.machine(host).wake()?;
     visitor.outage_within_promise("a machine that naps", at).await?;
-    let after = visitor.answered_by();
-    let started = |beat: Option<flotilla_tests::beat::Beat>| beat.map(|beat| (beat.host, beat.started));
-    ensure!(started(before.clone()) == started(after.clone()), "another instance answers: {before:?}, then {after:?}");
-    let report = ends_well(&cluster, checker).await?;
-    ensure!(report.epochs(NOTES.name).len() == 1, "{report}");
-    Ok(())
+    goes_on(&cluster, checker, before, visitor.answered_by()).await
 }
 
 /// As a virtual machine whose host pauses it: nothing in it is told.
 #[tokio::test]
 async fn a_machine_that_is_paused_from_outside_loses_its_services_and_goes_on_without_them() -> Result<()> {
+    is_away_for_long(false).await
+}
+
+/// A machine with services stands still for longer than its lease, and is told before, or not.
+async fn is_away_for_long(told: bool) -> Result<()> {
     let Some(mut cluster) = Cluster::long_or_skip(3).await? else { return Ok(()) };
     let checker = Checker::watch(&cluster.bed, &[NOTES.name])?;
     let host = with_a_host(&cluster).await?;
+    if told {
+        cluster.bed.machine(host).start_login_manager().await?;
+    }
     let visitor = cluster.visit(NOTES.name, &cluster.all_but(host)).await?;
 
     let (event, at) = (clock(), Instant::now());
-    cluster.bed.machine(host).suspend()?;
+    if told {
+        cluster.bed.machine(host).fall_asleep().await?;
+    } else {
+        cluster.bed.machine(host).suspend()?;
+    }
     visitor.answered_by_a_later_one(event).await?;
-    visitor.outage_within_promise("a machine that is paused", at).await?;
+    visitor.outage_within_promise("a machine that stands still", at).await?;
 
     let woken = Instant::now();
     cluster.bed.machine(host).wake()?;
     cluster.ready(host).await?;
     visitor.outage_within_promise("a machine that goes on", woken).await?;
-    ends_well_but(&cluster, checker, WOKEN_FOR).await.map(drop)
+    let ended =
+        if told { ends_well(&cluster, checker).await } else { ends_well_but(&cluster, checker, WOKEN_FOR).await };
+    ended.map(drop)
+}
+
+/// The instance that answers is the one that did before, and there was no other.
+async fn goes_on(cluster: &Cluster, checker: Checker, before: Option<Beat>, after: Option<Beat>) -> Result<()> {
+    let started = |beat: &Option<Beat>| beat.as_ref().map(|beat| (beat.host.clone(), beat.started));
+    ensure!(started(&before) == started(&after), "another instance answers: {before:?}, then {after:?}");
+    let report = ends_well(cluster, checker).await?;
+    ensure!(report.epochs(NOTES.name).len() == 1, "{report}");
+    Ok(())
 }
 
 /// Waits until the kernel shows none of the instance's processes running on its former machine.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_api::{NodeId, ServiceName, spec::OnLoss};
+use flotilla_api::{NodeId, ServiceName};
 
 use crate::state::{Service, Sources, State};
 
@@ -29,9 +29,9 @@ pub(super) struct Data<'a> {
 
 impl<'a> Data<'a> {
     pub(super) fn of(state: &'a State, service: &'a Service) -> Self {
-        let mounts = &service.spec().volumes;
-        let sources = if mounts.is_empty() { Sources::Anywhere } else { state.sources(service) };
-        Self { sources, disposable: mounts.iter().all(|mount| mount.on_loss == OnLoss::StartEmpty) }
+        let spec = service.spec();
+        let sources = if spec.volumes.is_empty() { Sources::Anywhere } else { state.sources(service) };
+        Self { sources, disposable: spec.may_start_empty() }
     }
 
     /// The only machines that will do, if not all will.

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use flotilla_api::{
     ErrorCode, MachineName, NodeId, Revision, ServiceName, UnixMillis,
     rest::{PlacedPhase, PlacedView},
-    spec::OnLoss,
 };
 use serde::{Deserialize, Serialize};
 
@@ -331,9 +330,9 @@ impl State {
     fn check_source(&self, name: &ServiceName, machine: &NodeId, revision: Revision) -> Result<(), Rejected> {
         let Some(service) = self.services.get(name) else { return Ok(()) };
         let Some(record) = service.revisions.get(&revision) else { return Ok(()) };
-        let kept = record.spec.volumes.iter().any(|mount| mount.on_loss != OnLoss::StartEmpty);
         match self.sources(service) {
-            Sources::On(sources) if kept && service.data.committed.is_some() && !sources.contains(machine) => {
+            _ if record.spec.may_start_empty() => Ok(()),
+            Sources::On(sources) if service.data.committed.is_some() && !sources.contains(machine) => {
                 Err(stale(format!("the data of `{name}` is not on that machine")))
             }
             _ => Ok(()),

@@ -23,6 +23,9 @@ const CAPTURE_MAX_MS: u64 = 300;
 /// A replica that has not said that it has a generation is told of it again after this time. Milliseconds.
 const OFFER_AGAIN_MS: u64 = 500;
 
+/// Captures that a daemon still offers.
+const OFFERS_MAX: usize = 8;
+
 /// A generation on its way to a replica.
 #[derive(Debug)]
 pub(crate) struct Offer {
@@ -136,7 +139,7 @@ impl World {
             let ended = placement.phase == Phase::Vacating && !runs && !starting.contains(epoch);
             // One that was told to end before it ever ran has nothing to add, and says so under its own epoch.
             if ended && node.disk.directories.get(&keeper.service).and_then(|it| it.epoch) != Some(*epoch) {
-                let _ = node.disk.begin(&keeper.service, *epoch, placement.source);
+                node.disk.begin(&keeper.service, *epoch, placement.source).unwrap_or_else(|why| panic!("{why}"));
             }
             // Its directory is not its own before its instance has begun.
             let Some(directory) = node.disk.directories.get(&keeper.service).filter(|it| it.epoch == Some(*epoch))
@@ -241,7 +244,7 @@ impl World {
         let offer = Arc::new(Offer { service: keeper.service.clone(), name, writes });
         keeper.offers.insert(sequence, offer);
         keeper.offered_at = 0;
-        while keeper.offers.len() > 8 {
+        while keeper.offers.len() > OFFERS_MAX {
             keeper.offers.pop_first();
         }
     }

@@ -104,7 +104,11 @@ fn figure(edge: &Edge, places: &[(f64, f64)]) -> Option<impl IntoView + use<>> {
     let ((x1, y1), (x2, y2)) = (places[edge.ends.0], places[edge.ends.1]);
     let text = edge.rtt_ms.map(topology::millis)?;
     // A machine's name and state stand below it: the figure of a line that leads down from there gives way to them.
-    let share = 0.5 + FIGURE_LOWER * (y2 - y1).signum() * f64::from(u8::from((y2 - y1).abs() > LEVEL));
+    let share = match y2 - y1 {
+        down if down > LEVEL => 0.5 + FIGURE_LOWER,
+        down if down < -LEVEL => 0.5 - FIGURE_LOWER,
+        _ => 0.5,
+    };
     let (left, top) = (percent(x1 + (x2 - x1) * share), percent(y1 + (y2 - y1) * share));
     Some(view! { <span class="map-figure" style:left=left style:top=top aria-hidden="true">{text}</span> })
 }
