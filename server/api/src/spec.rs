@@ -81,8 +81,38 @@ pub struct VolumeMount {
     pub target: String,
     #[serde(default)]
     pub read_only: bool,
-    #[serde(default, skip_serializing_if = "OnLoss::is_usual")]
+    #[serde(flatten)]
+    pub rules: VolumeRules,
+}
+
+/// Copies of a volume on other machines, as far as nobody says otherwise.
+pub const COPIES_DEFAULT: u32 = 2;
+/// The most copies that can be asked for: a cluster has ten machines.
+pub const COPIES_MAX: u32 = 9;
+
+/// What a volume's entry in the compose file asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VolumeRules {
+    #[serde(skip_serializing_if = "OnLoss::is_usual")]
     pub on_loss: OnLoss,
+    /// Other machines that shall have a copy.
+    #[serde(skip_serializing_if = "is_usual_copies")]
+    pub replicas: u32,
+    /// What is written shall be safe elsewhere within a second, whatever that costs.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub sync: bool,
+}
+
+impl Default for VolumeRules {
+    fn default() -> Self {
+        Self { on_loss: OnLoss::default(), replicas: COPIES_DEFAULT, sync: false }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_usual_copies(replicas: &u32) -> bool {
+    *replicas == COPIES_DEFAULT
 }
 
 /// What becomes of a service when the only machine that has a volume's data is lost.
@@ -192,7 +222,17 @@ impl Resources {
 impl ServiceSpec {
     /// May it begin anew elsewhere where its data can't be had? One without volumes has none to lose.
     pub fn may_start_empty(&self) -> bool {
-        self.volumes.iter().all(|mount| mount.on_loss == OnLoss::StartEmpty)
+        self.volumes.iter().all(|mount| mount.rules.on_loss == OnLoss::StartEmpty)
+    }
+
+    /// The volumes that it writes, in the order in which it names them.
+    pub fn written(&self) -> impl Iterator<Item = &VolumeMount> {
+        self.volumes.iter().filter(|mount| !mount.read_only)
+    }
+
+    /// Other machines that shall have a copy of what it writes.
+    pub fn copies(&self) -> u32 {
+        self.written().map(|mount| mount.rules.replicas).max().unwrap_or(0)
     }
 }
 

@@ -10,7 +10,7 @@ use flotilla_api::{
     Grant, NodeId, Revision, Scope, ServiceName, TokenId, UnixMillis,
     spec::{
         Attribute, Constraint, HealthCheck, OnFailure, OnLoss, Operator, PlacementRules, Resources, Restart,
-        ServiceSpec, UpdateOrder, UpdateRules, VolumeMount,
+        ServiceSpec, UpdateOrder, UpdateRules, VolumeRules, VolumeMount,
     },
 };
 use flotilla_core::{
@@ -48,7 +48,7 @@ fn full() -> ServiceSpec {
             volume: "pg_data".parse().unwrap(),
             target: "/data".to_owned(),
             read_only: false,
-            on_loss: OnLoss::Wait,
+            rules: VolumeRules::default(),
         }],
         tmpfs: vec!["/run:size=64m".to_owned()],
         resources: Resources { cpu_millis: Some(1_500), memory_bytes: Some(512 << 20) },
@@ -103,7 +103,7 @@ fn ruled() -> ServiceSpec {
         },
         ..full()
     };
-    spec.volumes[0].on_loss = OnLoss::StartEmpty;
+    spec.volumes[0].rules.on_loss = OnLoss::StartEmpty;
     spec
 }
 

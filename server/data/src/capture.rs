@@ -23,7 +23,7 @@ use crate::{
     place::{self, Place, kind},
     store::{self, Generation, NewSight, News, Seen, Session, Sight, Store},
     stream::{self, Stream},
-    tree::{self, DEPTH_MAX, Entry, File, Meta, Name, Node, Root},
+    tree::{self, DEPTH_MAX, Directory, Entry, File, Meta, Name, Node, Root, Totals},
 };
 
 /// How exact the times of a file system are: the kernel sets them by its tick. Nanoseconds.
@@ -123,6 +123,7 @@ pub struct Captured {
     volume: String,
     seen: Vec<([u8; 16], Option<Seen>)>,
     pub root: Hash,
+    pub totals: Totals,
     pub figures: Figures,
 }
 
@@ -229,8 +230,10 @@ impl Capture {
         }
         let stat = rustix::fs::fstat(place.fd()).map_err(|error| place::failed("look at", place.path(), error))?;
         let attributes = place::attributes(place.fd()).map_err(|source| place::failed("read", place.path(), source))?;
+        let totals = entries.totals;
         let root = Root::new(meta(&stat, attributes), entries).write(&mut self.session)?;
-        Ok(Captured { session: self.session, volume: self.volume, seen: self.seen, root, figures: self.figures })
+        let Self { session, volume, seen, figures, .. } = self;
+        Ok(Captured { session, volume, seen, root, totals, figures })
     }
 
     fn build(
@@ -240,7 +243,7 @@ impl Capture {
         scope: &Scope,
         before: Option<&Stream>,
         twins: &mut Twins,
-    ) -> Result<Stream, Error> {
+    ) -> Result<Directory, Error> {
         let known: Vec<Entry> = match before {
             Some(before) => tree::entries(before, &self.session).collect::<Result<_, _>>()?,
             None => Vec::new(),
@@ -280,7 +283,8 @@ impl Capture {
                 Scope::Only(_) => entries.push(entry),
             }
         }
-        Ok(tree::write(entries.into_iter().map(Ok), &mut self.session)?)
+        let totals = entries.iter().fold(Totals::default(), Totals::plus);
+        Ok(Directory { entries: tree::write(entries.into_iter().map(Ok), &mut self.session)?, totals })
     }
 
     /// Forgets what was seen of something that is not there any more.
@@ -289,8 +293,8 @@ impl Capture {
         let mut path = path.to_vec();
         enter(&mut path, &entry.name)?;
         match &entry.node {
-            Node::Directory(stream) => {
-                let below: Vec<Entry> = tree::entries(stream, &self.session).collect::<Result<_, _>>()?;
+            Node::Directory(below) => {
+                let below: Vec<Entry> = tree::entries(&below.entries, &self.session).collect::<Result<_, _>>()?;
                 below.iter().try_for_each(|entry| self.gone(&path, entry, twins))
             }
             Node::File(_) | Node::Twin { .. } => {
@@ -323,7 +327,7 @@ impl Capture {
                 let below = place.directory(&name)?;
                 let attributes = place::attributes(below.fd()).map_err(|source| place.failed("read", &name, source))?;
                 let (scope, before) = match before {
-                    Some(Entry { node: Node::Directory(stream), .. }) => (scope, Some(stream)),
+                    Some(Entry { node: Node::Directory(below), .. }) => (scope, Some(&below.entries)),
                     _ => (&Scope::Everything, None),
                 };
                 let node = Node::Directory(self.build(&below, path, scope, before, twins)?);
@@ -402,10 +406,19 @@ impl Captured {
     ///
     /// # Errors
     /// Where it can't be kept.
-    pub fn commit(mut self, epoch: u64, sequence: u64) -> Result<Generation, Error> {
-        let generation = Generation { epoch, sequence, root: self.root };
-        let sight = NewSight { volume: self.volume.clone(), sight: Sight { root: self.root }, seen: self.seen };
-        self.session.commit(&News { generation: Some((self.volume, generation)), sight: Some(sight) })?;
+    pub fn commit(self, epoch: u64, sequence: u64, taken_at: u64) -> Result<Generation, Error> {
+        let volume = self.volume.clone();
+        self.commit_as(&volume, epoch, sequence, taken_at)
+    }
+
+    /// The same, among the generations of another name: of what the volume was, and is no more.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn commit_as(mut self, name: &str, epoch: u64, sequence: u64, taken_at: u64) -> Result<Generation, Error> {
+        let generation = Generation { epoch, sequence, taken_at, root: self.root };
+        let sight = NewSight { volume: self.volume, sight: Sight { root: self.root }, seen: self.seen };
+        self.session.commit(&News { generation: Some((name.to_owned(), generation)), sight: Some(sight) })?;
         Ok(generation)
     }
 }

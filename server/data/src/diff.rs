@@ -56,7 +56,7 @@ pub fn diff<E: From<Error>>(
     }
     for (before, entry) in later {
         let below = |entry: Option<&Entry>| match entry.map(|entry| &entry.node) {
-            Some(Node::Directory(stream)) => Some(stream.clone()),
+            Some(Node::Directory(below)) => Some(below.entries.clone()),
             _ => None,
         };
         let (old, new) = (below(before.as_ref()), below(Some(&entry)));
@@ -89,9 +89,9 @@ fn lose<E: From<Error>>(
     path: &mut Vec<Name>,
     told: &mut impl FnMut(&[Name], Change) -> Result<(), E>,
 ) -> Result<(), E> {
-    if let Node::Directory(stream) = &gone.node {
+    if let Node::Directory(below) = &gone.node {
         path.push(gone.name.clone());
-        diff(objects, Some(stream), None, path, told)?;
+        diff(objects, Some(&below.entries), None, path, told)?;
         path.pop();
     }
     told(path, Change::Gone(gone))

@@ -258,7 +258,7 @@ impl Fetch {
             .collect::<Result<_, _>>()?;
         for node in below {
             match node {
-                Node::Directory(entries) => self.enter(entries),
+                Node::Directory(below) => self.enter(below.entries),
                 Node::File(file) => self.go_through(Cursor::new(file.content), None)?,
                 _ => {}
             }

@@ -82,7 +82,7 @@ pub struct Meta {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Node {
     File(File),
-    Directory(Stream),
+    Directory(Directory),
     Link {
         target: Vec<u8>,
     },
@@ -97,6 +97,34 @@ pub enum Node {
         major: u32,
         minor: u32,
     },
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directory {
+    pub entries: Stream,
+    /// Of everything below it.
+    pub totals: Totals,
+}
+
+/// How much there is, as whoever made the tree says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Names of everything but directories.
+    pub files: u64,
+    /// Of files, holes included.
+    pub bytes: u64,
+}
+
+impl Totals {
+    #[must_use]
+    pub fn plus(self, entry: &Entry) -> Self {
+        let more = match &entry.node {
+            Node::Directory(below) => below.totals,
+            Node::File(file) => Self { files: 1, bytes: file.len },
+            _ => Self { files: 1, bytes: 0 },
+        };
+        Self { files: self.files.saturating_add(more.files), bytes: self.bytes.saturating_add(more.bytes) }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +161,7 @@ pub struct Root {
     /// Of the directory itself.
     pub meta: Meta,
     pub entries: Stream,
+    pub totals: Totals,
 }
 
 /// What went wrong with a tree.
@@ -151,8 +180,8 @@ pub enum Error {
 }
 
 impl Root {
-    pub fn new(meta: Meta, entries: Stream) -> Self {
-        Self { version: VERSION, meta, entries }
+    pub fn new(meta: Meta, Directory { entries, totals }: Directory) -> Self {
+        Self { version: VERSION, meta, entries, totals }
     }
 
     /// # Errors
@@ -334,7 +363,7 @@ mod tests {
     #[test]
     fn a_newer_generation_is_not_read() {
         let mut memory = Memory::default();
-        let root = Root { version: VERSION + 1, meta: Meta::default(), entries: Stream::default() };
+        let root = Root { version: VERSION + 1, ..Root::new(Meta::default(), Directory::default()) };
         let name = root.write(&mut memory).unwrap();
         assert!(matches!(Root::read(&memory, &name), Err(Error::Newer { version: 2 })));
     }

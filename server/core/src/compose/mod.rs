@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use flotilla_api::{
     ApiError, ErrorCode, ServiceName, StackName, VolumeName,
     rest::COMPOSE_MAX,
-    spec::{OnLoss, ServiceSpec},
+    spec::{COPIES_MAX, OnLoss, ServiceSpec, VolumeRules},
 };
 
 use interpolate::Interpolation;
@@ -136,7 +136,7 @@ fn only_default_network(root: &Section<'_>) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn declared_volumes(root: &Section<'_>) -> Result<BTreeMap<VolumeName, OnLoss>, ApiError> {
+fn declared_volumes(root: &Section<'_>) -> Result<BTreeMap<VolumeName, VolumeRules>, ApiError> {
     let Some(section) = root.get("volumes") else { return Ok(BTreeMap::new()) };
     let mut volumes = BTreeMap::new();
     for (key, entry) in section.named("a map of volumes")? {
@@ -144,27 +144,37 @@ fn declared_volumes(root: &Section<'_>) -> Result<BTreeMap<VolumeName, OnLoss>, 
         if !entry.node.is_null() && !matches!(entry.node.value, Value::Map(_)) {
             return Err(entry.wrong("empty"));
         }
-        let on_loss = on_loss(&entry)?;
-        volumes.insert(key.text.parse().map_err(|error| invalid_name(key.mark, &error))?, on_loss);
+        let rules = volume_rules(&entry)?;
+        volumes.insert(key.text.parse().map_err(|error| invalid_name(key.mark, &error))?, rules);
     }
     Ok(volumes)
 }
 
-/// What becomes of the volume's service when the only machine that has its data is lost.
-fn on_loss(volume: &Section<'_>) -> Result<OnLoss, ApiError> {
-    let Some(extension) = volume.get(EXTENSION) else { return Ok(OnLoss::default()) };
-    for (key, _) in extension.named("a map with `on-loss`")? {
-        if key.text != "on-loss" {
-            let message = format!("`{}` has no key `{}`; it has `on-loss`", extension.path, tree::shown(&key.text));
+fn volume_rules(volume: &Section<'_>) -> Result<VolumeRules, ApiError> {
+    const KEYS: [&str; 3] = ["on-loss", "replicas", "sync"];
+    let mut rules = VolumeRules::default();
+    let Some(extension) = volume.get(EXTENSION) else { return Ok(rules) };
+    let known = dependency::listed(KEYS);
+    for (key, _) in extension.named(&format!("a map with {known}"))? {
+        if !KEYS.contains(&key.text.as_str()) {
+            let message = format!("`{}` has no key `{}`; it has {known}", extension.path, tree::shown(&key.text));
             return Err(key.mark.invalid(message));
         }
     }
-    let Some(section) = extension.get("on-loss") else { return Ok(OnLoss::default()) };
-    match section.text()? {
-        "wait" => Ok(OnLoss::Wait),
-        "start-empty" => Ok(OnLoss::StartEmpty),
-        _ => Err(section.invalid("must be `wait` or `start-empty`")),
+    if let Some(section) = extension.get("on-loss") {
+        rules.on_loss = match section.text()? {
+            "wait" => OnLoss::Wait,
+            "start-empty" => OnLoss::StartEmpty,
+            _ => return Err(section.invalid("must be `wait` or `start-empty`")),
+        };
     }
+    if let Some(section) = extension.get("replicas") {
+        let number = section.text()?.parse().ok().filter(|number| *number <= COPIES_MAX);
+        let wrong = || section.invalid(&format!("must be a number of other machines, 0 to {COPIES_MAX}"));
+        rules.replicas = number.ok_or_else(wrong)?;
+    }
+    rules.sync = service::flag(&extension, "sync")?;
+    Ok(rules)
 }
 
 /// Every dependency is there, and none depends on itself by any way round.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use docker_compose_types as compose;
 use flotilla_api::{
     ApiError, ServiceName, VolumeName,
-    spec::{OnLoss, VolumeMount},
+    spec::{VolumeMount, VolumeRules},
 };
 
 use super::{
@@ -43,17 +43,17 @@ impl Reader<'_> {
                     tmpfs.push(format!("{}{size}", mount.target));
                 }
                 Source::Volume(source) => {
-                    let (volume, on_loss) = self.own(name, &item, &source)?;
-                    volumes.push(VolumeMount { volume, target: mount.target, read_only: mount.read_only, on_loss });
+                    let (volume, rules) = self.own(name, &item, &source)?;
+                    volumes.push(VolumeMount { volume, target: mount.target, read_only: mount.read_only, rules });
                 }
             }
         }
         Ok((volumes, tmpfs))
     }
 
-    fn own(&mut self, name: &ServiceName, item: &Section<'_>, source: &str) -> Result<(VolumeName, OnLoss), ApiError> {
+    fn own(&mut self, name: &ServiceName, item: &Section<'_>, source: &str) -> Result<(VolumeName, VolumeRules), ApiError> {
         let volume: VolumeName = source.parse().map_err(|error| invalid_name(item.mark(), &error))?;
-        let Some(on_loss) = self.declared.get(&volume).copied() else {
+        let Some(rules) = self.declared.get(&volume).copied() else {
             return Err(item.invalid(&format!(
                 "mounts the volume `{volume}`, which is not declared; add `{volume}:` under the top-level `volumes`"
             )));
@@ -64,7 +64,7 @@ impl Reader<'_> {
                 "mounts the volume `{volume}` of `{owner}`; a volume belongs to one service, so give each its own"
             )));
         }
-        Ok((volume, on_loss))
+        Ok((volume, rules))
     }
 }
 

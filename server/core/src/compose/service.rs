@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use docker_compose_types as compose;
 use flotilla_api::{
     ApiError, ServiceName, StackName, VolumeName,
-    spec::{OnLoss, ServiceSpec},
+    spec::{ServiceSpec, VolumeRules},
 };
 use serde::Deserialize;
 
@@ -27,7 +27,7 @@ const IMAGE_MAX: usize = 512;
 
 pub(super) struct Reader<'a> {
     stack: &'a StackName,
-    pub(super) declared: BTreeMap<VolumeName, OnLoss>,
+    pub(super) declared: BTreeMap<VolumeName, VolumeRules>,
     variables: &'a BTreeMap<String, String>,
     /// Who mounts each volume.
     pub(super) owners: BTreeMap<VolumeName, ServiceName>,
@@ -45,7 +45,7 @@ struct Extension {
 impl<'a> Reader<'a> {
     pub(super) fn new(
         stack: &'a StackName,
-        declared: BTreeMap<VolumeName, OnLoss>,
+        declared: BTreeMap<VolumeName, VolumeRules>,
         variables: &'a BTreeMap<String, String>,
     ) -> Self {
         Self { stack, declared, variables, owners: BTreeMap::new(), services: Vec::new(), builds: Vec::new() }

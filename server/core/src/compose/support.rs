@@ -62,8 +62,18 @@ pub const SUPPORT: &[Key] = &[
     yes("volumes.*.x-flotilla", "Flotilla's own."),
     yes(
         "volumes.*.x-flotilla.on-loss",
-        "What happens when the only machine that has the data is lost: `wait` for it (**if absent**), or `start-empty` on \
+        "What happens when every machine that has the data is lost: `wait` for it (**if absent**), or `start-empty` on \
          another. A service begins anew only if all of its volumes say so.",
+    ),
+    integer(
+        "volumes.*.x-flotilla.replicas",
+        "How many other machines keep a copy: 0 to 9, **2 if absent**. What is copied is a consistent state of all volumes that \
+         the service writes.",
+    ),
+    flag(
+        "volumes.*.x-flotilla.sync",
+        "`true`: what is written is copied within a second, however much there is of it. Otherwise copying takes at most a tenth \
+         of the time.",
     ),
     no("volumes.*.name", "A volume is named by its key; leave the entry empty."),
     no("volumes.*.driver", "Flotilla keeps volumes itself, so that it can replicate them; leave the entry empty."),

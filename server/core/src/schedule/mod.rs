@@ -7,7 +7,8 @@
 //! 2. Units ([`unit`]: a replica, or services that depend on each other) that have no machine, or lost it, or have to leave it,
 //!    get one ([`place`], [`pack`], [`score`]).
 //! 3. A new revision reaches the next placements ([`rollout`]), is confirmed, or rolled back.
-//! 4. When there is nothing else to do: a move that gains much ([`rebalance`]), and machines that stand by ([`standby`]).
+//! 4. When there is nothing else to do: a move that gains much ([`rebalance`]), machines that keep copies of the data ([`replicas`]), and
+//!    machines that stand by ([`standby`]).
 //!
 //! It never gives away what may be running alone: an exclusive placement is ended only when its machine says that it has stopped,
 //! or the machine's lease has ended. `State` refuses what would break this, whoever decides it.
@@ -20,6 +21,7 @@ mod needs;
 mod pack;
 mod place;
 mod rebalance;
+mod replicas;
 mod rollout;
 mod score;
 mod standby;
@@ -37,6 +39,7 @@ pub use explain::{explain, waiting};
 pub use fleet::{ENGINE_PATIENCE_MS, FLAP_OUT_FIRST_MS, FLAP_OUT_MAX_MS, FLAP_WINDOW_MS, FLAPS_AFTER};
 pub use needs::{CPU_EXPECTED_MILLIS, MEMORY_EXPECTED_BYTES};
 pub use rebalance::{MARGIN, QUIET_MS};
+pub use replicas::GRACE_MS;
 
 use crate::{
     command::{Change, CommandV1},
@@ -121,6 +124,9 @@ pub fn plan(input: &Input<'_>) -> Plan {
     }
     if draft.changes.is_empty() && commands.is_empty() {
         rebalance::rebalance(&mut draft, &fleet, &units, &mut wake);
+    }
+    if draft.changes.is_empty() && commands.is_empty() {
+        replicas::replicate(&mut draft, &fleet, &units, &mut wake);
     }
     if draft.changes.is_empty() && commands.is_empty() {
         standby::stand_by(&mut draft, &fleet, &units);

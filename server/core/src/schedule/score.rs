@@ -94,14 +94,20 @@ pub(super) fn admit<'a>(site: &Site<'a>) -> Result<(), Obstacle<'a>> {
     }
 }
 
-/// May the service be on the machine at all, whatever else is there?
-pub(super) fn allowed<'a>(state: &'a State, service: &'a Service, site: &Site<'a>) -> Result<(), Obstacle<'a>> {
+/// Has the machine what the service asks for?
+pub(super) fn fulfils<'a>(service: &'a Service, site: &Site<'a>) -> Result<(), Obstacle<'a>> {
     for constraint in &service.spec().placement.constraints {
         let found = value(&constraint.attribute, site);
         if (found == constraint.value) != (constraint.operator == Operator::Equal) {
             return Err(Obstacle::Constraint { service: &service.name, constraint, found: found.to_owned() });
         }
     }
+    Ok(())
+}
+
+/// May the service be on the machine at all, whatever else is there?
+pub(super) fn allowed<'a>(state: &'a State, service: &'a Service, site: &Site<'a>) -> Result<(), Obstacle<'a>> {
+    fulfils(service, site)?;
     match Data::of(state, service).only_on() {
         Some(machines) if !machines.contains(site.id) => {
             Err(Obstacle::DataElsewhere { service: &service.name, machines: machines.into_iter().collect() })

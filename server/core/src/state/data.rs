@@ -111,10 +111,10 @@ impl Generation {
 
 impl Service {
     /// The generation with which an instance begins on this machine. One that wrote last goes on with what it has; every other one
-    /// shows an older state, or has what it wrote after it was lost.
+    /// shows an older state, or has what it wrote after it was lost. One that may begin anew where its data is not does so.
     pub(super) fn source_on(&self, machine: &NodeId) -> Option<GenerationName> {
         let committed = self.data.committed.as_ref()?;
-        (self.home.as_ref() != Some(machine)).then_some(committed.name)
+        (self.home.as_ref() != Some(machine) && committed.holders().contains(machine)).then_some(committed.name)
     }
 }
 

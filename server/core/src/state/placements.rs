@@ -329,9 +329,10 @@ impl State {
     /// What writes a volume begins where its data is, once there is some that others have, too.
     fn check_source(&self, name: &ServiceName, machine: &NodeId, revision: Revision) -> Result<(), Rejected> {
         let Some(service) = self.services.get(name) else { return Ok(()) };
-        let Some(record) = service.revisions.get(&revision) else { return Ok(()) };
+        if !service.is_exclusive(revision) || service.spec().may_start_empty() {
+            return Ok(());
+        }
         match self.sources(service) {
-            _ if record.spec.may_start_empty() => Ok(()),
             Sources::On(sources) if service.data.committed.is_some() && !sources.contains(machine) => {
                 Err(stale(format!("the data of `{name}` is not on that machine")))
             }

@@ -8,7 +8,6 @@ use flotilla_core::{
     command::{Availability, ClusterRecord, InvitationRecord, MachineFacts, MachineRecord},
     compose,
     lease::{LEASE_MAX_MS, LEASE_MIN_MS},
-    state::Service,
 };
 
 use crate::{faults::Fault, invariants, world::World};
@@ -89,15 +88,15 @@ pub(crate) fn run_for(world: &mut World, millis: u64) {
     world.now = until;
 }
 
-/// All machines keep copies of what is written.
+/// Others shall keep the copies, for no reason; the leader finds good ones again.
 fn replicate(world: &mut World) {
-    let machines: Vec<NodeId> = world.nodes.iter().map(|node| node.id.clone()).collect();
     let state = world.log.newest();
-    let written = state.services.values().filter(|service| !service.spec().volumes.is_empty());
-    let replicate = |service: &Service| Change::Replicate { service: service.name.clone(), machines: machines.clone() };
-    let changes: Vec<Change> = written.map(replicate).collect();
-    let term = state.leadership.term;
-    world.propose(0, CommandV1::Place { term, changes });
+    let written: Vec<_> = state.services.values().filter(|it| it.home.is_some()).map(|it| it.name.clone()).collect();
+    let mut machines: Vec<NodeId> = world.nodes.iter().map(|node| node.id.clone()).collect();
+    machines.retain(|id| state.machines.contains_key(id) && world.chance.percent(50));
+    let changes: Vec<Change> =
+        written.into_iter().map(|service| Change::Replicate { service, machines: machines.clone() }).collect();
+    world.propose(0, CommandV1::Place { term: state.leadership.term, changes });
 }
 
 /// What a person does meanwhile.
@@ -144,7 +143,6 @@ pub(crate) fn random(seed: u64) {
     let mut world = settled(seed, machines, keep_history);
     if !seed.is_multiple_of(4) {
         world.keeps_data = true;
-        replicate(&mut world);
         run_for(&mut world, 5_000);
     }
     let end = world.now + SUFFERS_MS;
@@ -166,8 +164,7 @@ pub(crate) fn random(seed: u64) {
         if world.chance.percent(30) {
             use_it(&mut world);
         }
-        if world.keeps_data && world.chance.percent(30) {
-            // Also for a service that has come anew.
+        if world.keeps_data && world.chance.percent(10) {
             replicate(&mut world);
         }
     }

@@ -207,7 +207,7 @@ impl Marked<'_> {
             for entry in tree::entries(&entries, self.store) {
                 match entry?.node {
                     Node::File(file) => self.stream(&file.content)?,
-                    Node::Directory(below) => left.push(below),
+                    Node::Directory(below) => left.push(below.entries),
                     _ => {}
                 }
             }

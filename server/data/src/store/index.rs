@@ -22,8 +22,8 @@ const ABOUT: TableDefinition<'_, &str, u64> = TableDefinition::new("about");
 const OBJECTS: TableDefinition<'_, &[u8; Hash::LEN], (u64, u64, u32)> = TableDefinition::new("objects");
 /// How far each pack is known. Bytes.
 const PACKS: TableDefinition<'_, u64, u64> = TableDefinition::new("packs");
-/// By volume, epoch and sequence.
-const GENERATIONS: TableDefinition<'_, (&str, u64, u64), &[u8; Hash::LEN]> = TableDefinition::new("generations");
+/// By volume, epoch and sequence: its root, and when it was taken.
+const GENERATIONS: TableDefinition<'_, (&str, u64, u64), (&[u8; Hash::LEN], u64)> = TableDefinition::new("generations");
 /// By volume.
 const SIGHTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sights");
 /// By volume and [`Seen::key`].
@@ -46,6 +46,8 @@ pub struct Generation {
     pub epoch: u64,
     /// Counts within the epoch.
     pub sequence: u64,
+    /// Milliseconds since 1970, by the clock of the machine that made it.
+    pub taken_at: u64,
     /// Name of its [`crate::tree::Root`].
     pub root: Hash,
 }
@@ -138,11 +140,42 @@ impl Index {
         let table = read.open_table(GENERATIONS).map_err(broken)?;
         let mut generations = Vec::new();
         for entry in table.range((volume, 0, 0)..=(volume, u64::MAX, u64::MAX)).map_err(broken)? {
-            let (key, root) = entry.map_err(broken)?;
-            let (_, epoch, sequence) = key.value();
-            generations.push(Generation { epoch, sequence, root: Hash::from(*root.value()) });
+            let (key, value) = entry.map_err(broken)?;
+            let ((_, epoch, sequence), (root, taken_at)) = (key.value(), value.value());
+            generations.push(Generation { epoch, sequence, taken_at, root: Hash::from(*root) });
         }
         Ok(generations)
+    }
+
+    /// Names of volumes that have generations, those alone that begin with a prefix.
+    pub(super) fn volumes(&self, prefix: &str) -> Result<BTreeSet<String>, Error> {
+        let read = self.database.begin_read().map_err(broken)?;
+        let table = read.open_table(GENERATIONS).map_err(broken)?;
+        let mut volumes = BTreeSet::new();
+        for entry in table.range((prefix, 0, 0)..).map_err(broken)? {
+            let (key, _) = entry.map_err(broken)?;
+            let (volume, ..) = key.value();
+            if !volume.starts_with(prefix) {
+                break;
+            }
+            if !volumes.contains(volume) {
+                volumes.insert(volume.to_owned());
+            }
+        }
+        Ok(volumes)
+    }
+
+    /// Forgets all that is known of a volume.
+    pub(super) fn forget_volume(&self, volume: &str) -> Result<(), Error> {
+        let write = self.database.begin_write().map_err(broken)?;
+        {
+            let mut generations = write.open_table(GENERATIONS).map_err(broken)?;
+            generations.retain_in((volume, 0, 0)..=(volume, u64::MAX, u64::MAX), |_, _| false).map_err(broken)?;
+            write.open_table(SIGHTS).map_err(broken)?.remove(volume).map_err(broken)?;
+            let mut seen = write.open_table(SEEN).map_err(broken)?;
+            seen.retain_in((volume, &[0; 16])..=(volume, &[0xff; 16]), |_, _| false).map_err(broken)?;
+        }
+        write.commit().map_err(broken)
     }
 
     pub(super) fn forget(&self, volume: &str, generations: &[(u64, u64)]) -> Result<(), Error> {
@@ -161,7 +194,7 @@ impl Index {
         let read = self.database.begin_read().map_err(broken)?;
         let mut roots = BTreeSet::new();
         for entry in read.open_table(GENERATIONS).map_err(broken)?.iter().map_err(broken)? {
-            roots.insert(Hash::from(*entry.map_err(broken)?.1.value()));
+            roots.insert(Hash::from(*entry.map_err(broken)?.1.value().0));
         }
         for entry in read.open_table(SIGHTS).map_err(broken)?.iter().map_err(broken)? {
             let sight: Option<Sight> = postcard::from_bytes(entry.map_err(broken)?.1.value()).ok();
@@ -270,9 +303,10 @@ impl Index {
                 objects.insert(name.as_bytes(), (pack, offset, len)).map_err(broken)?;
                 extend(&mut packs, location)?;
             }
-            if let Some((volume, Generation { epoch, sequence, root })) = &news.generation {
+            if let Some((volume, Generation { epoch, sequence, taken_at, root })) = &news.generation {
                 let mut generations = write.open_table(GENERATIONS).map_err(broken)?;
-                generations.insert((volume.as_str(), *epoch, *sequence), root.as_bytes()).map_err(broken)?;
+                let value = (root.as_bytes(), *taken_at);
+                generations.insert((volume.as_str(), *epoch, *sequence), value).map_err(broken)?;
             }
             if let Some(new) = &news.sight {
                 let mut sights = write.open_table(SIGHTS).map_err(broken)?;

@@ -16,7 +16,7 @@ mod pack;
 pub(crate) mod memory;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt, fs, io, mem,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -150,6 +150,22 @@ impl Store {
     /// Where the index can't be read.
     pub fn generations(&self, volume: &str) -> Result<Vec<Generation>, Error> {
         self.shared.index.generations(volume)
+    }
+
+    /// Volumes of which there are generations, those alone whose names begin so.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn volumes(&self, prefix: &str) -> Result<BTreeSet<String>, Error> {
+        self.shared.index.volumes(prefix)
+    }
+
+    /// Forgets all generations of a volume, and what was seen of its files. [`Self::collect`] frees their room.
+    ///
+    /// # Errors
+    /// Where the index can't be written.
+    pub fn forget_volume(&self, volume: &str) -> Result<(), Error> {
+        self.shared.index.forget_volume(volume)
     }
 
     /// Forgets generations of a volume: their epochs and sequences. [`Self::collect`] frees their room.

@@ -25,7 +25,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
 
 fn capture(store: &Store, volume: &Path, sequence: u64) -> Generation {
     let capture = Capture::begin(store, "notes/data", volume).unwrap();
-    capture.finish(&Scope::Everything).unwrap().commit(1, sequence).unwrap()
+    capture.finish(&Scope::Everything).unwrap().commit(1, sequence, 7).unwrap()
 }
 
 #[test]

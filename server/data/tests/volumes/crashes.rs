@@ -136,7 +136,7 @@ impl Objects for Breaks<'_> {
 
 fn captured(store: &Store, volume: &Path, sequence: u64) -> Hash {
     let capture = Capture::begin(store, "notes/data", volume).unwrap();
-    capture.finish(&Scope::Everything).unwrap().commit(1, sequence).unwrap().root
+    capture.finish(&Scope::Everything).unwrap().commit(1, sequence, 7).unwrap().root
 }
 
 #[test]

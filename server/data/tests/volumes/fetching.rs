@@ -41,7 +41,7 @@ impl World {
 
     fn capture(&self, sequence: u64) -> Generation {
         let capture = Capture::begin(&self.near, VOLUME, &self.volume()).unwrap();
-        capture.finish(&Scope::Everything).unwrap().commit(1, sequence).unwrap()
+        capture.finish(&Scope::Everything).unwrap().commit(1, sequence, 7).unwrap()
     }
 
     /// Lets the far store have all that it wants, so many at a time. The names that it asked for.

@@ -199,7 +199,7 @@ impl World {
         let captured = capture.finish(during).unwrap();
         assert!(captured.figures.torn.is_empty());
         self.sequence += 1;
-        captured.commit(1, self.sequence).unwrap().root
+        captured.commit(1, self.sequence, 7).unwrap().root
     }
 }
 
@@ -283,7 +283,7 @@ fn what_is_written_between_reading_and_standing_still_is_in_the_generation() {
     capture.read(&Scope::Everything).unwrap();
     fs::File::options().append(true).open(&path).unwrap().write_all_at(b"more", 300_000).unwrap();
     fs::write(world.volume.join("new"), "new").unwrap();
-    let root = capture.finish(&Scope::Everything).unwrap().commit(1, 1).unwrap().root;
+    let root = capture.finish(&Scope::Everything).unwrap().commit(1, 1, 7).unwrap().root;
     restore(&world.store, &world.replica, None, &root).unwrap();
     assert_same(&world.volume, &world.replica, "written meanwhile");
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use flotilla_api::spec::{
-    Attribute, HealthCheck, OnFailure, OnLoss, PlacementRules, Resources, Restart, UpdateOrder, UpdateRules,
+    Attribute, HealthCheck, OnFailure, OnLoss, PlacementRules, Resources, Restart, UpdateOrder, UpdateRules, VolumeRules,
     VolumeMount,
 };
 
@@ -83,7 +83,7 @@ volumes:
         volume: volume.parse().unwrap(),
         target: target.to_owned(),
         read_only,
-        on_loss: OnLoss::Wait,
+        rules: VolumeRules::default(),
     };
     assert_eq!(web.volumes, [mount("data", "/srv/www", true), mount("cache", "/var/cache", false)]);
     assert_eq!(web.tmpfs, ["/tmp", "/run:size=67108864"]);
@@ -295,13 +295,21 @@ fn a_service_says_what_it_needs_and_where_it_may_run() {
 }
 
 #[test]
-fn a_volume_says_what_becomes_of_its_service_when_its_data_is_lost() {
+fn a_volume_says_who_shall_have_copies_and_what_happens_without() {
     let text = "services: {web: {image: a, volumes: ['a:/a', 'b:/b', 'c:/c']}}\nvolumes:\n  a:\n  b: {x-flotilla: {on-loss: \
-                start-empty}}\n  c: {x-flotilla: {on-loss: wait}, x-other: 1}\n";
-    let on_loss: Vec<OnLoss> = compose(text).unwrap().services[0].volumes.iter().map(|mount| mount.on_loss).collect();
-    assert_eq!(on_loss, [OnLoss::Wait, OnLoss::StartEmpty, OnLoss::Wait]);
+                start-empty}}\n  c: {x-flotilla: {on-loss: wait, replicas: 0, sync: true}, x-other: 1}\n";
+    let spec = compose(text).unwrap().services.remove(0);
+    let rules: Vec<VolumeRules> = spec.volumes.iter().map(|mount| mount.rules).collect();
+    let usual = VolumeRules { on_loss: OnLoss::Wait, replicas: 2, sync: false };
+    let empty = VolumeRules { on_loss: OnLoss::StartEmpty, ..usual };
+    assert_eq!(rules, [usual, empty, VolumeRules { replicas: 0, sync: true, ..usual }]);
+    assert_eq!(spec.copies(), 2, "the most that one of them asks for");
     for (entry, code) in [
         ("{x-flotilla: {on-loss: forget}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {replicas: 10}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {replicas: -1}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {replicas: all}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {sync: often}}", ErrorCode::ComposeInvalid),
         ("{x-flotilla: {onloss: wait}}", ErrorCode::ComposeUnsupported),
         ("{x-flotilla: 5}", ErrorCode::ComposeInvalid),
     ] {

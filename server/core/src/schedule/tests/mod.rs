@@ -3,5 +3,6 @@ mod explained;
 mod moves;
 mod placing;
 mod properties;
+mod replicas;
 mod rollouts;
 mod world;

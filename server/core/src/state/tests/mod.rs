@@ -4,7 +4,7 @@ mod placements;
 
 use flotilla_api::{
     Grant, Scope,
-    spec::{OnLoss, VolumeMount},
+    spec::{VolumeMount, VolumeRules},
 };
 
 use super::*;
@@ -112,7 +112,7 @@ fn spec(name: &str, image: &str) -> ServiceSpec {
 fn with_volume(name: &str, volume: &str) -> ServiceSpec {
     let mut spec = spec(name, "image");
     let volume = volume.parse().unwrap();
-    let mount = VolumeMount { volume, target: "/data".to_owned(), read_only: false, on_loss: OnLoss::Wait };
+    let mount = VolumeMount { volume, target: "/data".to_owned(), read_only: false, rules: VolumeRules::default() };
     spec.volumes.push(mount);
     spec
 }
