@@ -20,3 +20,4 @@ pub mod peers;
 pub mod route;
 pub mod store;
 pub mod tunnel;
+pub mod volumes;

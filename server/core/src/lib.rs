@@ -6,6 +6,7 @@ mod access;
 pub mod command;
 pub mod compose;
 mod dependency;
+pub mod history;
 pub mod lease;
 pub mod node;
 pub mod reconcile;

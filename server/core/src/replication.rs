@@ -111,6 +111,11 @@ impl Writer {
         }
     }
 
+    /// Of the capture that comes next.
+    pub fn next_sequence(&self) -> u64 {
+        self.sequence + 1
+    }
+
     /// A capture ended, which had begun so long ago. Its sequence.
     pub fn captured(&mut self, now: Mono, took_ms: u64) -> u64 {
         self.capturing = false;

@@ -4,12 +4,15 @@
 use std::collections::BTreeMap;
 
 use flotilla_api::{
-    InstanceId, ServiceName, UnixMillis,
+    InstanceId, NodeId, ServiceName, UnixMillis,
     rest::{EngineView, LinkView, MachineResources},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::reconcile::{Memory, Observed};
+use crate::{
+    reconcile::{Memory, Observed},
+    state::{Generation, GenerationName},
+};
 
 /// Sent to every other node when something changed, and every few seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +35,47 @@ pub struct Report {
     pub links: Vec<LinkView>,
     /// Images of services that its engine has, by the reference or id that the state names.
     pub images: Vec<String>,
+    /// Of services whose volumes are written there.
+    #[serde(default)]
+    pub data: DataReports,
+}
+
+/// By service.
+pub type DataReports = BTreeMap<ServiceName, DataReport>;
+
+/// How the data of a service does, as the machine tells that writes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataReport {
+    pub epoch: u64,
+    /// The newest generation that was made there.
+    pub captured: Option<CopyReport>,
+    /// Since when there is something that it does not have.
+    pub changed_at: Option<UnixMillis>,
+    /// For how long the instance stood still for it. Milliseconds.
+    pub held_ms: u64,
+    /// The newest that each other machine has told to have.
+    pub copies: BTreeMap<NodeId, CopyReport>,
+    /// Why no more is copied, as a sentence.
+    pub problem: Option<String>,
+}
+
+impl DataReport {
+    /// Since when there is something that is not committed, as far as it is known.
+    pub fn uncommitted_since(&self, committed: Option<&Generation>) -> Option<UnixMillis> {
+        let waits = self.captured.as_ref().filter(|captured| committed.is_none_or(|it| it.name < captured.name));
+        let waits = waits.map(|captured| committed.map_or(captured.taken_at, |committed| committed.taken_at));
+        waits.or(self.changed_at)
+    }
+}
+
+/// A generation that a machine has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyReport {
+    #[serde(flatten)]
+    pub name: GenerationName,
+    pub taken_at: UnixMillis,
+    /// Of what was written since.
+    pub behind_bytes: u64,
 }
 
 /// What an instance uses.

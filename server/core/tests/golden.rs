@@ -10,7 +10,7 @@ use flotilla_api::{
     Grant, NodeId, Revision, Scope, ServiceName, TokenId, UnixMillis,
     spec::{
         Attribute, Constraint, HealthCheck, OnFailure, OnLoss, Operator, PlacementRules, Resources, Restart,
-        ServiceSpec, UpdateOrder, UpdateRules, VolumeRules, VolumeMount,
+        ServiceSpec, UpdateOrder, UpdateRules, VolumeMount, VolumeRules,
     },
 };
 use flotilla_core::{

@@ -56,6 +56,19 @@ impl Scope {
         }
     }
 
+    /// Adds what lies in another.
+    pub fn merge(&mut self, more: Self) {
+        match (&mut *self, more) {
+            (Self::Only(names), Self::Only(others)) => {
+                for (name, scope) in others {
+                    names.entry(name).or_insert_with(Self::nothing).merge(scope);
+                }
+            }
+            (Self::Only(_), Self::Everything) => *self = Self::Everything,
+            (Self::Everything, _) => {}
+        }
+    }
+
     fn of(&self, name: &Name) -> Option<&Self> {
         match self {
             Self::Everything => Some(self),

@@ -10,7 +10,7 @@ use std::{
 use flotilla_api::{InstanceId, NodeId, UnixMillis};
 use flotilla_core::{
     Actor, Command, CommandV1, Entry,
-    report::{Report, Usage},
+    report::{DataReports, Report, Usage},
     state::MACHINES_MAX,
 };
 use tokio::{
@@ -73,7 +73,7 @@ impl Reports {
 }
 
 /// Tells the others how this node does, whenever that changes.
-pub(super) async fn run(shared: Arc<Shared>, engine: Engine) {
+pub(super) async fn run(shared: Arc<Shared>, engine: Engine, mut data: watch::Receiver<DataReports>) {
     let mut observed = engine.watch_observed();
     let mut memory = engine.watch_memory();
     let mut status = engine.watch_status();
@@ -87,7 +87,8 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine) {
         if usage.0.elapsed() > USAGE_EVERY {
             usage = (Instant::now(), engine.usage().await);
         }
-        let report = report(&shared, &engine, &machine, &usage.1).await;
+        let written = data.borrow_and_update().clone();
+        let report = report(&shared, &engine, &machine, &usage.1, &written).await;
         shared.reports.take(shared.parts.node.clone(), report.clone());
         shared.led.notify_one();
         tell(&shared, &report, &connected.borrow_and_update().clone());
@@ -99,6 +100,7 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine) {
                 changed = memory.changed() => changed.is_ok(),
                 changed = status.changed() => changed.is_ok(),
                 changed = images.changed() => changed.is_ok(),
+                changed = data.changed() => changed.is_ok(),
                 changed = states.changed() => changed.is_ok(),
                 changed = connected.changed() => changed.is_ok(),
                 () = sleep_until(told + TELL_EVERY) => true,
@@ -111,7 +113,13 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine) {
     }
 }
 
-async fn report(shared: &Shared, engine: &Engine, machine: &Machine, usage: &BTreeMap<InstanceId, Usage>) -> Report {
+async fn report(
+    shared: &Shared,
+    engine: &Engine,
+    machine: &Machine,
+    usage: &BTreeMap<InstanceId, Usage>,
+    data: &DataReports,
+) -> Report {
     let state = shared.parts.store.state();
     Report {
         at: clock::now(),
@@ -126,6 +134,7 @@ async fn report(shared: &Shared, engine: &Engine, machine: &Machine, usage: &BTr
         usage: usage.clone(),
         links: shared.parts.peers.links(),
         images: engine.held_images().borrow().iter().cloned().collect(),
+        data: data.clone(),
     }
 }
 

@@ -20,9 +20,8 @@ use super::{
     Error,
     connection::{CALL_LIMIT, Client},
     labels::{self, Identity, Owner},
-    volume,
 };
-use crate::fence::Fence;
+use crate::{fence::Fence, volumes::layout};
 
 /// Creating and starting unpack layers, mount and set networks up; on a slow disk that takes a while.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -244,7 +243,7 @@ fn host_config(data_dir: &Path, spec: &ServiceSpec, network: String) -> HostConf
             spec.volumes
                 .iter()
                 .map(|mount| {
-                    let source = volume::directory(data_dir, &spec.name, &mount.volume);
+                    let source = layout::directory(data_dir, &spec.name, &mount.volume);
                     bind(&source, &mount.target, mount.read_only)
                 })
                 .collect(),

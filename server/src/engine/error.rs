@@ -50,6 +50,9 @@ pub enum Error {
     /// It could not be frozen, or not be guarded, and so was not started.
     #[error(transparent)]
     Fence(#[from] fence::Error),
+    /// Its data is not there. Holds the whole sentence.
+    #[error("{}", .0.message)]
+    Data(ApiError),
     #[error("could not {operation} `{}`: {source}", path.display())]
     Directory { operation: &'static str, path: PathBuf, source: std::io::Error },
     /// What was under way is no longer wanted, or the node stops.
@@ -67,6 +70,7 @@ impl Error {
             Self::Unavailable(_) => ErrorCode::EngineUnavailable,
             // None of them speaks against what was to be started; the reconciler knows the code.
             Self::Fence(_) | Self::Transfer { .. } => ErrorCode::ServiceUnavailable,
+            Self::Data(error) => error.code,
             Self::Timeout { .. } => ErrorCode::Timeout,
             Self::Refused { .. } => ErrorCode::EngineFailed,
             Self::Reference { .. } | Self::Archive(_) => ErrorCode::ImageInvalid,

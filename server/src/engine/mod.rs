@@ -6,6 +6,7 @@ mod again;
 mod build;
 mod connection;
 mod container;
+mod data;
 mod error;
 mod exec;
 mod hijack;
@@ -54,6 +55,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use connection::Client;
 pub use connection::DEFAULT_HOST;
 pub(crate) use connection::DockerHost;
+pub use data::{Begun, Data, NoData};
 pub use error::Error;
 pub use exec::{Exec, ExecEvent, ExecInput, ExecOutput};
 pub use image::PullProgress;
@@ -101,6 +103,7 @@ pub struct Surroundings {
     pub lease: Arc<dyn Lease>,
     pub fence: Fence,
     pub others: Arc<dyn Others>,
+    pub data: Arc<dyn Data>,
 }
 
 impl fmt::Debug for Surroundings {
@@ -132,6 +135,7 @@ struct Shared {
     host: Arc<DockerHost>,
     fence: Fence,
     others: Arc<dyn Others>,
+    data: Arc<dyn Data>,
     client: watch::Sender<Option<Client>>,
     status: watch::Sender<EngineView>,
     observed: watch::Sender<Option<Arc<Observed>>>,
@@ -182,6 +186,7 @@ impl Engine {
             config: EngineConfig { data_dir, ..config },
             fence: surroundings.fence.clone(),
             others: Arc::clone(&surroundings.others),
+            data: Arc::clone(&surroundings.data),
             client: watch::Sender::new(None),
             status: watch::Sender::new(connecting),
             observed: watch::Sender::new(None),

@@ -443,7 +443,7 @@ impl Worker {
                     epoch: *epoch,
                 };
                 let image = provision::image(&self.shared, client, spec, &self.cancel).await?;
-                volume::prepare(client, owner, data_dir, spec, &image).await?;
+                self.prepare(spec, *epoch, &image).await?;
                 if let Some(id) = spare::take(&self.shared, client, &identity, spec, &image).await {
                     match self.start_new(&id, &identity, spec).await {
                         Ok(()) => return Ok(()),
@@ -457,10 +457,10 @@ impl Worker {
                 let id = container::create(client, owner, data_dir, &identity, spec, &image).await?;
                 self.start_new(&id, &identity, spec).await
             }
-            Action::Start { container, .. } => {
+            Action::Start { container, service, .. } => {
                 container::one_network_each(client, owner).await?;
                 let (epoch, writes) = self.claim(container);
-                self.start(container, epoch, writes).await
+                self.start(container, service, epoch, writes).await
             }
             Action::Remove { container, grace_ms, .. } => {
                 let grace = Duration::from_millis(*grace_ms);
@@ -474,16 +474,25 @@ impl Worker {
                 if self.observed.containers.iter().any(|container| container.service == *service) {
                     return Err(Error::Invalid(format!("volumes of `{service}` are still in use")));
                 }
-                volume::delete(client, owner, data_dir, service).await
+                volume::delete(client, owner, data_dir, service).await?;
+                self.shared.data.deleted(service).await.map_err(Error::Data)
             }
             Action::Propose(command) => self.propose(command).await,
         }
     }
 
+    /// Directories that an instance of this epoch may begin with.
+    async fn prepare(&self, spec: &ServiceSpec, epoch: u64, image: &str) -> Result<(), Error> {
+        if spec.written().next().is_some() {
+            self.shared.data.ready(&spec.name, epoch).await.map_err(Error::Data)?;
+        }
+        volume::prepare(&self.shared, &self.client, spec, image).await
+    }
+
     /// Starts a container for the first time. Of a try that fails nothing is left.
     async fn start_new(&self, id: &str, identity: &Identity, spec: &ServiceSpec) -> Result<(), Error> {
-        let writes = spec.volumes.iter().any(|mount| !mount.read_only);
-        let started = self.start(id, identity.epoch, writes).await;
+        let writes = spec.written().next().is_some();
+        let started = self.start(id, &spec.name, identity.epoch, writes).await;
         if started.is_err()
             && let Err(second) = self.remove(id).await
         {
@@ -494,10 +503,12 @@ impl Worker {
 
     /// What could write a volume is made known to the guard first, and starts only while the lease lasts: pulling its image may
     /// have taken longer than that.
-    async fn start(&self, container: &str, epoch: u64, writes: bool) -> Result<(), Error> {
+    async fn start(&self, container: &str, service: &ServiceName, epoch: u64, writes: bool) -> Result<(), Error> {
         if !writes {
             return container::start(&self.client, container).await;
         }
+        // Held until it has started: what it writes is captured with it or before it, and not in between.
+        let _begun = self.shared.data.begins(service, epoch).await.map_err(Error::Data)?;
         self.shared.fence.announce(container, epoch).await?;
         if !self.lease.may_start() {
             self.shared.fence.withdraw(container);

@@ -242,7 +242,7 @@ async fn renew(shared: &Shared, client: &Client, wanted: &Wanted<'_>) -> Result<
         discard(client, &known.container).await;
     }
     let owner = shared.owner();
-    volume::prepare(client, &owner, &shared.config.data_dir, wanted.spec, &image).await?;
+    volume::prepare(shared, client, wanted.spec, &image).await?;
     body.labels.get_or_insert_default().insert(labels::SPARE.to_owned(), key.clone());
     let random = format!("{:08x}", rand::random::<u32>());
     let container = container::create_from(client, owner.spare_name(name, &random), body).await?;

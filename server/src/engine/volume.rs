@@ -15,18 +15,20 @@ use bollard::{
     query_parameters::{DownloadFromContainerOptions, UploadToContainerOptions},
 };
 use flotilla_api::{
-    ServiceName, VolumeName,
+    ServiceName,
     spec::{ServiceSpec, VolumeMount},
 };
 use futures::{StreamExt, TryStreamExt};
 
 use super::{
-    Error,
+    Error, Shared,
     connection::{CALL_LIMIT, Client},
     container,
     labels::Owner,
     scratch::{self, Scratch},
 };
+
+use crate::volumes::layout::{self, directory, root};
 
 /// An image may come with gigabytes at a mount point (a database's samples); they are copied once.
 const COPY_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -38,29 +40,19 @@ const DELETED: &str = ".deleted-";
 /// Where a service's directory is in the container that unpacks.
 const INSIDE: &str = "/.flotilla-volumes";
 
-pub(super) fn directory(data_dir: &Path, service: &ServiceName, volume: &VolumeName) -> PathBuf {
-    root(data_dir).join(service.as_str()).join(volume.as_str())
-}
-
-fn root(data_dir: &Path) -> PathBuf {
-    data_dir.join("volumes")
-}
-
 /// Makes the directories that do not exist yet, each complete or not at all.
-pub(super) async fn prepare(
-    client: &Client,
-    owner: &Owner,
-    data_dir: &Path,
-    spec: &ServiceSpec,
-    image: &str,
-) -> Result<(), Error> {
-    let parent = root(data_dir).join(spec.name.as_str());
+pub(super) async fn prepare(shared: &Shared, client: &Client, spec: &ServiceSpec, image: &str) -> Result<(), Error> {
+    let (owner, data_dir) = (&shared.owner(), &shared.config.data_dir);
+    let parent = layout::of_service(data_dir, &spec.name);
+    if !spec.volumes.is_empty() && !is_directory(&parent)? {
+        private_directory(&root(data_dir))?;
+        shared.data.prepares(&spec.name).await.map_err(Error::Data)?;
+    }
     for mount in &spec.volumes {
         let volume = directory(data_dir, &spec.name, &mount.volume);
         if is_directory(&volume)? {
             continue;
         }
-        private_directory(&root(data_dir))?;
         private_directory(&parent)?;
         let staging = parent.join(staging_name(mount));
         // Left from a try that was cut short.

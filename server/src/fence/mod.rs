@@ -130,6 +130,11 @@ fn this_program() -> PathBuf {
     }
 }
 
+/// Containers that stand still for a moment.
+#[derive(Debug)]
+#[must_use = "what is held has to be released"]
+pub struct Held(Vec<String>);
+
 /// The daemon's end of the fence. Clones are handles to the same one; when the last is dropped the daemon's side ends, and the
 /// guard goes on.
 #[derive(Clone)]
@@ -153,6 +158,8 @@ struct Shared {
     frozen: watch::Sender<BTreeSet<String>>,
     /// Of those, the ones that the engine paused because the kernel's freezer is out of reach.
     paused: Mutex<BTreeSet<String>>,
+    /// Those that stand still for a moment only.
+    held: Mutex<BTreeSet<String>>,
     thawed: Mutex<BTreeMap<String, UnixMillis>>,
     figures: Counters,
 }
@@ -252,6 +259,7 @@ impl Fence {
             asleep: AtomicBool::new(false),
             frozen: watch::Sender::default(),
             paused: Mutex::default(),
+            held: Mutex::default(),
             thawed: Mutex::default(),
             figures: Counters::default(),
         });
@@ -320,6 +328,16 @@ impl Fence {
 
     /// Freezes containers at once. True where it is frozen now, false where it does not run.
     pub async fn freeze(&self, containers: &[String]) -> Vec<(String, Result<bool, Error>)> {
+        let outcomes = self.stop(containers).await;
+        for (container, result) in &outcomes {
+            if matches!(result, Ok(true)) && self.shared.mark(container, true) {
+                self.shared.figures.freezes.fetch_add(1, Relaxed);
+            }
+        }
+        outcomes
+    }
+
+    async fn stop(&self, containers: &[String]) -> Vec<(String, Result<bool, Error>)> {
         let results = self.blocking(containers, Freezer::freeze).await;
         let mut outcomes = Vec::with_capacity(containers.len());
         for (container, result) in containers.iter().zip(results) {
@@ -331,13 +349,51 @@ impl Fence {
             if matches!(paused, Some(Ok(true))) {
                 self.shared.lock(&self.shared.paused).insert(container.clone());
             }
-            let result = paused.unwrap_or(result);
-            if matches!(result, Ok(true)) && self.shared.mark(container, true) {
-                self.shared.figures.freezes.fetch_add(1, Relaxed);
-            }
-            outcomes.push((container.clone(), result));
+            outcomes.push((container.clone(), paused.unwrap_or(result)));
         }
         outcomes
+    }
+
+    /// Holds everything that could write under an epoch still, for the moment that it takes to see what it has written. Ends with
+    /// [`Self::release`]; a container whose lease ends meanwhile stays frozen.
+    ///
+    /// # Errors
+    /// One of them does not stand still; then none is held.
+    pub async fn hold(&self, epoch: u64) -> Result<Held, Error> {
+        let mut containers = {
+            let plan = self.shared.plan.borrow();
+            let guarded = plan.targets.iter().filter(|target| target.epoch == epoch).map(|it| it.container.clone());
+            let announced = plan.announced.iter().filter(|(_, (of, _))| *of == epoch).map(|(it, _)| it.clone());
+            guarded.chain(announced).collect::<BTreeSet<_>>()
+        };
+        // What somebody else has stopped stays so.
+        containers.retain(|container| !self.stands_still(container));
+        let containers: Vec<String> = containers.into_iter().collect();
+        self.shared.lock(&self.shared.held).extend(containers.iter().cloned());
+        let stopped = self.stop(&containers).await;
+        let held = Held(containers);
+        match stopped.into_iter().find_map(|(_, result)| result.err()) {
+            Some(error) => {
+                self.release(held).await;
+                Err(error)
+            }
+            None => Ok(held),
+        }
+    }
+
+    /// Lets what was held go on, as far as it may.
+    pub async fn release(&self, Held(containers): Held) {
+        {
+            let mut held = self.shared.lock(&self.shared.held);
+            held.retain(|container| !containers.contains(container));
+        }
+        let frozen = self.frozen();
+        let free: Vec<String> = containers.into_iter().filter(|container| !frozen.contains(container)).collect();
+        for (container, result) in self.thaw(&free).await {
+            if let Err(error) = result {
+                tracing::warn!(container, %error, "what was held for a copy does not go on yet");
+            }
+        }
     }
 
     /// Lets containers go on, once the guard knows of a deadline that allows it. False where it does not run.
@@ -353,7 +409,9 @@ impl Fence {
             if expired { Err(Error::Expired) } else { Ok(()) }
         };
         let mut outcomes = Vec::with_capacity(containers.len());
-        for container in containers {
+        let held = self.shared.lock(&self.shared.held).clone();
+        // Whoever holds it lets it go.
+        for container in containers.iter().filter(|container| !held.contains(*container)) {
             let result = match refused().await {
                 Err(error) => Err(error),
                 Ok(()) if self.shared.lock(&self.shared.paused).contains(container) => {
@@ -438,20 +496,27 @@ impl Fence {
     pub(crate) fn observe(&self, running: &[&str], all: &BTreeSet<&str>) -> BTreeSet<String> {
         let frozen: BTreeSet<String> = running
             .iter()
-            .filter(|container| self.is_frozen(container))
+            .filter(|container| self.is_frozen(container) && self.counts(container))
             .map(|&container| container.to_owned())
             .collect();
         self.shared.lock(&self.shared.thawed).retain(|container, _| all.contains(container.as_str()));
         self.shared.lock(&self.shared.paused).retain(|container| all.contains(container.as_str()));
         let paused = self.shared.lock(&self.shared.paused).clone();
+        let held = self.shared.lock(&self.shared.held).clone();
         self.shared.frozen.send_if_modified(|known| {
             // Of those that the engine itself calls paused only the ones that were paused for us count.
-            let next: BTreeSet<String> = frozen.iter().chain(&paused).cloned().collect();
+            let paused = paused.iter().filter(|container| !held.contains(*container) || known.contains(*container));
+            let next: BTreeSet<String> = frozen.iter().chain(paused).cloned().collect();
             let changed = *known != next;
             *known = next;
             changed
         });
         frozen
+    }
+
+    /// Does it count as frozen, and not only as held for a moment?
+    fn counts(&self, container: &str) -> bool {
+        !self.shared.lock(&self.shared.held).contains(container) || self.shared.frozen.borrow().contains(container)
     }
 
     /// When a container was thawed last: what the engine found out about its health before that was found while it was frozen.

@@ -6,6 +6,7 @@ mod fence;
 mod figure;
 mod relay;
 mod tunnel;
+mod volumes;
 
 use std::{
     fmt,
@@ -192,6 +193,11 @@ impl Metrics {
             );
             registry.register_collector(Box::new(consensus::ConsensusFigures(consensus.clone())));
         });
+    }
+
+    /// Shows how volumes do, too.
+    pub fn watch_volumes(&self, volumes: crate::volumes::Volumes) {
+        self.register(|registry| registry.register_collector(Box::new(volumes::Copies(volumes))));
     }
 
     /// Shows what the fence did, too.

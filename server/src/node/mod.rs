@@ -35,6 +35,7 @@ use crate::{
     route::Router,
     store::{self, Store},
     tunnel::{self, Tunnel},
+    volumes::{self, Volumes},
 };
 
 use peering::{Answering, Peering, Rest};
@@ -64,6 +65,8 @@ pub enum Error {
     #[error(transparent)]
     Fence(#[from] fence::Error),
     #[error(transparent)]
+    Volumes(#[from] volumes::Error),
+    #[error(transparent)]
     Mesh(#[from] mesh::Error),
     #[error(transparent)]
     Join(#[from] joined::Error),
@@ -85,6 +88,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Node {
     app: Arc<App>,
+    volumes: Volumes,
     address: SocketAddr,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
     relay: Option<Arc<Relay>>,
@@ -198,20 +202,22 @@ struct Begun {
 struct Assembled {
     app: Arc<App>,
     cluster: Cluster,
+    volumes: Volumes,
 }
 
 impl Assembled {
     async fn begin(self, reception: &Reception, identity: &Identity, directory: DataDir, address: SocketAddr) -> Node {
-        let Self { app, cluster } = self;
+        let Self { app, cluster, volumes } = self;
         let relay = relay::start(&app.config, app.domain.to_string(), identity).await;
         if let Some(relay) = &relay {
             app.metrics.watch_relay(relay);
         }
         let relay_port = relay.as_ref().map(|relay| relay.address().port());
-        let mut tasks = cluster.run(&app.engine, address, relay_port);
+        let mut tasks = cluster.run(&app.engine, volumes.watch_reports(), address, relay_port);
+        tasks.extend(volumes.run(&app.engine));
         tasks.push(("the watch over services", tokio::spawn(http::tell_changes(app.clone()))));
         reception.open(app.clone());
-        Node { app, address, tasks, relay, _directory: directory }
+        Node { app, volumes, address, tasks, relay, _directory: directory }
     }
 }
 
@@ -250,6 +256,20 @@ fn assemble(
         data_dir: directory.path().to_owned(),
     };
     let cluster = Cluster::new(parts, stop.clone());
+    let proposer = Arc::new(wiring::Proposals(store.clone()));
+    let volumes = Volumes::open(volumes::Parts {
+        node: node.clone(),
+        data_dir: directory.path().canonicalize().map_err(|source| volumes::Error::File {
+            operation: "use",
+            path: directory.path().to_owned(),
+            source,
+        })?,
+        state: store.watch(),
+        fence: fence.clone(),
+        proposer: proposer.clone(),
+        network: nodes.clone(),
+    })?;
+    metrics.watch_volumes(volumes.clone());
     let engine = EngineConfig {
         docker_host: config.docker_host.clone(),
         data_dir: directory.path().to_owned(),
@@ -257,10 +277,11 @@ fn assemble(
         node_id: node.clone(),
     };
     let surroundings = engine::Surroundings {
-        proposer: Arc::new(wiring::Proposals(store.clone())),
+        proposer,
         lease: Arc::new(cluster.clone()),
         fence,
         others: Arc::new(cluster.clone()),
+        data: Arc::new(volumes.clone()),
     };
     let engine = Engine::start(engine, store.watch(), surroundings)?;
     let router = Router::of(&engine, node.clone(), store.watch());
@@ -282,6 +303,7 @@ fn assemble(
     peering.complete(Rest {
         cluster: cluster.clone(),
         engine: engine.clone(),
+        volumes: volumes.clone(),
         router,
         store: store.clone(),
         authority: authority.clone(),
@@ -307,7 +329,7 @@ fn assemble(
     });
     let app = Arc::new(app);
     peering.serve(&app);
-    Ok(Assembled { app, cluster })
+    Ok(Assembled { app, cluster, volumes })
 }
 
 /// Every way that leads here, and loopback for browsers on this machine: that is whom a cluster on `.localhost` is for.
@@ -341,6 +363,7 @@ impl Node {
         {
             tracing::warn!(%error, "leadership was not handed over");
         }
+        self.volumes.stop().await;
         for (what, task) in self.tasks {
             if task.await.is_err() {
                 tracing::error!("{what} ended in a panic");

@@ -23,6 +23,7 @@ use crate::{
     peers::{Handler, Method, Stream, starting},
     route::{self, Router},
     store::Store,
+    volumes::{self, Volumes},
 };
 
 /// How long a stream waits for the rest of this node: other nodes link with it before that is put together.
@@ -38,6 +39,7 @@ pub(super) struct Peering {
 pub(super) struct Rest {
     pub(super) cluster: Cluster,
     pub(super) engine: Engine,
+    pub(super) volumes: Volumes,
     pub(super) router: Router,
     pub(super) store: Store,
     pub(super) authority: Authority,
@@ -88,7 +90,10 @@ impl Handler for Answering {
         let this = self.0.clone();
         Box::pin(async move {
             let rest = this.rest.get().ok_or_else(starting)?;
-            rest.cluster.answer(&from, method, &body)
+            match method {
+                Method::Offer | Method::Holds => rest.volumes.answer(&from, method, &body).await,
+                _ => rest.cluster.answer(&from, method, &body),
+            }
         })
     }
 
@@ -114,6 +119,8 @@ impl Handler for Answering {
                 rest.router.serve(instance, stream).await;
             } else if let Some(image) = label.strip_prefix(engine::IMAGE_LABEL) {
                 rest.engine.serve_image(image, stream).await;
+            } else if label == volumes::LABEL {
+                rest.volumes.serve(&from, stream).await;
             } else if label == http::PEER_LABEL
                 && let Ok(app) = timeout(STARTING, rest.app.wait()).await
                 && let Some(app) = app.upgrade()

@@ -52,6 +52,10 @@ methods! {
     Renew = 16;
     /// What a node tells of itself.
     Report = 17;
+    /// There is a new generation of a service's volumes.
+    Offer = 24;
+    /// A machine has all of a generation.
+    Holds = 25;
     /// A signalling message for a third node, to be passed on.
     Signal = 32;
     /// First contact of a machine that wants to join.

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use flotilla::{
     clock,
     cluster::Alone,
-    engine::{Engine, EngineConfig, NoOthers, Others, Proposer, Surroundings},
+    engine::{Engine, EngineConfig, NoData, NoOthers, Others, Proposer, Surroundings},
     fence::{self, Fence},
 };
 use flotilla_api::{ApiError, Grant, NodeId, Scope, ServiceName, TokenId, UnixMillis, rest::ServiceState};
@@ -168,7 +168,8 @@ impl Playground {
 
     pub(crate) fn start_among(&self, config: EngineConfig, fence: Fence, others: Arc<dyn Others>) -> Engine {
         let proposer: Arc<dyn Proposer> = self.log.clone();
-        let surroundings = Surroundings { proposer, lease: Arc::new(Alone), fence, others };
+        let data = Arc::new(NoData);
+        let surroundings = Surroundings { proposer, lease: Arc::new(Alone), fence, others, data };
         Engine::start(config, self.log.state.subscribe(), surroundings).unwrap()
     }
 

@@ -51,7 +51,12 @@ impl Reader<'_> {
         Ok((volumes, tmpfs))
     }
 
-    fn own(&mut self, name: &ServiceName, item: &Section<'_>, source: &str) -> Result<(VolumeName, VolumeRules), ApiError> {
+    fn own(
+        &mut self,
+        name: &ServiceName,
+        item: &Section<'_>,
+        source: &str,
+    ) -> Result<(VolumeName, VolumeRules), ApiError> {
         let volume: VolumeName = source.parse().map_err(|error| invalid_name(item.mark(), &error))?;
         let Some(rules) = self.declared.get(&volume).copied() else {
             return Err(item.invalid(&format!(

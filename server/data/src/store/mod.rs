@@ -152,6 +152,18 @@ impl Store {
         self.shared.index.generations(volume)
     }
 
+    /// Gives a tree that is here one more name, among the generations of a volume.
+    ///
+    /// # Errors
+    /// Where its root is not here, or the index can't be written.
+    pub fn name(&self, volume: &str, generation: Generation) -> Result<(), Error> {
+        let mut session = self.session();
+        if !session.contains(&generation.root)? {
+            return Err(Error::Missing { name: generation.root });
+        }
+        session.commit(&News { generation: Some((volume.to_owned(), generation)), sight: None })
+    }
+
     /// Volumes of which there are generations, those alone whose names begin so.
     ///
     /// # Errors

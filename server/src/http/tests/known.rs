@@ -135,6 +135,7 @@ pub(super) fn report(containers: Vec<Container>, seen_before_ms: u64) -> Report 
         usage,
         links: Vec::new(),
         images: Vec::new(),
+        data: BTreeMap::new(),
     }
 }
 

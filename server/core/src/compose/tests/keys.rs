@@ -2,8 +2,8 @@
 
 use super::*;
 use flotilla_api::spec::{
-    Attribute, HealthCheck, OnFailure, OnLoss, PlacementRules, Resources, Restart, UpdateOrder, UpdateRules, VolumeRules,
-    VolumeMount,
+    Attribute, HealthCheck, OnFailure, OnLoss, PlacementRules, Resources, Restart, UpdateOrder, UpdateRules,
+    VolumeMount, VolumeRules,
 };
 
 #[test]

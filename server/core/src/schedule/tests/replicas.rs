@@ -75,7 +75,10 @@ fn a_machine_on_battery_and_one_that_may_not_run_it_come_last() {
     world.label("boreas", "disk", "ssd");
     world.label("ceres", "disk", "ssd");
     world.runs_on_battery("boreas");
-    world.deploy(&format!("{}, deploy: {{placement: {{constraints: [node.labels.disk == ssd]}}}}}}", DB.trim_end_matches('}')));
+    world.deploy(&format!(
+        "{}, deploy: {{placement: {{constraints: [node.labels.disk == ssd]}}}}}}",
+        DB.trim_end_matches('}')
+    ));
     world.settle();
     let copies = world.copies("db");
     assert!(!copies.contains(&"delos".to_owned()), "{copies:?}");

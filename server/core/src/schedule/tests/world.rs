@@ -369,6 +369,7 @@ impl World {
             usage: BTreeMap::new(),
             links: machine.links.clone(),
             images: machine.images.clone(),
+            data: BTreeMap::new(),
         });
         self.keep(id);
     }

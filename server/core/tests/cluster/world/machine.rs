@@ -259,6 +259,7 @@ impl World {
             usage: BTreeMap::new(),
             links,
             images: Vec::new(),
+            data: BTreeMap::new(),
         });
         daemon.reports.insert(node.id.clone(), report.clone());
         for other in 0..self.nodes.len() {

@@ -1,0 +1,283 @@
+//! Brings the directories of services from one generation to another, and never loses what an instance wrote into them.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use flotilla_api::{NodeId, ServiceName, UnixMillis, VolumeName};
+use flotilla_core::{
+    State,
+    state::{Generation, GenerationName},
+};
+use flotilla_data::{
+    Hash, Store,
+    capture::{Capture, Scope},
+    restore,
+};
+use tokio::sync::OwnedMutexGuard;
+
+use super::{
+    Error,
+    layout::{branch_key, directory, key, of_service, passing_key},
+    record::{Record, Shown},
+};
+
+/// Whoever changes a service's directories, or starts what does, holds this.
+pub(super) type Lock = OwnedMutexGuard<()>;
+
+#[derive(Debug)]
+pub(super) struct Directories {
+    data_dir: PathBuf,
+    store: Store,
+    locks: Mutex<BTreeMap<ServiceName, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// With what an instance begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// What is there.
+    AsItIs,
+    With(GenerationName),
+}
+
+impl Directories {
+    pub(super) fn new(data_dir: PathBuf, store: Store) -> Self {
+        Self { data_dir, store, locks: Mutex::default() }
+    }
+
+    pub(super) async fn lock(&self, service: &ServiceName) -> Lock {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|name, lock| name == service || Arc::strong_count(lock) > 1);
+            Arc::clone(locks.entry(service.clone()).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    pub(super) fn record(&self, service: &ServiceName) -> Result<Option<Record>, Error> {
+        Record::read(&of_service(&self.data_dir, service))
+    }
+
+    fn keep(&self, service: &ServiceName, record: &Record) -> Result<(), Error> {
+        let directory = of_service(&self.data_dir, service);
+        create(&directory)?;
+        record.write(&directory)
+    }
+
+    /// Makes the record of directories that are about to be made.
+    pub(super) fn begin(&self, service: &ServiceName) -> Result<(), Error> {
+        if of_service(&self.data_dir, service).exists() {
+            return Ok(());
+        }
+        self.keep(service, &Record::default())
+    }
+
+    /// Before an instance of this epoch runs. What ran under this epoch before goes on.
+    pub(super) fn ready(
+        &self,
+        state: &State,
+        service: &ServiceName,
+        epoch: u64,
+        beginning: &Beginning,
+        now: UnixMillis,
+    ) -> Result<(), Error> {
+        let record = self.record(service)?;
+        let own = |record: &Record| {
+            record.written == Some(epoch) || record.shows.as_ref().is_some_and(|shows| shows.name.epoch == epoch)
+        };
+        if record.as_ref().is_some_and(own) {
+            return Ok(());
+        }
+        match beginning {
+            Beginning::With(name) => {
+                let shown = self
+                    .kept(service, *name)?
+                    .ok_or_else(|| Error::NotHere { service: service.clone(), name: *name })?;
+                self.show(state, service, &shown, now).map(drop)
+            }
+            Beginning::AsItIs => match record.and_then(|record| record.becomes) {
+                // It was on the way to something, and nobody may see what lies between.
+                Some(becomes) => self.show(state, service, &becomes, now).map(drop),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// From now on an instance of this epoch may write.
+    pub(super) fn begins(&self, service: &ServiceName, epoch: u64) -> Result<(), Error> {
+        match self.record(service)? {
+            Some(record) if record.written == Some(epoch) => Ok(()),
+            _ => self.keep(service, &Record { written: Some(epoch), ..Record::default() }),
+        }
+    }
+
+    /// Nothing was written since this generation, and nothing will be under its epoch.
+    pub(super) fn rests(&self, service: &ServiceName, shown: Shown) -> Result<(), Error> {
+        match self.record(service)? {
+            Some(record) if record.written == Some(shown.name.epoch) => {
+                self.keep(service, &Record { shows: Some(shown), ..Record::default() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A generation that is whole in the store.
+    pub(super) fn kept(&self, service: &ServiceName, name: GenerationName) -> Result<Option<Shown>, Error> {
+        let mut roots = BTreeMap::new();
+        let prefix = format!("{service}/");
+        for volume in self.store.volumes(&prefix)? {
+            let Some(Ok(short)) = volume.strip_prefix(&prefix).map(str::parse::<VolumeName>) else { continue };
+            let generations = self.store.generations(&volume)?;
+            let found = generations.iter().find(|it| (it.epoch, it.sequence) == (name.epoch, name.sequence));
+            roots.extend(found.map(|it| (short, it.root.to_string())));
+        }
+        Ok((!roots.is_empty()).then_some(Shown { name, roots }))
+    }
+
+    /// Makes the directories show a generation, and puts aside what was written in them and is nowhere else. True if they did not show
+    /// it before.
+    pub(super) fn show(
+        &self,
+        state: &State,
+        service: &ServiceName,
+        to: &Shown,
+        now: UnixMillis,
+    ) -> Result<bool, Error> {
+        let record = self.record(service)?;
+        if let Some(Record { shows: Some(shows), becomes: None, written: None }) = &record
+            && shows == to
+        {
+            return Ok(false);
+        }
+        let from: BTreeMap<VolumeName, Hash> = match &record {
+            Some(Record { shows: Some(shows), becomes: None, written: None }) => {
+                shows.roots.iter().filter_map(|(volume, root)| Some((volume.clone(), root.parse().ok()?))).collect()
+            }
+            // What was written before there were records counts as well.
+            None => self.branch(state, service, 0, now)?,
+            Some(Record { written: Some(epoch), .. }) => self.branch(state, service, *epoch, now)?,
+            Some(_) => self.look(service, |service, volume| passing_key(service, volume), 0, now)?,
+        };
+        self.keep(service, &Record { shows: None, becomes: Some(to.clone()), written: None })?;
+        for (volume, root) in &to.roots {
+            let path = directory(&self.data_dir, service, volume);
+            create(&path)?;
+            let root = root.parse().map_err(|_| Error::NotHere { service: service.clone(), name: to.name })?;
+            restore::restore(&self.store, &path, from.get(volume), &root)?;
+        }
+        self.keep(service, &Record { shows: Some(to.clone()), ..Record::default() })?;
+        for volume in from.keys() {
+            self.store.forget_volume(&passing_key(service, volume))?;
+        }
+        Ok(true)
+    }
+
+    /// Puts aside what an instance that was given away has written, and nobody has. What is in the directories is worth nothing then.
+    pub(super) fn put_aside(&self, state: &State, service: &ServiceName, now: UnixMillis) -> Result<(), Error> {
+        let Some(Record { written: Some(epoch), .. }) = self.record(service)? else { return Ok(()) };
+        let roots = self.branch(state, service, epoch, now)?;
+        self.keep(service, &Record::default())?;
+        for volume in roots.keys() {
+            self.store.forget_volume(&passing_key(service, volume))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what an instance wrote under an epoch, unless its successor began with just that. The roots of what is there.
+    pub(super) fn branch(
+        &self,
+        state: &State,
+        service: &ServiceName,
+        epoch: u64,
+        now: UnixMillis,
+    ) -> Result<BTreeMap<VolumeName, Hash>, Error> {
+        let roots = self.look(service, |service, volume| passing_key(service, volume), epoch, now)?;
+        let succeeded =
+            succeeded_from(state, service, epoch).map(|name| self.kept(service, name)).transpose()?.flatten();
+        for (volume, root) in &roots {
+            let same =
+                succeeded.as_ref().and_then(|shown| shown.roots.get(volume)).is_some_and(|it| *it == root.to_string());
+            let branch = branch_key(service, volume);
+            let known = self.store.generations(&branch)?;
+            if same || known.iter().any(|generation| generation.root == *root) {
+                continue;
+            }
+            let sequence = known.iter().filter(|it| it.epoch == epoch).map(|it| it.sequence).max().unwrap_or(0) + 1;
+            let generation = flotilla_data::store::Generation { epoch, sequence, taken_at: now.0, root: *root };
+            self.store.name(&branch, generation)?;
+            tracing::warn!(%service, %volume, epoch, "what was written and not committed is kept as a branch");
+        }
+        Ok(roots)
+    }
+
+    /// What is in each directory now.
+    fn look(
+        &self,
+        service: &ServiceName,
+        under: impl Fn(&ServiceName, &VolumeName) -> String,
+        epoch: u64,
+        now: UnixMillis,
+    ) -> Result<BTreeMap<VolumeName, Hash>, Error> {
+        let mut roots = BTreeMap::new();
+        for volume in self.volumes(service)? {
+            let path = directory(&self.data_dir, service, &volume);
+            let capture = Capture::begin(&self.store, &key(service, &volume), &path)?;
+            let captured = capture.finish(&Scope::Everything)?;
+            let root = captured.root;
+            captured.commit_as(&under(service, &volume), epoch, 1, now.0)?;
+            roots.insert(volume, root);
+        }
+        Ok(roots)
+    }
+
+    /// Directories that are there.
+    pub(super) fn volumes(&self, service: &ServiceName) -> Result<Vec<VolumeName>, Error> {
+        let parent = of_service(&self.data_dir, service);
+        let entries = match fs::read_dir(&parent) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(Error::file("list", &parent, source)),
+        };
+        let mut volumes = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|source| Error::file("list", &parent, source))?;
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let name = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            volumes.extend(name.filter(|_| is_directory));
+        }
+        volumes.sort();
+        Ok(volumes)
+    }
+}
+
+impl Shown {
+    pub(super) fn of(generation: &Generation) -> Self {
+        let roots = generation.volumes.iter().map(|(volume, copies)| (volume.clone(), copies.root.clone()));
+        Self { name: generation.name, roots: roots.collect() }
+    }
+
+    /// Those of its volumes that a machine is said to have.
+    pub(super) fn on(generation: &Generation, node: &NodeId) -> Self {
+        let mut shown = Self::of(generation);
+        shown.roots.retain(|volume, _| generation.volumes[volume].holders.contains(node));
+        shown
+    }
+}
+
+/// The generation of an epoch with which the next one began.
+fn succeeded_from(state: &State, service: &ServiceName, epoch: u64) -> Option<GenerationName> {
+    let service = state.services.get(service)?;
+    let sources = service.placements.iter().filter_map(|placement| placement.source);
+    let committed = service.data.committed.as_ref().map(|committed| committed.name);
+    sources.chain(committed).find(|name| name.epoch == epoch)
+}
+
+/// Nobody else on the machine may look into a service's data.
+fn create(path: &std::path::Path) -> Result<(), Error> {
+    let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(path);
+    made.map_err(|source| Error::file("create the directory", path, source))
+}

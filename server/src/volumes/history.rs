@@ -1,0 +1,91 @@
+//! Which generations stay on this machine, and the room of those that go.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use flotilla_api::UnixMillis;
+use flotilla_core::{
+    history::{self, Moment, Rules},
+    state::GenerationName,
+};
+use tokio::time::{Instant, sleep};
+
+use super::{Error, Shared};
+use crate::clock;
+
+/// Looked at no more often, however many generations come.
+const LOOK_AT_MOST_EVERY: Duration = Duration::from_secs(15);
+
+/// Looked at even if none comes: an old one becomes too old by itself.
+const LOOK_EVERY: Duration = Duration::from_secs(600);
+
+/// The room of what was forgotten is freed no more often: each time all that is kept is gone through.
+const COLLECT_AT_MOST_EVERY: Duration = Duration::from_secs(300);
+
+pub(super) async fn keep(shared: Arc<Shared>) {
+    let (mut forgotten, mut collected) = (false, Instant::now());
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = shared.history.notified() => {}
+            () = sleep(LOOK_EVERY) => {}
+        }
+        let known = Arc::clone(&shared);
+        match super::blocking(move || forget(&known)).await {
+            Ok(any) => forgotten |= any,
+            Err(error) => tracing::warn!(%error, "old generations could not be forgotten"),
+        }
+        if forgotten && collected.elapsed() >= COLLECT_AT_MOST_EVERY {
+            let known = Arc::clone(&shared);
+            match super::blocking(move || Ok(known.store.collect()?)).await {
+                Ok(freed) => {
+                    tracing::debug!(objects = freed.objects, bytes = freed.bytes, "room of old generations was freed");
+                    forgotten = false;
+                }
+                Err(error) => tracing::warn!(%error, "the room of old generations could not be freed"),
+            }
+            collected = Instant::now();
+        }
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = sleep(LOOK_AT_MOST_EVERY) => {}
+        }
+    }
+}
+
+/// True if anything was forgotten.
+fn forget(shared: &Shared) -> Result<bool, Error> {
+    let state = shared.parts.state.borrow().clone();
+    let mut any = false;
+    for service in state.services.values() {
+        let needed = needed(shared, service)?;
+        let prefix = format!("{}/", service.name);
+        for volume in shared.store.volumes(&prefix)? {
+            let generations = shared.store.generations(&volume)?;
+            let moment = |it: &flotilla_data::store::Generation| Moment {
+                name: GenerationName { epoch: it.epoch, sequence: it.sequence },
+                taken_at: UnixMillis(it.taken_at),
+            };
+            let moments: Vec<Moment> = generations.iter().map(moment).collect();
+            let kept = history::kept(&moments, &Rules::default(), clock::now());
+            let gone =
+                moments.iter().map(|moment| moment.name).filter(|name| !kept.contains(name) && !needed.contains(name));
+            let gone: Vec<(u64, u64)> = gone.map(|name| (name.epoch, name.sequence)).collect();
+            if !gone.is_empty() {
+                shared.store.forget(&volume, &gone)?;
+                any = true;
+            }
+        }
+    }
+    Ok(any)
+}
+
+/// Generations that something begins with, or shows, whatever their age.
+fn needed(shared: &Shared, service: &flotilla_core::state::Service) -> Result<BTreeSet<GenerationName>, Error> {
+    let mut needed: BTreeSet<GenerationName> =
+        service.placements.iter().filter_map(|placement| placement.source).collect();
+    needed.extend(service.data.committed.as_ref().map(|committed| committed.name));
+    if let Some(record) = shared.directories.record(&service.name)? {
+        needed.extend(record.shows.into_iter().chain(record.becomes).map(|shown| shown.name));
+    }
+    Ok(needed)
+}

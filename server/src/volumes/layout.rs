@@ -1,0 +1,44 @@
+//! Where what lies on the disk, and under which name in the store.
+
+use std::path::{Path, PathBuf};
+
+use flotilla_api::{ServiceName, VolumeName};
+
+/// All services' directories.
+pub(crate) fn root(data_dir: &Path) -> PathBuf {
+    data_dir.join("volumes")
+}
+
+/// One service's directories, and the record of what they show. No volume's name begins with a dot, so that nothing of ours meets one.
+pub(crate) fn of_service(data_dir: &Path, service: &ServiceName) -> PathBuf {
+    root(data_dir).join(service.as_str())
+}
+
+pub(crate) fn directory(data_dir: &Path, service: &ServiceName, volume: &VolumeName) -> PathBuf {
+    of_service(data_dir, service).join(volume.as_str())
+}
+
+/// The store of generations.
+pub(super) fn objects(data_dir: &Path) -> PathBuf {
+    data_dir.join("objects")
+}
+
+/// Under which a volume's generations are kept.
+pub(super) fn key(service: &ServiceName, volume: &VolumeName) -> String {
+    format!("{service}/{volume}")
+}
+
+/// Under which is kept what was written and never committed.
+pub(super) fn branch_key(service: &ServiceName, volume: &VolumeName) -> String {
+    format!(":branch/{service}/{volume}")
+}
+
+/// Under which is kept what a directory had in it when it was to show something else, until it does.
+pub(super) fn passing_key(service: &ServiceName, volume: &VolumeName) -> String {
+    format!(":passing/{service}/{volume}")
+}
+
+/// With which all names of one service's volumes in the store begin.
+pub(super) fn prefixes(service: &ServiceName) -> [String; 3] {
+    [format!("{service}/"), format!(":branch/{service}/"), format!(":passing/{service}/")]
+}

@@ -1,0 +1,414 @@
+//! Volumes beyond one machine: what an instance writes here is captured, and committed once others have it; what is written elsewhere
+//! is fetched; and what an instance begins with is in its directories before it runs. The decisions are `flotilla_core`'s, the files
+//! `flotilla_data`'s; ADR 15 has the whole.
+
+mod directories;
+mod history;
+pub(crate) mod layout;
+mod record;
+mod replica;
+mod watched;
+mod wire;
+mod writer;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName};
+use flotilla_core::{
+    State,
+    report::{DataReport, DataReports},
+    state::GenerationName,
+};
+use flotilla_data::{Store, capture, fetch, restore, store, tree};
+use futures::future::BoxFuture;
+use tokio::{
+    sync::{Notify, watch},
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    clock,
+    engine::{self, Engine, Proposer},
+    fence::{self, Fence},
+    peers::{Method, Network, Stream},
+};
+use directories::{Beginning, Directories};
+pub use wire::LABEL;
+use writer::{Word, Words};
+
+/// How long a clean stop waits for captures under way: an instance may be held.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why the data of a service is not where it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("could not {operation} `{}`: {source}", path.display())]
+    File { operation: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Tree(#[from] tree::Error),
+    #[error("a volume could not be read: {0}")]
+    Capture(#[from] capture::Error),
+    #[error("a volume could not be brought to another generation: {0}")]
+    Restore(#[from] restore::Error),
+    #[error("its instance could not be held still: {0}")]
+    Fence(#[from] fence::Error),
+    #[error("generation {name} of `{service}`, with which it shall begin, is not on this machine")]
+    NotHere { service: ServiceName, name: GenerationName },
+    #[error("the volumes of `{service}` are not there yet")]
+    NoDirectory { service: ServiceName },
+    #[error(
+        "`{file}` of `{service}` was changed while its instance stood still; something outside of its container writes it"
+    )]
+    Torn { service: ServiceName, file: String },
+    #[error("no machine that has it sends it: {why}")]
+    NoSource { why: String },
+    #[error("the node failed inside; look at its log")]
+    Panicked,
+    #[error("the node stops")]
+    Stopped,
+}
+
+impl Error {
+    fn file(operation: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::File { operation, path: path.to_owned(), source }
+    }
+
+    fn is_full(&self) -> bool {
+        match self {
+            Self::File { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            Self::Store(error) | Self::Tree(tree::Error::Store(error)) => error.is_full(),
+            _ => false,
+        }
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            _ if error.is_full() => ErrorCode::DiskFull,
+            Error::Stopped | Error::NoSource { .. } | Error::NotHere { .. } | Error::NoDirectory { .. } => {
+                ErrorCode::ServiceUnavailable
+            }
+            _ => ErrorCode::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// What volumes need of the rest of their node.
+#[derive(Clone)]
+pub struct Parts {
+    pub node: NodeId,
+    pub data_dir: PathBuf,
+    pub state: watch::Receiver<Arc<State>>,
+    pub fence: Fence,
+    pub proposer: Arc<dyn Proposer>,
+    pub network: Network,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("node", &self.node).field("data_dir", &self.data_dir).finish_non_exhaustive()
+    }
+}
+
+/// A handle. Cheap to clone.
+#[derive(Clone)]
+pub struct Volumes {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    parts: Parts,
+    store: Store,
+    directories: Directories,
+    /// Under which epoch each service's directories are written.
+    begun: watch::Sender<BTreeMap<ServiceName, u64>>,
+    /// Who is told of what other machines hold, by epoch.
+    writers: Mutex<BTreeMap<u64, Words>>,
+    wanted: replica::Wanted,
+    reports: watch::Sender<DataReports>,
+    /// There is a new generation, so that an old one may go.
+    history: Notify,
+    counters: Counters,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl fmt::Debug for Volumes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Volumes").field("data_dir", &self.shared.parts.data_dir).finish_non_exhaustive()
+    }
+}
+
+/// Since the node started.
+#[derive(Debug, Default)]
+struct Counters {
+    captures: AtomicU64,
+    captured_bytes: AtomicU64,
+    held_micros: AtomicU64,
+    fetches: AtomicU64,
+    fetched_bytes: AtomicU64,
+}
+
+/// For metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Generations that were made here.
+    pub captures: u64,
+    /// Bytes of files that were read for them.
+    pub captured_bytes: u64,
+    /// For how long instances stood still for them. Microseconds.
+    pub held_micros: u64,
+    /// Generations that came from other machines.
+    pub fetches: u64,
+    /// Bytes that came for them.
+    pub fetched_bytes: u64,
+}
+
+impl Counters {
+    fn captured(&self, held: Duration, bytes: u64) {
+        self.captures.fetch_add(1, Relaxed);
+        self.captured_bytes.fetch_add(bytes, Relaxed);
+        self.held_micros.fetch_add(u64::try_from(held.as_micros()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    fn fetched(&self, figures: fetch::Figures) {
+        self.fetches.fetch_add(1, Relaxed);
+        self.fetched_bytes.fetch_add(figures.bytes, Relaxed);
+    }
+}
+
+impl Volumes {
+    /// Opens what is on this machine. [`Volumes::run`] sets it going once there is an engine.
+    ///
+    /// # Errors
+    /// The store can't be used.
+    pub fn open(parts: Parts) -> Result<Self, Error> {
+        let store = Store::open(&layout::objects(&parts.data_dir))?;
+        let shared = Shared {
+            directories: Directories::new(parts.data_dir.clone(), store.clone()),
+            store,
+            begun: watch::Sender::default(),
+            writers: Mutex::default(),
+            wanted: replica::Wanted::default(),
+            reports: watch::Sender::default(),
+            history: Notify::new(),
+            counters: Counters::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            parts,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    pub fn run(&self, engine: &Engine) -> Vec<(&'static str, JoinHandle<()>)> {
+        vec![
+            ("the writers of volumes", tokio::spawn(supervise(Arc::clone(&self.shared), engine.clone()))),
+            ("the copies of volumes", tokio::spawn(replica::tend(Arc::clone(&self.shared), engine.clone()))),
+            ("the history of volumes", tokio::spawn(history::keep(Arc::clone(&self.shared)))),
+        ]
+    }
+
+    /// Answers another machine.
+    ///
+    /// # Errors
+    /// What it said makes no sense here.
+    pub async fn answer(&self, from: &NodeId, method: Method, body: &[u8]) -> Result<Bytes, ApiError> {
+        match method {
+            Method::Offer => {
+                let offer = wire::read(body)?;
+                wire::write(&replica::offered(&self.shared, from, offer).await?)
+            }
+            Method::Holds => {
+                let wire::Holds { name, .. } = wire::read(body)?;
+                let words = self.shared.writers().get(&name.epoch).cloned();
+                if let Some(words) = words {
+                    let word = Word::Holds { machine: from.clone(), sequence: name.sequence };
+                    // Where it is not heard the generation is offered again.
+                    drop(words.try_send(word));
+                }
+                Ok(Bytes::new())
+            }
+            other => Err(ApiError::new(ErrorCode::NotFound, format!("{other:?} is nothing that volumes know"))),
+        }
+    }
+
+    /// Serves a stream `objects` that another machine opened.
+    pub async fn serve(&self, from: &NodeId, stream: Stream) {
+        if let Err(error) = wire::serve(&self.shared.store, stream).await {
+            tracing::debug!(%from, %error, "objects were not sent to their end");
+        }
+    }
+
+    /// How what is written here does, by service.
+    pub fn watch_reports(&self) -> watch::Receiver<DataReports> {
+        self.shared.reports.subscribe()
+    }
+
+    /// For how long each service that is written here has had something that is not committed. Milliseconds.
+    pub fn uncommitted(&self) -> BTreeMap<ServiceName, u64> {
+        let (state, now) = (self.shared.parts.state.borrow(), clock::now());
+        let reports = self.shared.reports.borrow();
+        let age = |(name, report): (&ServiceName, &DataReport)| {
+            let committed = state.services.get(name)?.data.committed.as_ref();
+            Some((name.clone(), report.uncommitted_since(committed).map_or(0, |since| now.since(since))))
+        };
+        reports.iter().filter_map(age).collect()
+    }
+
+    pub fn figures(&self) -> Figures {
+        let counters = &self.shared.counters;
+        Figures {
+            captures: counters.captures.load(Relaxed),
+            captured_bytes: counters.captured_bytes.load(Relaxed),
+            held_micros: counters.held_micros.load(Relaxed),
+            fetches: counters.fetches.load(Relaxed),
+            fetched_bytes: counters.fetched_bytes.load(Relaxed),
+        }
+    }
+
+    /// Ends what is under way; no instance is held when this returns.
+    pub async fn stop(&self) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        if timeout(STOP_PATIENCE, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!("work on volumes was still under way when the node stopped");
+        }
+    }
+}
+
+/// A writer for each placement that writes here.
+async fn supervise(shared: Arc<Shared>, engine: Engine) {
+    let mut states = shared.parts.state.clone();
+    let mut running: BTreeMap<u64, ServiceName> = BTreeMap::new();
+    let mut writers = JoinSet::new();
+    loop {
+        let state = states.borrow_and_update().clone();
+        for service in state.services.values() {
+            for placement in service.placed_on(&shared.parts.node).filter(|placement| placement.exclusive) {
+                if running.contains_key(&placement.epoch) {
+                    continue;
+                }
+                let (epoch, name) = (placement.epoch, service.name.clone());
+                running.insert(epoch, name.clone());
+                let writer = writer::run(Arc::clone(&shared), engine.clone(), name, epoch);
+                writers.spawn(async move {
+                    writer.await;
+                    epoch
+                });
+            }
+        }
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            Some(ended) = writers.join_next() => match ended {
+                Ok(epoch) => drop(running.remove(&epoch)),
+                Err(panic) => tracing::error!(%panic, "a writer of volumes panicked"),
+            },
+            changed = states.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+impl Shared {
+    fn writers(&self) -> MutexGuard<'_, BTreeMap<u64, Words>> {
+        self.writers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Learns what an earlier daemon knew of a service's directories.
+    async fn recall(self: &Arc<Self>, service: &ServiceName) -> Result<(), Error> {
+        let _lock = self.directories.lock(service).await;
+        let (shared, name) = (Arc::clone(self), service.clone());
+        let record = blocking(move || shared.directories.record(&name)).await?;
+        if let Some(epoch) = record.and_then(|record| record.written) {
+            self.begun.send_if_modified(|begun| begun.insert(service.clone(), epoch) != Some(epoch));
+        }
+        Ok(())
+    }
+
+    async fn ready(
+        self: &Arc<Self>,
+        state: Arc<State>,
+        service: &ServiceName,
+        epoch: u64,
+        beginning: Beginning,
+    ) -> Result<(), Error> {
+        let _lock = self.directories.lock(service).await;
+        let (shared, service) = (Arc::clone(self), service.clone());
+        blocking(move || {
+            shared.directories.begin(&service)?;
+            shared.directories.ready(&state, &service, epoch, &beginning, clock::now())
+        })
+        .await
+    }
+
+    async fn begins(self: &Arc<Self>, service: &ServiceName, epoch: u64) -> Result<directories::Lock, Error> {
+        let lock = self.directories.lock(service).await;
+        let (shared, name) = (Arc::clone(self), service.clone());
+        blocking(move || shared.directories.begins(&name, epoch)).await?;
+        self.begun.send_if_modified(|begun| begun.insert(service.clone(), epoch) != Some(epoch));
+        Ok(lock)
+    }
+}
+
+impl engine::Data for Volumes {
+    fn ready<'a>(&'a self, service: &'a ServiceName, epoch: u64) -> BoxFuture<'a, Result<(), ApiError>> {
+        Box::pin(async move {
+            let state = self.shared.parts.state.borrow().clone();
+            let source = state.placement(epoch).and_then(|(_, placement)| placement.source);
+            let beginning = source.map_or(Beginning::AsItIs, Beginning::With);
+            self.shared.ready(state, service, epoch, beginning).await.map_err(ApiError::from)
+        })
+    }
+
+    fn begins<'a>(&'a self, service: &'a ServiceName, epoch: u64) -> BoxFuture<'a, Result<engine::Begun, ApiError>> {
+        Box::pin(async move {
+            let lock = self.shared.begins(service, epoch).await?;
+            Ok(engine::Begun::new(lock))
+        })
+    }
+
+    fn prepares<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<(), ApiError>> {
+        Box::pin(async move {
+            let (shared, service) = (Arc::clone(&self.shared), service.clone());
+            blocking(move || shared.directories.begin(&service)).await.map_err(ApiError::from)
+        })
+    }
+
+    fn deleted<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<(), ApiError>> {
+        Box::pin(async move {
+            let _lock = self.shared.directories.lock(service).await;
+            self.shared.begun.send_if_modified(|begun| begun.remove(service).is_some());
+            let (shared, prefixes) = (Arc::clone(&self.shared), layout::prefixes(service));
+            let forget = move || {
+                for prefix in prefixes {
+                    for volume in shared.store.volumes(&prefix)? {
+                        shared.store.forget_volume(&volume)?;
+                    }
+                }
+                shared.history.notify_one();
+                Ok(())
+            };
+            blocking(forget).await.map_err(ApiError::from)
+        })
+    }
+}
+
+/// Work on files, which may take as long as a disk does.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Panicked))
+}

@@ -1,0 +1,151 @@
+//! What machines say to each other of volumes.
+//!
+//! The machine that writes *offers* a generation; one that shall have it fetches what it lacks, from any machine that has it, and then
+//! says that it *holds* it. Objects come over a stream `objects`: in one direction lists of names, in the other the objects in the same
+//! order, as they are laid down. All numbers are big-endian.
+//!
+//! ```text
+//! asked:     count (2), count x name (32)
+//! answered:  length (4), bytes; or 0xffffffff where it is not there
+//! ```
+
+use std::{collections::BTreeMap, io, time::Duration};
+
+use bytes::Bytes;
+use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName};
+use flotilla_core::state::GenerationName;
+use flotilla_data::{Hash, Store};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::timeout,
+};
+
+use crate::peers::Stream;
+
+/// What streams of objects are labelled with.
+pub const LABEL: &str = "objects";
+
+/// Names that are asked for at once.
+pub(super) const NAMES_MAX: usize = 64;
+
+/// Of one object as it is laid down. Bytes.
+const OBJECT_MAX: u32 = 1024 * 1024 + 4096;
+
+const ABSENT: u32 = u32::MAX;
+
+/// A stream on which nothing has moved for so long is given up.
+pub(super) const STALL: Duration = Duration::from_secs(30);
+
+/// There is a new generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Offer {
+    pub(super) service: ServiceName,
+    #[serde(flatten)]
+    pub(super) name: GenerationName,
+    pub(super) taken_at: UnixMillis,
+    /// Those that the other machine shall have, and their roots.
+    pub(super) volumes: BTreeMap<VolumeName, String>,
+    /// Who else has it.
+    pub(super) holders: Vec<NodeId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Offered {
+    /// All of it is on the other machine's disk.
+    pub(super) held: bool,
+}
+
+/// All of a generation is on the sender's disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Holds {
+    pub(super) service: ServiceName,
+    #[serde(flatten)]
+    pub(super) name: GenerationName,
+}
+
+pub(super) fn write<T: Serialize>(message: &T) -> Result<Bytes, ApiError> {
+    let written = serde_json::to_vec(message).map(Bytes::from);
+    written.map_err(|error| ApiError::new(ErrorCode::Internal, format!("a message can't be written: {error}")))
+}
+
+pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|error| {
+        let why = format!("a message on volumes can't be read ({error}); run the same version on both machines");
+        ApiError::new(ErrorCode::InvalidRequest, why)
+    })
+}
+
+/// Gives another machine what it asks for, until it asks for no more.
+pub(super) async fn serve(store: &Store, stream: Stream) -> io::Result<()> {
+    let (mut asked, mut answers) = tokio::io::split(stream);
+    loop {
+        let names = match timeout(STALL, read_names(&mut asked)).await? {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let store = store.clone();
+        let found =
+            tokio::task::spawn_blocking(move || names.iter().map(|name| store.laid_down(name)).collect::<Vec<_>>());
+        for object in found.await? {
+            let written = async {
+                match object {
+                    Ok(bytes) => {
+                        answers.write_u32(u32::try_from(bytes.len()).map_err(io::Error::other)?).await?;
+                        answers.write_all(&bytes).await
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "an object was asked for that is not here");
+                        answers.write_u32(ABSENT).await
+                    }
+                }
+            };
+            timeout(STALL, written).await??;
+        }
+        timeout(STALL, answers.flush()).await??;
+    }
+}
+
+async fn read_names(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<Hash>> {
+    let count = usize::from(from.read_u16().await?);
+    if count > NAMES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "too many objects are asked for at once"));
+    }
+    let mut names = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut name = [0; Hash::LEN];
+        from.read_exact(&mut name).await?;
+        names.push(Hash::from(name));
+    }
+    Ok(names)
+}
+
+/// Asks for objects.
+pub(super) async fn ask(to: &mut (impl AsyncWrite + Unpin), names: &[Hash]) -> io::Result<()> {
+    let asking = async {
+        let mut message = Vec::with_capacity(2 + names.len() * Hash::LEN);
+        message.extend_from_slice(&u16::try_from(names.len()).map_err(io::Error::other)?.to_be_bytes());
+        names.iter().for_each(|name| message.extend_from_slice(name.as_bytes()));
+        to.write_all(&message).await?;
+        to.flush().await
+    };
+    timeout(STALL, asking).await?
+}
+
+/// The next object that was asked for, as it is laid down; `None` where the other machine does not have it.
+pub(super) async fn answered(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
+    let reading = async {
+        let len = from.read_u32().await?;
+        if len == ABSENT {
+            return Ok(None);
+        }
+        if len > OBJECT_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "an object is larger than any may be"));
+        }
+        let mut bytes = vec![0; len as usize];
+        from.read_exact(&mut bytes).await?;
+        Ok(Some(bytes))
+    };
+    timeout(STALL, reading).await?
+}

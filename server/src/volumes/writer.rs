@@ -1,0 +1,560 @@
+//! What is written here under one epoch: watched, captured, offered to the machines that shall have it, and committed. When, is decided
+//! by `flotilla_core::replication`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use flotilla_api::{NodeId, ServiceName, UnixMillis, VolumeName};
+use flotilla_core::{
+    CommandV1, State,
+    lease::Mono,
+    reconcile::Status,
+    replication::{Commit, Replicas, Writer},
+    report::{CopyReport, DataReport},
+    state::{Copies, Generation, GenerationName, Phase, Placement, Service},
+};
+use flotilla_data::{
+    Hash, Store,
+    capture::{Capture, Captured, Scope},
+    tree::Totals,
+};
+use tokio::{sync::mpsc, time::sleep};
+
+use super::{
+    Error, Shared,
+    directories::Beginning,
+    layout,
+    record::Shown,
+    watched::Watched,
+    wire::{self, Offer, Offered},
+};
+use crate::{
+    clock,
+    engine::{Engine, Standing},
+    peers::Method,
+};
+
+/// Words that may wait to be heard.
+const WORDS_MAX: usize = 256;
+
+/// A replica that has not said that it has a generation is told of it again after this time.
+const OFFER_AGAIN: Duration = Duration::from_secs(2);
+
+const OFFER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Everything is looked at this often, whatever a watch tells: a file that is mapped into memory shows only when it is closed.
+const RESCAN: Duration = Duration::from_secs(600);
+
+/// The same where the kernel can't watch a volume.
+const RESCAN_UNWATCHED: Duration = Duration::from_secs(10);
+
+/// What changes while everything is read is read again before the instance is held, so often at most.
+const ROUNDS_MAX: usize = 4;
+
+/// A round that took no longer leaves little to read while the instance is held.
+const ROUND_SHORT: Duration = Duration::from_millis(100);
+
+/// Captures of which is remembered what they were.
+const MADE_MAX: usize = 64;
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What a writer is told.
+#[derive(Debug)]
+pub(super) enum Word {
+    Changed,
+    Holds { machine: NodeId, sequence: u64 },
+    Captured { result: Result<Option<Made>, Error>, took: Duration },
+    Committed { commit: Commit, taken: bool },
+}
+
+/// A generation that is on this machine's disk.
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    name: GenerationName,
+    taken_at: UnixMillis,
+    volumes: BTreeMap<VolumeName, (Hash, Totals)>,
+    /// Bytes that were read for it, and for all before it.
+    read: u64,
+    /// For how long the instance stood still.
+    held: Duration,
+}
+
+/// Takes what other tasks say.
+pub(super) type Words = mpsc::Sender<Word>;
+
+struct Task {
+    shared: Arc<Shared>,
+    engine: Engine,
+    service: ServiceName,
+    epoch: u64,
+    writer: Writer,
+    words: Words,
+    watched: BTreeMap<VolumeName, Arc<Watched>>,
+    made: BTreeMap<u64, Made>,
+    /// The newest generation that each machine has.
+    copies: BTreeMap<NodeId, u64>,
+    /// What was offered to each machine last, and when.
+    offered: BTreeMap<NodeId, (u64, Instant)>,
+    committing: bool,
+    scanned: Instant,
+    changed_at: Option<UnixMillis>,
+    problem: Option<String>,
+    /// The last generation is committed, and the directories are known to show it.
+    rests: bool,
+}
+
+/// Until the placement of this epoch is gone.
+pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceName, epoch: u64) {
+    let (words, mut heard) = mpsc::channel(WORDS_MAX);
+    let sync = {
+        let state = shared.parts.state.borrow();
+        state.services.get(&service).is_some_and(|it| it.spec().written().any(|mount| mount.rules.sync))
+    };
+    let found = async {
+        shared.recall(&service).await?;
+        newest(&shared, &service, epoch).await
+    };
+    let newest = match found.await {
+        Ok(newest) => newest,
+        Err(error) => return tracing::error!(%service, %error, "the generations of a service can't be read"),
+    };
+    let writer = Writer::new(shared.parts.node.clone(), sync, newest, clock::since_boot());
+    shared.writers().insert(epoch, words.clone());
+    let mut task = Task {
+        shared: Arc::clone(&shared),
+        engine,
+        service,
+        epoch,
+        writer,
+        words,
+        watched: BTreeMap::new(),
+        made: BTreeMap::new(),
+        copies: BTreeMap::new(),
+        offered: BTreeMap::new(),
+        committing: false,
+        scanned: Instant::now(),
+        changed_at: None,
+        problem: None,
+        rests: false,
+    };
+    task.serve(&mut heard).await;
+    shared.writers().remove(&epoch);
+    shared.reports.send_if_modified(|reports| match reports.get(&task.service) {
+        Some(report) if report.epoch == epoch => reports.remove(&task.service).is_some(),
+        _ => false,
+    });
+}
+
+/// The sequence of the newest generation of an epoch that is on this machine's disk.
+async fn newest(shared: &Arc<Shared>, service: &ServiceName, epoch: u64) -> Result<u64, Error> {
+    let (store, prefix) = (shared.store.clone(), format!("{service}/"));
+    super::blocking(move || {
+        let mut newest = 0;
+        for volume in store.volumes(&prefix)? {
+            let generations = store.generations(&volume)?;
+            let of_epoch = generations.iter().filter(|generation| generation.epoch == epoch);
+            newest = newest.max(of_epoch.map(|generation| generation.sequence).max().unwrap_or(0));
+        }
+        Ok(newest)
+    })
+    .await
+}
+
+impl Task {
+    async fn serve(&mut self, heard: &mut mpsc::Receiver<Word>) {
+        let mut states = self.shared.parts.state.clone();
+        let mut standings = self.engine.watch_standing();
+        let mut begun = self.shared.begun.subscribe();
+        let mut connected = self.shared.parts.network.connected();
+        let stop = self.shared.stop.clone();
+        loop {
+            let state = states.borrow_and_update().clone();
+            let standing = standings.borrow_and_update().clone();
+            begun.borrow_and_update();
+            let placed = state.placement(self.epoch).filter(|(_, it)| it.machine == self.shared.parts.node);
+            let Some((service, placement)) = placed else { return };
+            let wake = match self.step(&state, service, placement, &standing).await {
+                Ok(wake) => wake,
+                Err(error) => {
+                    self.trouble(&error);
+                    LOOK_EVERY
+                }
+            };
+            self.tell();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(word) = heard.recv() => {
+                    self.hear(word);
+                    while let Ok(word) = heard.try_recv() {
+                        self.hear(word);
+                    }
+                }
+                changed = states.changed() => if changed.is_err() { return },
+                changed = standings.changed() => if changed.is_err() { return },
+                changed = begun.changed() => if changed.is_err() { return },
+                changed = connected.changed() => if changed.is_err() { return },
+                () = sleep(wake.min(LOOK_EVERY)) => {}
+            }
+        }
+    }
+
+    fn trouble(&mut self, error: &Error) {
+        let sentence = error.to_string();
+        if self.problem.as_ref() != Some(&sentence) {
+            tracing::warn!(service = %self.service, %error, "the data of a service is not copied");
+            self.problem = Some(sentence);
+        }
+    }
+
+    /// When to look again, even if nothing happens.
+    async fn step(
+        &mut self,
+        state: &Arc<State>,
+        service: &Service,
+        placement: &Placement,
+        standing: &Standing,
+    ) -> Result<Duration, Error> {
+        let ended = has_ended(placement, standing);
+        let committed = service.data.committed.as_ref().filter(|it| it.name.epoch == self.epoch);
+        let begun = self.shared.begun.borrow().get(&self.service).copied() == Some(self.epoch);
+        if !begun {
+            if !ended || committed.is_some_and(|committed| committed.last) {
+                // Its directories are not its own before its instance begins.
+                return Ok(LOOK_EVERY);
+            }
+            // One that was told to end before it ever ran has nothing to add, and says so under its own epoch.
+            let beginning = placement.source.map_or(Beginning::AsItIs, Beginning::With);
+            self.shared.ready(state.clone(), &self.service, self.epoch, beginning).await?;
+            drop(self.shared.begins(&self.service, self.epoch).await?);
+        }
+        self.watch(service, placement).await?;
+        let now = clock::since_boot();
+        if ended {
+            self.writer.ended(now);
+        }
+        if let Some(committed) = committed {
+            self.committed(committed).await?;
+        }
+        let wanted: BTreeSet<NodeId> =
+            service.data.replicas.iter().filter(|id| **id != self.shared.parts.node).cloned().collect();
+        let lost = |id: &&NodeId| state.machines.get(*id).is_none_or(|machine| machine.lost_at.is_some());
+        let replicas = Replicas { lost: wanted.iter().filter(lost).cloned().collect(), wanted };
+        let orders = self.writer.orders(now, &replicas);
+        if orders.capture {
+            self.capture();
+        }
+        if let Some(commit) = orders.commit.filter(|_| !self.committing) {
+            self.commit(service, commit);
+        }
+        self.offer(service);
+        Ok(orders.wake_at.map_or(LOOK_EVERY, |at| Duration::from_millis(at.since(now).max(1))))
+    }
+
+    fn hear(&mut self, word: Word) {
+        let now = clock::since_boot();
+        match word {
+            Word::Changed => self.changed(now),
+            Word::Holds { machine, sequence } => {
+                let known = self.copies.entry(machine.clone()).or_default();
+                *known = (*known).max(sequence);
+                self.writer.held(&machine, sequence);
+            }
+            Word::Captured { result, took } => {
+                let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+                match result {
+                    Ok(Some(made)) => {
+                        let sequence = self.writer.captured(now, took);
+                        self.problem = None;
+                        self.made.insert(sequence, made);
+                        while self.made.len() > MADE_MAX {
+                            self.made.pop_first();
+                        }
+                        self.shared.history.notify_one();
+                    }
+                    Ok(None) => {
+                        self.problem = None;
+                        self.writer.unchanged(now, took);
+                    }
+                    Err(error) => {
+                        self.trouble(&error);
+                        self.watched.values().for_each(|watched| watched.doubt());
+                        self.writer.failed(now, took);
+                    }
+                }
+            }
+            Word::Committed { commit, taken } => {
+                self.committing = false;
+                if taken {
+                    self.writer.committed(&commit);
+                }
+            }
+        }
+    }
+
+    fn changed(&mut self, now: Mono) {
+        self.changed_at.get_or_insert_with(clock::now);
+        self.writer.changed(now);
+    }
+
+    /// Watches what the specification that runs writes.
+    async fn watch(&mut self, service: &Service, placement: &Placement) -> Result<(), Error> {
+        let spec = service.spec_of(placement.revision);
+        let volumes: BTreeSet<&VolumeName> = spec.written().map(|mount| &mount.volume).collect();
+        self.watched.retain(|volume, _| volumes.contains(volume));
+        for volume in volumes {
+            let directory = layout::directory(&self.shared.parts.data_dir, &self.service, volume);
+            if self.watched.contains_key(volume) || !directory.is_dir() {
+                continue;
+            }
+            let words = self.words.clone();
+            let changed = move || drop(words.try_send(Word::Changed));
+            let runtime = tokio::runtime::Handle::current();
+            let watched = super::blocking(move || Ok(Watched::begin(directory, &runtime, changed))).await?;
+            self.watched.insert(volume.clone(), Arc::new(watched));
+            self.changed(clock::since_boot());
+        }
+        let told = self.watched.values().all(|watched| watched.is_told());
+        if self.scanned.elapsed() > if told { RESCAN } else { RESCAN_UNWATCHED } {
+            self.scanned = Instant::now();
+            self.watched.values().for_each(|watched| watched.doubt());
+            self.changed(clock::since_boot());
+        }
+        Ok(())
+    }
+
+    /// The log has a generation of this epoch.
+    async fn committed(&mut self, committed: &Generation) -> Result<(), Error> {
+        let holders = committed.volumes.values().flat_map(|copies| &copies.holders).cloned().collect();
+        let commit = Commit { sequence: committed.name.sequence, last: committed.last, holders };
+        self.writer.committed(&commit);
+        if self.writer.is_settled() && !self.rests {
+            let (shared, service, shown) = (Arc::clone(&self.shared), self.service.clone(), Shown::of(committed));
+            let _lock = self.shared.directories.lock(&self.service).await;
+            super::blocking(move || shared.directories.rests(&service, shown)).await?;
+            self.rests = true;
+        }
+        Ok(())
+    }
+
+    fn capture(&mut self) {
+        let job = Job {
+            shared: Arc::clone(&self.shared),
+            service: self.service.clone(),
+            name: GenerationName { epoch: self.epoch, sequence: self.writer.next_sequence() },
+            watched: self.watched.clone(),
+            newest: self.made.values().next_back().cloned(),
+        };
+        self.changed_at = None;
+        let words = self.words.clone();
+        self.shared.tasks.spawn(async move {
+            let began = Instant::now();
+            let result = job.run().await;
+            let _ = words.send(Word::Captured { result, took: began.elapsed() }).await;
+        });
+    }
+
+    fn commit(&mut self, service: &Service, commit: Commit) {
+        let Some(made) = self.made.get(&commit.sequence) else { return };
+        let spec = service.spec();
+        let rank = |machine: &NodeId| service.data.replicas.iter().position(|id| id == machine);
+        let volumes = made.volumes.iter().map(|(volume, (root, totals))| {
+            let most = spec.written().find(|mount| mount.volume == *volume).map_or(0, |mount| mount.rules.replicas);
+            let has = |machine: &&NodeId| {
+                **machine == self.shared.parts.node || rank(machine).is_none_or(|rank| rank < most as usize)
+            };
+            let holders = commit.holders.iter().filter(has).cloned().collect();
+            (volume.clone(), Copies { root: root.to_string(), bytes: totals.bytes, holders })
+        });
+        let (name, taken_at) = (made.name, made.taken_at);
+        let generation = Generation { name, taken_at, last: commit.last, volumes: volumes.collect() };
+        let command = CommandV1::CommitGenerations {
+            machine: self.shared.parts.node.clone(),
+            generations: BTreeMap::from([(self.service.clone(), generation)]),
+        };
+        self.committing = true;
+        let (proposer, words) = (Arc::clone(&self.shared.parts.proposer), self.words.clone());
+        tokio::spawn(async move {
+            let proposed = proposer.propose(command).await;
+            if let Err(error) = &proposed {
+                tracing::debug!(%error, "a generation was not committed");
+                // It is asked for again soon; not at once.
+                sleep(Duration::from_millis(200)).await;
+            }
+            let _ = words.send(Word::Committed { commit, taken: proposed.is_ok() }).await;
+        });
+    }
+
+    /// Tells those of the newest generation that shall have it, and do not.
+    fn offer(&mut self, service: &Service) {
+        let Some(made) = self.made.values().next_back() else { return };
+        let sequence = made.name.sequence;
+        let connected = self.shared.parts.network.connected().borrow().clone();
+        let spec = service.spec();
+        for (rank, machine) in service.data.replicas.iter().enumerate() {
+            let has = self.copies.get(machine).is_some_and(|copy| *copy >= sequence);
+            let offered = self.offered.get(machine);
+            let lately = offered.is_some_and(|(of, at)| *of == sequence && at.elapsed() < OFFER_AGAIN);
+            if *machine == self.shared.parts.node || !connected.contains(machine) || has || lately {
+                continue;
+            }
+            let shall_have = |volume: &VolumeName| {
+                spec.written().any(|mount| mount.volume == *volume && rank < mount.rules.replicas as usize)
+            };
+            let offer = Offer {
+                service: self.service.clone(),
+                name: made.name,
+                taken_at: made.taken_at,
+                volumes: made
+                    .volumes
+                    .iter()
+                    .filter(|(volume, _)| shall_have(volume))
+                    .map(|(volume, (root, _))| (volume.clone(), root.to_string()))
+                    .collect(),
+                holders: self.copies.iter().filter(|(_, copy)| **copy == sequence).map(|(id, _)| id.clone()).collect(),
+            };
+            self.offered.insert(machine.clone(), (sequence, Instant::now()));
+            let Ok(body) = wire::write(&offer) else { continue };
+            let asked = self.shared.parts.network.call(machine, Method::Offer, body, OFFER_WITHIN);
+            let (machine, words) = (machine.clone(), self.words.clone());
+            tokio::spawn(async move {
+                let answer = match asked.await {
+                    Ok(answer) => wire::read::<Offered>(&answer),
+                    Err(error) => return tracing::debug!(%machine, %error, "an offer was not taken"),
+                };
+                if matches!(answer, Ok(Offered { held: true })) {
+                    let _ = words.send(Word::Holds { machine, sequence }).await;
+                }
+            });
+        }
+    }
+
+    /// How it does, for people.
+    fn tell(&self) {
+        let newest = self.made.values().next_back();
+        let copy = |(machine, sequence): (&NodeId, &u64)| {
+            let made = self.made.get(sequence)?;
+            let behind = newest.map_or(0, |newest| newest.read - made.read);
+            Some((machine.clone(), CopyReport { name: made.name, taken_at: made.taken_at, behind_bytes: behind }))
+        };
+        let report = DataReport {
+            epoch: self.epoch,
+            captured: newest.map(|made| CopyReport { name: made.name, taken_at: made.taken_at, behind_bytes: 0 }),
+            changed_at: self.changed_at,
+            held_ms: newest.map_or(0, |made| u64::try_from(made.held.as_millis()).unwrap_or(u64::MAX)),
+            copies: self.copies.iter().filter_map(copy).collect(),
+            problem: self.problem.clone(),
+        };
+        self.shared.reports.send_if_modified(|reports| {
+            let changed = reports.get(&self.service) != Some(&report);
+            if changed {
+                reports.insert(self.service.clone(), report);
+            }
+            changed
+        });
+    }
+}
+
+/// Does nothing of this placement run any more, for certain, and will nothing?
+fn has_ended(placement: &Placement, standing: &Standing) -> bool {
+    let runs = |observed: &Arc<flotilla_core::reconcile::Observed>| {
+        let mut containers = observed.containers.iter().filter(|container| container.epoch == placement.epoch);
+        containers.any(|container| matches!(container.status, Status::Running { .. } | Status::Paused))
+    };
+    placement.phase == Phase::Vacating
+        && standing.planned >= placement.index
+        && !standing.starting.contains(&placement.epoch)
+        && standing.observed.as_ref().is_some_and(|observed| !runs(observed))
+}
+
+/// One capture of all volumes of a service.
+struct Job {
+    shared: Arc<Shared>,
+    service: ServiceName,
+    name: GenerationName,
+    watched: BTreeMap<VolumeName, Arc<Watched>>,
+    newest: Option<Made>,
+}
+
+/// One volume of it.
+struct Part {
+    volume: VolumeName,
+    watched: Arc<Watched>,
+    capture: Capture,
+    /// What was changed since the generation before.
+    scope: Scope,
+}
+
+impl Job {
+    /// `None` where nothing differs from the generation before.
+    async fn run(self) -> Result<Option<Made>, Error> {
+        if self.watched.is_empty() {
+            return Err(Error::NoDirectory { service: self.service.clone() });
+        }
+        let (store, service, watched) = (self.shared.store.clone(), self.service.clone(), self.watched.clone());
+        let parts = super::blocking(move || read(&store, &service, watched)).await?;
+        let (captured, held) = self.still(parts).await?;
+        let roots = captured.iter().map(|(volume, captured)| (volume.clone(), (captured.root, captured.totals)));
+        let roots: BTreeMap<VolumeName, (Hash, Totals)> = roots.collect();
+        let torn: Vec<&String> = captured.iter().flat_map(|(_, captured)| &captured.figures.torn).collect();
+        if let Some(first) = torn.first() {
+            return Err(Error::Torn { service: self.service.clone(), file: (*first).clone() });
+        }
+        if self.newest.as_ref().is_some_and(|newest| newest.volumes == roots) {
+            return Ok(None);
+        }
+        let read = captured.iter().map(|(_, captured)| captured.figures.read).sum::<u64>();
+        let (GenerationName { epoch, sequence }, taken_at) = (self.name, clock::now());
+        super::blocking(move || {
+            for (_, captured) in captured {
+                captured.commit(epoch, sequence, taken_at.0)?;
+            }
+            Ok(())
+        })
+        .await?;
+        self.shared.counters.captured(held, read);
+        let before = self.newest.map_or(0, |newest| newest.read);
+        Ok(Some(Made { name: self.name, taken_at, volumes: roots, read: before + read, held }))
+    }
+
+    /// Holds the instance still, and sees what has changed since it was read. For how long that was.
+    async fn still(&self, parts: Vec<Part>) -> Result<(Vec<(VolumeName, Captured)>, Duration), Error> {
+        // Nothing is started meanwhile.
+        let _lock = self.shared.directories.lock(&self.service).await;
+        let began = Instant::now();
+        let held = self.shared.parts.fence.hold(self.name.epoch).await?;
+        let finished = super::blocking(move || {
+            let finish = |mut part: Part| {
+                part.scope.merge(part.watched.take());
+                Ok((part.volume, part.capture.finish(&part.scope)?))
+            };
+            parts.into_iter().map(finish).collect::<Result<Vec<_>, Error>>()
+        })
+        .await;
+        self.shared.parts.fence.release(held).await;
+        Ok((finished?, began.elapsed()))
+    }
+}
+
+/// Reads what has changed while the instance goes on, until there is little left.
+fn read(store: &Store, service: &ServiceName, watched: BTreeMap<VolumeName, Arc<Watched>>) -> Result<Vec<Part>, Error> {
+    let mut parts = Vec::new();
+    for (volume, watched) in watched {
+        let mut capture = Capture::begin(store, &layout::key(service, &volume), &watched.directory)?;
+        let mut scope = Scope::nothing();
+        for _ in 0..ROUNDS_MAX {
+            let began = Instant::now();
+            let more = watched.take();
+            capture.read(&more)?;
+            scope.merge(more);
+            if began.elapsed() < ROUND_SHORT || scope == Scope::Everything && !watched.is_told() {
+                break;
+            }
+        }
+        parts.push(Part { volume, watched, capture, scope });
+    }
+    Ok(parts)
+}
