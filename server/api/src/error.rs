@@ -99,6 +99,7 @@ codes! {
     ComposeUnsupported = "compose-unsupported", 422;
 
     ServiceNotFound = "service-not-found", 404;
+    VolumeNotFound = "volume-not-found", 404;
     RevisionNotFound = "revision-not-found", 404;
     InstanceNotFound = "instance-not-found", 404;
     TokenNotFound = "token-not-found", 404;

@@ -19,6 +19,7 @@
 //! POST   /services/{service}/scale     ScaleRequest    204
 //! GET    /services/{service}/logs      ?LogQuery       LogLine, newline-delimited
 //! GET    /services/{service}/exec      WebSocket       ExecRequest, ExecControl
+//! GET    /volumes  /volumes/{service}/{volume}         [VolumeView], VolumeDetail
 //! POST   /builds                 ?BuildQuery, a tar    BuildLine, newline-delimited
 //! POST   /images/uploads         BeginUpload           UploadView
 //! HEAD   /images/uploads/{digest}                      Upload-Offset
@@ -33,6 +34,7 @@
 
 mod demo;
 mod machine;
+mod volume;
 
 use std::collections::BTreeMap;
 
@@ -43,6 +45,7 @@ use crate::{Grant, InstanceId, MachineName, Revision, ServiceName, StackName, To
 pub use crate::explain::{ExplainView, MachineVerdict, ScorePart, Verdict};
 pub use demo::*;
 pub use machine::*;
+pub use volume::*;
 
 /// The largest compose file that is read. Bytes.
 pub const COMPOSE_MAX: usize = 256 * 1024;

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::styling};
-use flotilla_api::{JoinToken, MachineName, Scope, ServiceName, StackName, TokenId};
+use flotilla_api::{JoinToken, MachineName, Scope, ServiceName, StackName, TokenId, VolumeName};
 
 use crate::{config, demo, fence};
 
@@ -124,6 +124,12 @@ Variables (${NAME}) come from the environment, then from the file .env beside th
     /// Set how many instances of a service run; 0 stops it
     #[command(after_help = "Examples:\n  flotilla scale web=3\n  flotilla scale notes=0")]
     Scale(Scale),
+    /// List volumes, who has copies of them, and what they were
+    #[command(
+        visible_alias = "volumes",
+        after_help = "Examples:\n  flotilla volume ls\n  flotilla volume history notes/board"
+    )]
+    Volume(Volumes),
     /// Push images to the node, and list them
     #[command(subcommand)]
     Image(Image),
@@ -320,6 +326,40 @@ fn parse_scale(text: &str) -> Result<(ServiceName, u32), String> {
     let service = service.parse().map_err(|error: flotilla_api::InvalidName| error.to_string())?;
     let replicas = replicas.parse().map_err(|_| format!("`{replicas}` is no number of instances"))?;
     Ok((service, replicas))
+}
+
+#[derive(Args, Debug)]
+pub struct Volumes {
+    #[command(subcommand)]
+    pub verb: Option<Volume>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    /// List the volumes that services write, and who has copies
+    Ls,
+    /// Show the generations of a volume that are kept, and what was put aside of it
+    History {
+        /// The service, a slash and the volume; the service alone where it has one volume
+        #[arg(value_name = "SERVICE/VOLUME")]
+        volume: VolumeArg,
+    },
+}
+
+/// `notes/board`, or `notes`.
+#[derive(Clone, Debug)]
+pub struct VolumeArg {
+    pub service: ServiceName,
+    pub volume: Option<VolumeName>,
+}
+
+impl std::str::FromStr for VolumeArg {
+    type Err = flotilla_api::InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (service, volume) = text.split_once('/').map_or((text, None), |(service, volume)| (service, Some(volume)));
+        Ok(Self { service: service.parse()?, volume: volume.map(str::parse).transpose()? })
+    }
 }
 
 #[derive(Debug, Subcommand)]

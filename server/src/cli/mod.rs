@@ -16,6 +16,7 @@ mod output;
 mod services;
 mod state;
 mod time;
+mod volumes;
 pub(crate) mod wait;
 
 #[cfg(test)]
@@ -64,6 +65,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Restart(args) => services::restart(&args.services, &session).await,
         Verb::Rollback(args) => services::roll_back(&args, &session).await,
         Verb::Scale(args) => services::scale(&args.services, &session).await,
+        Verb::Volume(args) => volumes::run(args.verb, &session).await,
         Verb::Image(args) => image::run(args, &session).await,
         Verb::Token(args) => access::tokens(args, &session).await,
         Verb::Invite(args) => access::invite(args, &session).await,

@@ -13,12 +13,12 @@ mod upload;
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use flotilla_api::{
-    ApiError, InstanceId, MachineName, Revision, ServiceName, TokenId,
+    ApiError, InstanceId, MachineName, Revision, ServiceName, TokenId, VolumeName,
     rest::{
         ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken, DeployRequest,
         DeployResponse, Deployed, DrainQuery, EventView, ExplainView, ImageView, IssuedToken, LogLine, LogQuery,
         MachineDetail, MachineView, RemoveMachineQuery, RemoveQuery, RollbackRequest, ScaleRequest, ServiceDetail,
-        ServiceView, TokenView,
+        ServiceView, TokenView, VolumeDetail, VolumeView,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
@@ -156,6 +156,14 @@ impl Client {
 
     pub async fn service(&self, service: &ServiceName) -> Result<ServiceDetail, Error> {
         self.get(&format!("services/{service}")).await
+    }
+
+    pub async fn volumes(&self) -> Result<Vec<VolumeView>, Error> {
+        self.get("volumes").await
+    }
+
+    pub async fn volume(&self, service: &ServiceName, volume: &VolumeName) -> Result<VolumeDetail, Error> {
+        self.get(&format!("volumes/{service}/{volume}")).await
     }
 
     pub async fn explain(&self, service: &ServiceName) -> Result<ExplainView, Error> {

@@ -4,6 +4,7 @@ mod answer;
 mod attempts;
 mod caller;
 mod condition;
+mod copies;
 mod fleet;
 mod forward;
 mod gate;
@@ -42,6 +43,7 @@ use crate::{
     },
     metrics::Metrics,
     store::{ProposeError, Store},
+    volumes::Volumes,
 };
 
 pub use attempts::Attempts;
@@ -66,6 +68,7 @@ pub struct App {
     pub store: Store,
     pub authority: Authority,
     pub engine: Engine,
+    pub volumes: Volumes,
     pub uploads: Uploads,
     pub mesh: Mesh,
     /// The links to other nodes.
@@ -94,6 +97,7 @@ pub struct Parts {
     pub store: Store,
     pub authority: Authority,
     pub engine: Engine,
+    pub volumes: Volumes,
     pub uploads: Uploads,
     pub mesh: Mesh,
     pub nodes: Arc<NodeMesh>,
@@ -114,6 +118,7 @@ impl App {
             store,
             authority,
             engine,
+            volumes,
             uploads,
             mesh,
             nodes,
@@ -136,6 +141,7 @@ impl App {
             store,
             authority,
             engine,
+            volumes,
             uploads,
             mesh,
             nodes,

@@ -318,6 +318,7 @@ fn assemble(
         store,
         authority,
         engine,
+        volumes: volumes.clone(),
         uploads,
         mesh,
         nodes,

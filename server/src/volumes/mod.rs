@@ -23,7 +23,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName};
+use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName};
 use flotilla_core::{
     State,
     report::{DataReport, DataReports},
@@ -165,6 +165,35 @@ struct Counters {
     fetched_bytes: AtomicU64,
 }
 
+/// What a machine has of a volume's past, the oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    pub generations: Vec<Kept>,
+    /// What was written there and never committed.
+    pub branches: Vec<Kept>,
+}
+
+/// One state of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub name: GenerationName,
+    pub taken_at: UnixMillis,
+    pub files: u64,
+    /// Of its files.
+    pub bytes: u64,
+}
+
+impl Kept {
+    fn all(store: &Store, key: &str) -> Result<Vec<Self>, Error> {
+        let generations = store.generations(key)?.into_iter().map(|it| {
+            let tree::Totals { files, bytes } = tree::Root::read(store, &it.root)?.totals;
+            let name = GenerationName { epoch: it.epoch, sequence: it.sequence };
+            Ok(Self { name, taken_at: UnixMillis(it.taken_at), files, bytes })
+        });
+        generations.collect()
+    }
+}
+
 /// For metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
@@ -258,6 +287,16 @@ impl Volumes {
     /// How what is written here does, by service.
     pub fn watch_reports(&self) -> watch::Receiver<DataReports> {
         self.shared.reports.subscribe()
+    }
+
+    /// What this machine has of a volume's past.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub async fn history(&self, service: &ServiceName, volume: &VolumeName) -> Result<History, Error> {
+        let store = self.shared.store.clone();
+        let (key, branch) = (layout::key(service, volume), layout::branch_key(service, volume));
+        blocking(move || Ok(History { generations: Kept::all(&store, &key)?, branches: Kept::all(&store, &branch)? })).await
     }
 
     /// For how long each service that is written here has had something that is not committed. Milliseconds.

@@ -12,6 +12,7 @@ mod machines;
 mod services;
 mod state;
 mod tokens;
+mod volumes;
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,6 +45,8 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/services/{service}/restart", post(services::restart))
         .route("/services/{service}/rollback", post(services::roll_back))
         .route("/services/{service}/scale", post(services::scale))
+        .route("/volumes", get(volumes::list))
+        .route("/volumes/{service}/{volume}", get(volumes::detail))
         .route("/images", get(images::list))
         .route("/images/uploads", post(images::begin))
         .route("/audit", get(cluster::audit))

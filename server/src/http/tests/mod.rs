@@ -128,6 +128,7 @@ async fn beside_in_demo(running: &Running, members: Arc<dyn Members>, demo_socke
         store: app.store.clone(),
         authority: app.authority.clone(),
         engine: app.engine.clone(),
+        volumes: app.volumes.clone(),
         uploads: app.uploads.clone(),
         mesh: app.mesh.clone(),
         nodes: app.nodes.clone(),

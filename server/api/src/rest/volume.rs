@@ -1,0 +1,116 @@
+//! Volumes, as people are told of them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{MachineName, ServiceName, UnixMillis, VolumeName};
+
+/// `GET /api/v1/volumes`, an array of it; also a row of `flotilla volume ls --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeView {
+    pub service: ServiceName,
+    pub volume: VolumeName,
+    /// Where it is written, or was last; absent before the first instance.
+    pub machine: Option<MachineName>,
+    pub state: VolumeState,
+    /// One sentence for a person where the state alone does not tell.
+    pub message: Option<String>,
+    /// Of its files, in the committed generation.
+    pub bytes: Option<u64>,
+    /// Other machines that shall have a copy.
+    pub replicas: u32,
+    /// Copied within a second, whatever that costs.
+    pub sync: bool,
+    /// The newest state of it that is certain to be there after the loss of its machine; what came after may be lost with that.
+    pub committed: Option<GenerationView>,
+    /// Since when there is something newer, as its machine told.
+    pub uncommitted_since: Option<UnixMillis>,
+    /// For how long its instance stood still for the newest generation. Milliseconds.
+    pub held_ms: Option<u64>,
+    /// The machines that have a copy, or shall have one.
+    pub copies: Vec<CopyView>,
+    /// When its machine told this; absent where nothing was told.
+    pub observed_at: Option<UnixMillis>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeState {
+    /// Every machine that shall have a copy has what is committed.
+    Copied,
+    /// Some machine that shall have a copy does not have it yet, or is lost.
+    Copying,
+    /// No other machine has a copy.
+    Alone,
+    /// Nothing was written yet.
+    Empty,
+}
+
+impl VolumeState {
+    pub const ALL: &'static [Self] = &[Self::Copied, Self::Copying, Self::Alone, Self::Empty];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Copied => "copied",
+            Self::Copying => "copying",
+            Self::Alone => "alone",
+            Self::Empty => "empty",
+        }
+    }
+}
+
+/// One machine's copy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CopyView {
+    pub machine: MachineName,
+    /// Its data is of no use while the machine is lost.
+    pub lost: bool,
+    /// It has what is committed.
+    pub holds: bool,
+    /// The newest that it has, as far as the machine knows that writes.
+    pub generation: Option<GenerationView>,
+    /// Of what was written since. Bytes.
+    pub behind_bytes: Option<u64>,
+}
+
+/// One state of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationView {
+    /// `<epoch>.<sequence>`
+    pub generation: String,
+    /// By the clock of the machine that took it.
+    pub taken_at: UnixMillis,
+}
+
+/// `GET /api/v1/volumes/{service}/{volume}`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeDetail {
+    pub view: VolumeView,
+    /// The machine whose copy this was read from.
+    pub read_on: MachineName,
+    /// The oldest first.
+    pub history: Vec<MomentView>,
+    /// What was written on a machine before it was lost, and never committed: kept on that machine, and served by nobody.
+    pub branches: Vec<BranchView>,
+}
+
+/// One generation that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MomentView {
+    #[serde(flatten)]
+    pub generation: GenerationView,
+    pub files: u64,
+    /// Of its files.
+    pub bytes: u64,
+    pub committed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchView {
+    /// `branch/<epoch>.<number>`
+    pub branch: String,
+    pub machine: MachineName,
+    /// When it was put aside.
+    pub kept_at: UnixMillis,
+    pub files: u64,
+    pub bytes: u64,
+}

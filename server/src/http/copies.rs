@@ -1,0 +1,170 @@
+//! How volumes do: what the state says, and what the machines told that write them.
+
+use flotilla_api::{
+    ErrorCode, MachineName, NodeId, ServiceName, UnixMillis, VolumeName,
+    rest::{BranchView, CopyView, GenerationView, MomentView, VolumeDetail, VolumeState, VolumeView},
+    spec::VolumeMount,
+};
+use flotilla_core::{
+    State,
+    report::{CopyReport, DataReport},
+    state::{GenerationName, Service},
+};
+
+use super::{
+    App,
+    answer::{Answer, Failure},
+    sight::Moment,
+};
+
+/// Of all services, by name.
+pub(super) fn views(app: &App) -> Vec<VolumeView> {
+    let moment = Moment::of(app);
+    let mut views = Vec::new();
+    for service in moment.state.services.values() {
+        let mut seen = std::collections::BTreeSet::new();
+        let mounts = service.spec().written().filter(|mount| seen.insert(&mount.volume));
+        views.extend(mounts.map(|mount| view(app, &moment, service, mount)));
+    }
+    views
+}
+
+/// With what this machine has of its history.
+///
+/// # Errors
+/// There is no such volume, or this machine's store can't be read.
+pub(super) async fn detail(app: &App, service: &ServiceName, volume: &VolumeName) -> Answer<VolumeDetail> {
+    let moment = Moment::of(app);
+    let known = moment.state.services.get(service).ok_or_else(|| {
+        let why = format!("there is no service `{service}`; `flotilla volume ls` shows all volumes");
+        Failure::new(ErrorCode::ServiceNotFound, why)
+    })?;
+    let mount = known.spec().written().find(|mount| mount.volume == *volume).ok_or_else(|| {
+        let why = format!("`{service}` writes no volume `{volume}`; `flotilla volume ls` shows all volumes");
+        Failure::new(ErrorCode::VolumeNotFound, why)
+    })?;
+    let view = view(app, &moment, known, mount);
+    let committed = known.data.committed.as_ref().map(|committed| committed.name);
+    let history = app.volumes.history(service, volume).await?;
+    let here = name_of(&moment.state, &app.node);
+    let moments = history.generations.into_iter().map(|it| MomentView {
+        committed: committed.is_some_and(|committed| it.name <= committed),
+        generation: generation(it.name, it.taken_at),
+        files: it.files,
+        bytes: it.bytes,
+    });
+    let branches = history.branches.into_iter().map(|it| BranchView {
+        branch: format!("branch/{}", it.name),
+        machine: here.clone(),
+        kept_at: it.taken_at,
+        files: it.files,
+        bytes: it.bytes,
+    });
+    let (history, branches) = (moments.collect(), branches.collect());
+    Ok(VolumeDetail { view, read_on: here.clone(), history, branches })
+}
+
+fn generation(name: GenerationName, taken_at: UnixMillis) -> GenerationView {
+    GenerationView { generation: name.to_string(), taken_at }
+}
+
+fn told(report: &CopyReport) -> GenerationView {
+    generation(report.name, report.taken_at)
+}
+
+fn name_of(state: &State, id: &NodeId) -> MachineName {
+    match state.machines.get(id) {
+        Some(machine) => machine.name().clone(),
+        // Removed a moment ago.
+        None => "removed".parse().unwrap_or_else(|_| unreachable!("it is a name")),
+    }
+}
+
+fn view(app: &App, moment: &Moment, service: &Service, mount: &VolumeMount) -> VolumeView {
+    let home = service.home.as_ref();
+    let (observed_at, report) = report(app, moment, service);
+    let committed = service.data.committed.as_ref();
+    let copies = committed.and_then(|committed| committed.volumes.get(&mount.volume));
+    let wanted = service.data.replicas.iter().take(mount.rules.replicas as usize);
+    let mut machines: Vec<&NodeId> = wanted.clone().collect();
+    let others = copies.into_iter().flat_map(|copies| &copies.holders);
+    machines.extend(others.filter(|id| Some(*id) != home && !service.data.replicas.contains(id)));
+    let copy = |id: &&NodeId| {
+        let told_of = report.as_ref().and_then(|report| report.copies.get(*id));
+        CopyView {
+            machine: name_of(&moment.state, id),
+            lost: moment.state.machines.get(*id).is_none_or(|machine| machine.lost_at.is_some()),
+            holds: copies.is_some_and(|copies| copies.holders.contains(*id)),
+            generation: told_of.map(told),
+            behind_bytes: told_of.map(|copy| copy.behind_bytes),
+        }
+    };
+    let views: Vec<CopyView> = machines.iter().map(copy).collect();
+    let well = |view: &CopyView| view.holds && !view.lost;
+    let state = match committed {
+        None => VolumeState::Empty,
+        Some(_) if !views.iter().any(well) => VolumeState::Alone,
+        Some(_) if views.iter().filter(|view| well(view)).count() < mount.rules.replicas as usize => VolumeState::Copying,
+        Some(_) => VolumeState::Copied,
+    };
+    VolumeView {
+        service: service.name.clone(),
+        volume: mount.volume.clone(),
+        machine: home.map(|home| name_of(&moment.state, home)),
+        message: message(&moment.state, service, mount, state, &views, report.as_ref()),
+        state,
+        bytes: copies.map(|copies| copies.bytes),
+        replicas: mount.rules.replicas,
+        sync: mount.rules.sync,
+        committed: committed.map(|committed| generation(committed.name, committed.taken_at)),
+        uncommitted_since: report.as_ref().and_then(|report| report.uncommitted_since(committed)),
+        held_ms: report.as_ref().and_then(|report| report.captured.as_ref().map(|_| report.held_ms)),
+        copies: views,
+        observed_at,
+    }
+}
+
+/// What the machine told that writes, and when.
+fn report(app: &App, moment: &Moment, service: &Service) -> (Option<UnixMillis>, Option<DataReport>) {
+    let Some(home) = &service.home else { return (None, None) };
+    if *home == app.node {
+        return (Some(moment.now), app.volumes.watch_reports().borrow().get(&service.name).cloned());
+    }
+    match moment.report(home) {
+        Some((received, report)) => (Some(received), report.data.get(&service.name).cloned()),
+        None => (None, None),
+    }
+}
+
+fn message(
+    state: &State,
+    service: &Service,
+    mount: &VolumeMount,
+    volume: VolumeState,
+    views: &[CopyView],
+    report: Option<&DataReport>,
+) -> Option<String> {
+    if let Some(problem) = report.and_then(|report| report.problem.clone()) {
+        return Some(problem);
+    }
+    let wanted = mount.rules.replicas as usize;
+    match volume {
+        VolumeState::Alone if wanted == 0 => Some("no copies are asked for".to_owned()),
+        VolumeState::Alone if state.machines.len() == 1 => {
+            Some("this is the only machine; a second one keeps a copy as soon as it joins".to_owned())
+        }
+        VolumeState::Alone | VolumeState::Copying if views.len() < wanted && state.machines.len() <= wanted => {
+            let missing = wanted + 1 - state.machines.len();
+            let machines = if missing == 1 { "one more machine".to_owned() } else { format!("{missing} more machines") };
+            Some(format!("{wanted} copies are asked for; add {machines}, or ask for fewer"))
+        }
+        VolumeState::Alone | VolumeState::Copying => {
+            let lost = views.iter().find(|view| view.lost).map(|view| format!("`{}` is lost", view.machine));
+            let copying = || views.iter().find(|view| !view.holds).map(|view| format!("`{}` is copying", view.machine));
+            lost.or_else(copying)
+        }
+        VolumeState::Empty if service.home.is_none() => Some("nothing has run on it yet".to_owned()),
+        VolumeState::Empty => Some("its first generation is being made".to_owned()),
+        VolumeState::Copied => None,
+    }
+}
