@@ -53,19 +53,29 @@ impl Archive {
     }
 }
 
-/// `flotilla-beat`, on port 8080; `/data` is a directory that anyone may write to. One program is one image: same id everywhere.
+/// `flotilla-beat`, on port 8080; `/data` is a directory that anyone may write to.
 pub async fn beat() -> Result<Archive> {
-    let layer = root("flotilla-beat", "beat").await?;
+    archive("beat").await
+}
+
+/// `flotilla-ledger`, on port 8080.
+pub async fn ledger() -> Result<Archive> {
+    archive("ledger").await
+}
+
+/// One program is one image: same id everywhere.
+async fn archive(name: &str) -> Result<Archive> {
+    let layer = root(&format!("flotilla-{name}"), name).await?;
     let digest = sha256([&layer]);
     let config = serde_json::json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": { "Entrypoint": ["/beat"], "ExposedPorts": { "8080/tcp": {} } },
+        "config": { "Entrypoint": [format!("/{name}")], "ExposedPorts": { "8080/tcp": {} } },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
     });
     let config = serde_json::to_vec(&config)?;
     let id = sha256([&config]);
-    let reference = format!("flotilla-tests/beat:{}", &digest[..12]);
+    let reference = format!("flotilla-tests/{name}:{}", &digest[..12]);
     let manifest = serde_json::json!([{
         "Config": format!("{id}.json"),
         "RepoTags": [reference],
@@ -116,7 +126,7 @@ async fn root(program: &str, name: &str) -> Result<Vec<u8>> {
     for library in libraries(&program).await? {
         append(&mut archive, &library, library.strip_prefix("/")?, 0o755)?;
     }
-    for (directory, mode) in [("data", 0o777), ("tmp", 0o1777)] {
+    for (directory, mode) in [("data", 0o777), ("journal", 0o777), ("tmp", 0o1777)] {
         let mut header = plain_header(tar::EntryType::Directory, 0, mode);
         archive.append_data(&mut header, directory, std::io::empty())?;
     }

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod cluster;
 pub mod engine;
 pub mod image;
+pub mod ledger;
 pub mod poller;
 pub mod process;
 pub mod registry;

@@ -20,6 +20,8 @@
 //! GET    /services/{service}/logs      ?LogQuery       LogLine, newline-delimited
 //! GET    /services/{service}/exec      WebSocket       ExecRequest, ExecControl
 //! GET    /volumes  /volumes/{service}/{volume}         [VolumeView], VolumeDetail
+//! GET    /volumes/{service}/{volume}/export  ?ExportQuery  a tar archive
+//! POST   /services/{service}/restore   RestoreRequest  204
 //! POST   /builds                 ?BuildQuery, a tar    BuildLine, newline-delimited
 //! POST   /images/uploads         BeginUpload           UploadView
 //! HEAD   /images/uploads/{digest}                      Upload-Offset

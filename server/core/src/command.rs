@@ -157,6 +157,11 @@ pub enum CommandV1 {
         machine: NodeId,
         generations: BTreeMap<ServiceName, Generation>,
     },
+    /// The service begins anew, with its data as it was then; what it has now is kept as a generation before that.
+    Restore {
+        service: ServiceName,
+        generation: GenerationName,
+    },
     /// How long leases shall be, as the jitter of the links demands. Milliseconds.
     SetLease {
         term: u64,

@@ -325,11 +325,20 @@ fn commands_of_data() -> Vec<(&'static str, CommandV1)> {
     ]
 }
 
+/// Once earlier states could be had again.
+fn commands_of_history() -> Vec<(&'static str, CommandV1)> {
+    let generation = GenerationName { epoch: AFTER_SEVERAL + 5, sequence: 1 };
+    vec![("restore", CommandV1::Restore { service: service("web"), generation })]
+}
+
 /// Commands of one machine, and the index of the last of them.
 const AFTER_ONE: u64 = 18;
 
 /// The index of the last command before data was kept on several machines.
 const AFTER_SEVERAL: u64 = 38;
+
+/// The index of the last command before earlier states of data could be had again.
+const AFTER_DATA: u64 = 44;
 
 fn commands() -> Vec<(&'static str, CommandV1)> {
     let mut commands = commands_of_one();
@@ -337,6 +346,8 @@ fn commands() -> Vec<(&'static str, CommandV1)> {
     commands.extend(commands_of_several());
     assert_eq!(commands.len() as u64, AFTER_SEVERAL);
     commands.extend(commands_of_data());
+    assert_eq!(commands.len() as u64, AFTER_DATA);
+    commands.extend(commands_of_history());
     commands
 }
 
@@ -414,9 +425,10 @@ fn every_command_has_a_golden_file() {
         CommandV1::MachineBack { .. } => "machine-back",
         CommandV1::SetLease { .. } => "set-lease",
         CommandV1::CommitGenerations { .. } => "commit-generations",
+        CommandV1::Restore { .. } => "restore",
     };
     let covered: BTreeSet<&str> = commands().iter().map(|(_, command)| name(command)).collect();
-    assert_eq!(covered.len(), 25);
+    assert_eq!(covered.len(), 26);
 }
 
 #[test]
@@ -446,7 +458,8 @@ fn a_snapshot_keeps_its_bytes() {
         ("state", AFTER_ONE as usize),
         ("state-of-several", 33),
         ("state-at-last", AFTER_SEVERAL as usize),
-        ("state-with-data", usize::MAX),
+        ("state-with-data", AFTER_DATA as usize),
+        ("state-with-history", usize::MAX),
     ] {
         let state = snapshot(entries_of);
         let written = serde_json::to_string_pretty(&state).unwrap() + "\n";
@@ -488,7 +501,11 @@ fn the_kept_entries_still_amount_to_the_kept_snapshot() {
             let kept = golden("state-at-last", "");
             assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
         }
+        if state.applied == AFTER_DATA {
+            let kept = golden("state-with-data", "");
+            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
+        }
     }
-    let kept = golden("state-with-data", &(serde_json::to_string_pretty(&state).unwrap() + "\n"));
+    let kept = golden("state-with-history", &(serde_json::to_string_pretty(&state).unwrap() + "\n"));
     assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
 }

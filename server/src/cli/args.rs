@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::styling};
 use flotilla_api::{JoinToken, MachineName, Scope, ServiceName, StackName, TokenId, VolumeName};
+use flotilla_core::state::GenerationName;
 
 use crate::{config, demo, fence};
 
@@ -344,6 +345,38 @@ pub enum Volume {
         #[arg(value_name = "SERVICE/VOLUME")]
         volume: VolumeArg,
     },
+    /// Begin a service anew with its volumes as they were; what it has now is kept
+    #[command(after_help = "Example:\n  flotilla volume restore notes 17.3")]
+    Restore(VolumeRestore),
+    /// Write a volume, as it is committed or as it was, into a tar archive
+    #[command(after_help = "\
+Examples:
+  flotilla volume export notes/board board.tar
+  flotilla volume export notes/board lost.tar --generation 17.4")]
+    Export(VolumeExport),
+}
+
+#[derive(Args, Debug)]
+pub struct VolumeRestore {
+    pub service: ServiceName,
+    /// Epoch and sequence, as `flotilla volume history` shows them
+    pub generation: GenerationName,
+    /// Don't ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct VolumeExport {
+    /// The service, a slash and the volume; the service alone where it has one volume
+    #[arg(value_name = "SERVICE/VOLUME")]
+    pub volume: VolumeArg,
+    /// Where to
+    #[arg(value_name = "TAR")]
+    pub file: PathBuf,
+    /// Epoch and sequence [default: the newest that is committed]
+    #[arg(long)]
+    pub generation: Option<GenerationName>,
 }
 
 /// `notes/board`, or `notes`.

@@ -1,6 +1,6 @@
 //! Where a verb's answer goes: tables and sentences for people, JSON for programs.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use flotilla_api::rest::ServiceState;
@@ -175,5 +175,24 @@ mod tests {
         assert_eq!(lines.len(), width.div_ceil(2));
         let plain = qr("http://app.home.localhost:7070/#invite=abc", false).unwrap();
         assert!(plain.lines().next().unwrap().chars().all(|c| c == '█') && !plain.contains('\x1b'));
+    }
+}
+
+/// Asks a person, who has to say yes.
+///
+/// # Errors
+/// Nobody is there, or it was not confirmed: then `else_` says what was not done.
+pub(super) fn confirm(question: &str, else_: &str) -> Result<(), Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::Usage("nobody is there to confirm it; add --yes".into()));
+    }
+    let mut err = io::stderr();
+    write!(err, "{question} [y/N] ")?;
+    err.flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    match answer.trim().to_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::Other(else_.to_owned())),
     }
 }

@@ -1,7 +1,5 @@
 //! The verbs about services that run.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
-
 use comfy_table::Cell;
 use flotilla_api::{
     ErrorCode, Revision, ServiceName, UnixMillis,
@@ -13,7 +11,7 @@ use serde_json::json;
 use super::{
     Failure, Output, Session,
     args::{Logs, Ps, Rm, Rollback},
-    time,
+    output, time,
 };
 use crate::clock;
 
@@ -240,20 +238,9 @@ pub(super) async fn rm(args: Rm, session: &Session) -> Result<(), Failure> {
 }
 
 fn confirm(args: &Rm) -> Result<(), Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::Usage("nobody is there to confirm it; add --yes".into()));
-    }
     let names: Vec<&str> = args.services.iter().map(ServiceName::as_str).collect();
     let volumes = if args.volumes { " and ALL DATA in their volumes, for good" } else { " (their volumes are kept)" };
-    let mut err = io::stderr();
-    write!(err, "Remove {}{volumes}? [y/N] ", names.join(", "))?;
-    err.flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim().to_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => Err(Failure::Other("nothing was removed".into())),
-    }
+    output::confirm(&format!("Remove {}{volumes}?", names.join(", ")), "nothing was removed")
 }
 
 pub(super) async fn restart(services: &[ServiceName], session: &Session) -> Result<(), Failure> {

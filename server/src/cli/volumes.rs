@@ -3,13 +3,14 @@
 use comfy_table::{Cell, Color};
 use flotilla_api::{
     UnixMillis, VolumeName,
-    rest::{CopyView, VolumeDetail, VolumeState, VolumeView},
+    rest::{CopyView, ExportQuery, RestoreRequest, VolumeDetail, VolumeState, VolumeView},
 };
+use serde_json::json;
 
 use super::{
     Failure, Output, Session,
-    args::{Volume, VolumeArg},
-    time,
+    args::{Volume, VolumeArg, VolumeExport, VolumeRestore},
+    output, time,
 };
 use crate::clock;
 
@@ -17,6 +18,8 @@ pub(super) async fn run(verb: Option<Volume>, session: &Session) -> Result<(), F
     match verb.unwrap_or(Volume::Ls) {
         Volume::Ls => list(session).await,
         Volume::History { volume } => history(&volume, session).await,
+        Volume::Restore(args) => restore(args, session).await,
+        Volume::Export(args) => export(args, session).await,
     }
 }
 
@@ -38,9 +41,12 @@ fn row(volume: &VolumeView, now: UnixMillis, output: Output) -> Vec<Cell> {
         Cell::new(volume.machine.as_ref().map_or("", AsRef::as_ref)),
         Cell::new(volume.bytes.map(time::size).unwrap_or_default()),
         Cell::new(volume.copies.iter().map(copy).collect::<Vec<_>>().join(", ")),
-        Cell::new(volume.committed.as_ref().map_or_else(String::new, |it| {
-            format!("{} ({} ago)", it.generation, time::age(now, it.taken_at))
-        })),
+        Cell::new(
+            volume
+                .committed
+                .as_ref()
+                .map_or_else(String::new, |it| format!("{} ({} ago)", it.generation, time::age(now, it.taken_at))),
+        ),
         // Since when something is written that could be lost with its machine.
         Cell::new(volume.uncommitted_since.map(|since| time::age(now, since)).unwrap_or_default()),
         Cell::new(volume.message.as_deref().unwrap_or_default()),
@@ -72,6 +78,39 @@ async fn history(asked: &VolumeArg, session: &Session) -> Result<(), Failure> {
         return session.output.value(&detail);
     }
     describe(&detail, session.output)
+}
+
+async fn restore(args: VolumeRestore, session: &Session) -> Result<(), Failure> {
+    let VolumeRestore { service, generation, yes } = args;
+    if !yes {
+        output::confirm(
+            &format!("Stop {service} and begin it anew with its volumes as in generation {generation}?"),
+            "nothing was restored",
+        )?;
+    }
+    let request = RestoreRequest { generation: generation.to_string() };
+    session.client.restore(&service, &request).await?;
+    if session.output.json {
+        return session.output.value(&json!({ "service": service, "generation": generation.to_string() }));
+    }
+    let text = format!(
+        "{service} begins anew with generation {generation}; what it had is kept in `flotilla volume history`."
+    );
+    session.output.line(&text)
+}
+
+async fn export(args: VolumeExport, session: &Session) -> Result<(), Failure> {
+    let VolumeExport { volume: asked, generation, file } = args;
+    if file.exists() {
+        return Err(Failure::Usage(format!("`{}` exists already; name another file", file.display())));
+    }
+    let volume = named(&asked, session).await?;
+    let query = ExportQuery { generation: generation.map(|generation| generation.to_string()) };
+    let bytes = session.client.export(&asked.service, &volume, &query, &file).await?;
+    if session.output.json {
+        return session.output.value(&json!({ "file": file, "bytes": bytes }));
+    }
+    session.output.line(&format!("Wrote {}/{volume} to {} ({}).", asked.service, file.display(), time::size(bytes)))
 }
 
 /// The volume that is meant: the one that there is, where only the service was said.
@@ -107,7 +146,7 @@ fn describe(detail: &VolumeDetail, output: Output) -> Result<(), Failure> {
     });
     let branches = detail.branches.iter().map(|branch| {
         vec![
-            Cell::new(&branch.branch),
+            Cell::new(&branch.generation),
             Cell::new(time::stamp(branch.kept_at)),
             Cell::new(time::age(now, branch.kept_at)),
             Cell::new(branch.files),

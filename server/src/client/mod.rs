@@ -17,8 +17,8 @@ use flotilla_api::{
     rest::{
         ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken, DeployRequest,
         DeployResponse, Deployed, DrainQuery, EventView, ExplainView, ImageView, IssuedToken, LogLine, LogQuery,
-        MachineDetail, MachineView, RemoveMachineQuery, RemoveQuery, RollbackRequest, ScaleRequest, ServiceDetail,
-        ServiceView, TokenView, VolumeDetail, VolumeView,
+        MachineDetail, MachineView, RemoveMachineQuery, RemoveQuery, RestoreRequest, RollbackRequest, ScaleRequest,
+        ServiceDetail, ServiceView, TokenView, VolumeDetail, VolumeView,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
@@ -164,6 +164,11 @@ impl Client {
 
     pub async fn volume(&self, service: &ServiceName, volume: &VolumeName) -> Result<VolumeDetail, Error> {
         self.get(&format!("volumes/{service}/{volume}")).await
+    }
+
+    /// The service begins anew, with its volumes as they were.
+    pub async fn restore(&self, service: &ServiceName, request: &RestoreRequest) -> Result<(), Error> {
+        self.done(self.request(Method::POST, &format!("services/{service}/restore")).json(request)).await
     }
 
     pub async fn explain(&self, service: &ServiceName) -> Result<ExplainView, Error> {

@@ -47,14 +47,15 @@ pub(super) async fn detail(app: &App, service: &ServiceName, volume: &VolumeName
     let committed = known.data.committed.as_ref().map(|committed| committed.name);
     let history = app.volumes.history(service, volume).await?;
     let here = name_of(&moment.state, &app.node);
-    let moments = history.generations.into_iter().map(|it| MomentView {
+    let aside = |name: GenerationName| history.branches.iter().any(|branch| branch.name == name);
+    let moments = history.generations.iter().filter(|it| !aside(it.name)).map(|it| MomentView {
         committed: committed.is_some_and(|committed| it.name <= committed),
         generation: generation(it.name, it.taken_at),
         files: it.files,
         bytes: it.bytes,
     });
-    let branches = history.branches.into_iter().map(|it| BranchView {
-        branch: format!("branch/{}", it.name),
+    let branches = history.branches.iter().map(|it| BranchView {
+        generation: it.name.to_string(),
         machine: here.clone(),
         kept_at: it.taken_at,
         files: it.files,
@@ -104,7 +105,9 @@ fn view(app: &App, moment: &Moment, service: &Service, mount: &VolumeMount) -> V
     let state = match committed {
         None => VolumeState::Empty,
         Some(_) if !views.iter().any(well) => VolumeState::Alone,
-        Some(_) if views.iter().filter(|view| well(view)).count() < mount.rules.replicas as usize => VolumeState::Copying,
+        Some(_) if views.iter().filter(|view| well(view)).count() < mount.rules.replicas as usize => {
+            VolumeState::Copying
+        }
         Some(_) => VolumeState::Copied,
     };
     VolumeView {
@@ -155,7 +158,8 @@ fn message(
         }
         VolumeState::Alone | VolumeState::Copying if views.len() < wanted && state.machines.len() <= wanted => {
             let missing = wanted + 1 - state.machines.len();
-            let machines = if missing == 1 { "one more machine".to_owned() } else { format!("{missing} more machines") };
+            let machines =
+                if missing == 1 { "one more machine".to_owned() } else { format!("{missing} more machines") };
             Some(format!("{wanted} copies are asked for; add {machines}, or ask for fewer"))
         }
         VolumeState::Alone | VolumeState::Copying => {

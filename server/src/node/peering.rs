@@ -91,7 +91,7 @@ impl Handler for Answering {
         Box::pin(async move {
             let rest = this.rest.get().ok_or_else(starting)?;
             match method {
-                Method::Offer | Method::Holds => rest.volumes.answer(&from, method, &body).await,
+                Method::Offer | Method::Holds | Method::Recall => rest.volumes.answer(&from, method, &body).await,
                 _ => rest.cluster.answer(&from, method, &body),
             }
         })

@@ -56,6 +56,8 @@ methods! {
     Offer = 24;
     /// A machine has all of a generation.
     Holds = 25;
+    /// What a generation is that the asked machine may have.
+    Recall = 26;
     /// A signalling message for a third node, to be passed on.
     Signal = 32;
     /// First contact of a machine that wants to join.

@@ -16,7 +16,7 @@ use flotilla_core::{
 use flotilla_data::{
     Hash, Store,
     capture::{Capture, Scope},
-    restore,
+    restore, store,
 };
 use tokio::sync::OwnedMutexGuard;
 
@@ -187,7 +187,8 @@ impl Directories {
         Ok(())
     }
 
-    /// Keeps what an instance wrote under an epoch, unless its successor began with just that. The roots of what is there.
+    /// Keeps what an instance wrote under an epoch, unless its successor began with just that: as one more generation of that epoch, which
+    /// nobody else can name, and which is not forgotten. The roots of what is there.
     pub(super) fn branch(
         &self,
         state: &State,
@@ -198,19 +199,29 @@ impl Directories {
         let roots = self.look(service, |service, volume| passing_key(service, volume), epoch, now)?;
         let succeeded =
             succeeded_from(state, service, epoch).map(|name| self.kept(service, name)).transpose()?.flatten();
-        for (volume, root) in &roots {
-            let same =
-                succeeded.as_ref().and_then(|shown| shown.roots.get(volume)).is_some_and(|it| *it == root.to_string());
-            let branch = branch_key(service, volume);
-            let known = self.store.generations(&branch)?;
-            if same || known.iter().any(|generation| generation.root == *root) {
-                continue;
-            }
-            let sequence = known.iter().filter(|it| it.epoch == epoch).map(|it| it.sequence).max().unwrap_or(0) + 1;
-            let generation = flotilla_data::store::Generation { epoch, sequence, taken_at: now.0, root: *root };
-            self.store.name(&branch, generation)?;
-            tracing::warn!(%service, %volume, epoch, "what was written and not committed is kept as a branch");
+        let is_new = |(volume, root): (&VolumeName, &Hash)| -> Result<bool, Error> {
+            let root_of = |shown: &Shown| shown.roots.get(volume).cloned();
+            let same = succeeded.as_ref().and_then(root_of).is_some_and(|known| known == root.to_string());
+            let branches = self.store.generations(&branch_key(service, volume))?;
+            Ok(!same && !branches.iter().any(|branch| branch.root == *root))
+        };
+        let new = roots.iter().map(is_new).collect::<Result<Vec<_>, _>>()?;
+        if !new.contains(&true) {
+            return Ok(roots);
         }
+        let mut sequence = 0;
+        for volume in self.store.volumes(&format!("{service}/"))? {
+            let generations = self.store.generations(&volume)?;
+            let of_epoch = generations.iter().filter(|generation| generation.epoch == epoch);
+            sequence = sequence.max(of_epoch.map(|generation| generation.sequence).max().unwrap_or(0));
+        }
+        let name = GenerationName { epoch, sequence: sequence + 1 };
+        for (volume, root) in &roots {
+            let generation = store::Generation { epoch, sequence: name.sequence, taken_at: now.0, root: *root };
+            self.store.name(&branch_key(service, volume), generation)?;
+            self.store.name(&key(service, volume), generation)?;
+        }
+        tracing::warn!(%service, generation = %name, "what was written and not committed is put aside");
         Ok(roots)
     }
 

@@ -9,7 +9,7 @@ use flotilla_core::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{Error, Shared};
+use super::{Error, Shared, layout};
 use crate::clock;
 
 /// Looked at no more often, however many generations come.
@@ -67,8 +67,12 @@ fn forget(shared: &Shared) -> Result<bool, Error> {
             };
             let moments: Vec<Moment> = generations.iter().map(moment).collect();
             let kept = history::kept(&moments, &Rules::default(), clock::now());
-            let gone =
-                moments.iter().map(|moment| moment.name).filter(|name| !kept.contains(name) && !needed.contains(name));
+            let branches = shared.store.generations(&layout::branch_of(&volume))?;
+            let is_branch = |name: &GenerationName| {
+                branches.iter().any(|it| (it.epoch, it.sequence) == (name.epoch, name.sequence))
+            };
+            let stays = |name: &GenerationName| kept.contains(name) || needed.contains(name) || is_branch(name);
+            let gone = moments.iter().map(|moment| moment.name).filter(|name| !stays(name));
             let gone: Vec<(u64, u64)> = gone.map(|name| (name.epoch, name.sequence)).collect();
             if !gone.is_empty() {
                 shared.store.forget(&volume, &gone)?;

@@ -30,7 +30,12 @@ pub(super) fn key(service: &ServiceName, volume: &VolumeName) -> String {
 
 /// Under which is kept what was written and never committed.
 pub(super) fn branch_key(service: &ServiceName, volume: &VolumeName) -> String {
-    format!(":branch/{service}/{volume}")
+    branch_of(&key(service, volume))
+}
+
+/// The same, of the volume whose generations are kept under this name.
+pub(super) fn branch_of(key: &str) -> String {
+    format!(":branch/{key}")
 }
 
 /// Under which is kept what a directory had in it when it was to show something else, until it does.

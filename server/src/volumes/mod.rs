@@ -3,6 +3,7 @@
 //! `flotilla_data`'s; ADR 15 has the whole.
 
 mod directories;
+mod export;
 mod history;
 pub(crate) mod layout;
 mod record;
@@ -13,7 +14,7 @@ mod writer;
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, io,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -30,9 +31,9 @@ use flotilla_core::{
     state::GenerationName,
 };
 use flotilla_data::{Store, capture, fetch, restore, store, tree};
-use futures::future::BoxFuture;
+use futures::{Stream, future::BoxFuture, stream};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
@@ -42,11 +43,16 @@ use crate::{
     clock,
     engine::{self, Engine, Proposer},
     fence::{self, Fence},
-    peers::{Method, Network, Stream},
+    peers::{self, Method, Network},
 };
 use directories::{Beginning, Directories};
+use record::Shown;
 pub use wire::LABEL;
 use writer::{Word, Words};
+
+/// Pieces of an archive that wait to be sent, and bytes of each.
+const EXPORT_PIECES: usize = 8;
+const EXPORT_PIECE: usize = 64 * 1024;
 
 /// How long a clean stop waits for captures under way: an instance may be held.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
@@ -55,7 +61,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("could not {operation} `{}`: {source}", path.display())]
-    File { operation: &'static str, path: PathBuf, source: std::io::Error },
+    File { operation: &'static str, path: PathBuf, source: io::Error },
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error(transparent)]
@@ -83,13 +89,13 @@ pub enum Error {
 }
 
 impl Error {
-    fn file(operation: &'static str, path: &Path, source: std::io::Error) -> Self {
+    fn file(operation: &'static str, path: &Path, source: io::Error) -> Self {
         Self::File { operation, path: path.to_owned(), source }
     }
 
     fn is_full(&self) -> bool {
         match self {
-            Self::File { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            Self::File { source, .. } => source.kind() == io::ErrorKind::StorageFull,
             Self::Store(error) | Self::Tree(tree::Error::Store(error)) => error.is_full(),
             _ => false,
         }
@@ -273,12 +279,23 @@ impl Volumes {
                 }
                 Ok(Bytes::new())
             }
+            Method::Recall => {
+                let wire::Holds { service, name } = wire::read(body)?;
+                let kept = self.shared.kept(&service, name).await?;
+                wire::write(&kept.map(|kept| wire::Offer {
+                    service,
+                    name,
+                    taken_at: clock::now(),
+                    volumes: kept.roots,
+                    holders: Vec::new(),
+                }))
+            }
             other => Err(ApiError::new(ErrorCode::NotFound, format!("{other:?} is nothing that volumes know"))),
         }
     }
 
     /// Serves a stream `objects` that another machine opened.
-    pub async fn serve(&self, from: &NodeId, stream: Stream) {
+    pub async fn serve(&self, from: &NodeId, stream: peers::Stream) {
         if let Err(error) = wire::serve(&self.shared.store, stream).await {
             tracing::debug!(%from, %error, "objects were not sent to their end");
         }
@@ -296,7 +313,42 @@ impl Volumes {
     pub async fn history(&self, service: &ServiceName, volume: &VolumeName) -> Result<History, Error> {
         let store = self.shared.store.clone();
         let (key, branch) = (layout::key(service, volume), layout::branch_key(service, volume));
-        blocking(move || Ok(History { generations: Kept::all(&store, &key)?, branches: Kept::all(&store, &branch)? })).await
+        blocking(move || Ok(History { generations: Kept::all(&store, &key)?, branches: Kept::all(&store, &branch)? }))
+            .await
+    }
+
+    /// Is all of a generation on this machine, or on one that can be asked now?
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub async fn is_kept(&self, service: &ServiceName, name: GenerationName) -> Result<bool, Error> {
+        Ok(self.shared.kept(service, name).await?.is_some()
+            || replica::find(&self.shared, service, name).await.is_some())
+    }
+
+    /// A generation of a volume as a tar archive; `None` where it is not on this machine.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub async fn export(
+        &self,
+        service: &ServiceName,
+        volume: &VolumeName,
+        name: GenerationName,
+    ) -> Result<Option<impl Stream<Item = io::Result<Bytes>> + Send + use<>>, Error> {
+        let kept = self.shared.kept(service, name).await?;
+        let Some(root) = kept.and_then(|kept| kept.roots.get(volume)?.parse().ok()) else { return Ok(None) };
+        let (sender, mut receiver) = mpsc::channel(EXPORT_PIECES);
+        let store = self.shared.store.clone();
+        tokio::task::spawn_blocking(move || {
+            let pieces = Pieces { sender: sender.clone() };
+            let to = io::BufWriter::with_capacity(EXPORT_PIECE, pieces);
+            if let Err(error) = export::write(&store, &root, to) {
+                // Whoever reads it takes no part of it for the whole.
+                let _ = sender.blocking_send(Err(io::Error::other(error)));
+            }
+        });
+        Ok(Some(stream::poll_fn(move |context| receiver.poll_recv(context))))
     }
 
     /// For how long each service that is written here has had something that is not committed. Milliseconds.
@@ -328,6 +380,22 @@ impl Volumes {
         if timeout(STOP_PATIENCE, self.shared.tasks.wait()).await.is_err() {
             tracing::warn!("work on volumes was still under way when the node stopped");
         }
+    }
+}
+
+/// Hands on what is written, piece by piece.
+struct Pieces {
+    sender: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl io::Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = self.sender.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
+        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -368,6 +436,11 @@ impl Shared {
         self.writers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    async fn kept(self: &Arc<Self>, service: &ServiceName, name: GenerationName) -> Result<Option<Shown>, Error> {
+        let (shared, service) = (Arc::clone(self), service.clone());
+        blocking(move || shared.directories.kept(&service, name)).await
+    }
+
     /// Learns what an earlier daemon knew of a service's directories.
     async fn recall(self: &Arc<Self>, service: &ServiceName) -> Result<(), Error> {
         let _lock = self.directories.lock(service).await;
@@ -386,6 +459,12 @@ impl Shared {
         epoch: u64,
         beginning: Beginning,
     ) -> Result<(), Error> {
+        if let Beginning::With(name) = beginning
+            && self.kept(service, name).await?.is_none()
+        {
+            // An earlier state may be on other machines alone.
+            replica::recall(self, service, name).await?;
+        }
         let _lock = self.directories.lock(service).await;
         let (shared, service) = (Arc::clone(self), service.clone());
         blocking(move || {

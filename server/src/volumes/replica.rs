@@ -7,12 +7,17 @@ use std::{
 };
 
 use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName};
-use flotilla_core::{State, reconcile::Status, state::Service};
+use flotilla_core::{
+    State,
+    reconcile::Status,
+    state::{GenerationName, Service},
+};
 use flotilla_data::{
     Hash,
     fetch::{Fetch, Figures},
     store, tree,
 };
+use futures::future::join_all;
 use tokio::{
     io::{ReadHalf, WriteHalf},
     sync::{Notify, Semaphore, mpsc},
@@ -192,6 +197,27 @@ async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Fig
         sum.bytes += figures.bytes;
     }
     Ok(sum)
+}
+
+/// Asks the other machines for a generation; who has it, and what it is.
+pub(super) async fn find(shared: &Arc<Shared>, service: &ServiceName, name: GenerationName) -> Option<(NodeId, Offer)> {
+    let body = wire::write(&Holds { service: service.clone(), name }).ok()?;
+    let connected = shared.parts.network.connected().borrow().clone();
+    let asked = connected.into_iter().map(|machine| {
+        let asked = shared.parts.network.call(&machine, Method::Recall, body.clone(), HOLDS_WITHIN);
+        async move { Some((machine, wire::read::<Option<Offer>>(&asked.await.ok()?).ok()??)) }
+    });
+    let found: Vec<(NodeId, Offer)> = join_all(asked).await.into_iter().flatten().collect();
+    // One that has more volumes of it has it as a whole.
+    found.into_iter().max_by_key(|(_, offer)| offer.volumes.len())
+}
+
+/// Brings a generation here that other machines have.
+pub(super) async fn recall(shared: &Arc<Shared>, service: &ServiceName, name: GenerationName) -> Result<(), Error> {
+    let found = find(shared, service, name).await;
+    let (from, offer) = found.ok_or_else(|| Error::NotHere { service: service.clone(), name })?;
+    shared.counters.fetched(fetch(shared, &from, &offer).await?);
+    Ok(())
 }
 
 /// What one machine answered.

@@ -79,6 +79,11 @@ impl Visitor {
         self.seen.borrow().clone()
     }
 
+    /// Changes with each answer.
+    pub fn answers(&self) -> watch::Receiver<Seen> {
+        self.seen.clone()
+    }
+
     /// Who answered last.
     pub fn answered_by(&self) -> Option<Beat> {
         serde_json::from_slice(&self.seen.borrow().answer.as_ref()?.body).ok()

@@ -3,6 +3,7 @@
 //! They need root. `make bed` runs all of them, the long ones too. What they measure is printed behind `MEASURED`.
 
 mod daemon;
+mod data;
 mod engine;
 mod machines;
 mod partition;

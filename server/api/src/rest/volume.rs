@@ -104,10 +104,27 @@ pub struct MomentView {
     pub committed: bool,
 }
 
+/// `POST /api/v1/services/{service}/restore`: the service begins anew, with all of its volumes as they were then. What it has now is kept
+/// as a generation before that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    /// `<epoch>.<sequence>`, of the history or of a branch.
+    pub generation: String,
+}
+
+/// Query of `GET /api/v1/volumes/{service}/{volume}/export`, which answers a tar archive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportQuery {
+    /// `<epoch>.<sequence>`; absent: the newest that is committed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<String>,
+}
+
+/// A generation of a machine's own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BranchView {
-    /// `branch/<epoch>.<number>`
-    pub branch: String,
+    /// `<epoch>.<sequence>`
+    pub generation: String,
     pub machine: MachineName,
     /// When it was put aside.
     pub kept_at: UnixMillis,

@@ -199,6 +199,11 @@ pub(super) fn choices<'a>(fleet: &Fleet<'a>, unit: &Unit<'a>) -> Vec<Choice<'a>>
         .collect()
 }
 
+/// Has it to end where it is, so that its successor begins with an earlier state of its data?
+fn begins_anew(member: &Member<'_>, slot: Slot<'_>) -> bool {
+    slot.exclusive && member.service.data.restores.is_some()
+}
+
 /// Why a placement can't stay where it is, as a clause.
 fn trouble<'a>(fleet: &Fleet<'a>, unit: &Unit<'a>, member: &Member<'a>, slot: Slot<'a>) -> Option<String> {
     let Some(site) = fleet.site(slot.machine) else { return Some("its machine is gone".to_owned()) };
@@ -211,6 +216,9 @@ fn trouble<'a>(fleet: &Fleet<'a>, unit: &Unit<'a>, member: &Member<'a>, slot: Sl
     }
     if score::allowed(fleet.state, member.service, site).is_err() {
         return Some(format!("`{name}` is not where it may run"));
+    }
+    if begins_anew(member, slot) {
+        return Some("an earlier state of its data was asked for".to_owned());
     }
     // What writes a volume can't be given away while its machine lives: nobody could say that it has ended.
     let exclusive = unit.members.iter().any(|member| member.service.is_exclusive(member.service.current));
@@ -225,7 +233,10 @@ fn settle<'a>(draft: &mut Draft<'a>, fleet: &Fleet<'a>, task: &Task<'a>, machine
         .members
         .iter()
         .copied()
-        .filter(|member| draft.active(&member.service.name, member.replica).is_none_or(|slot| slot.machine != machine))
+        .filter(|member| {
+            let slot = draft.active(&member.service.name, member.replica);
+            slot.is_none_or(|slot| slot.machine != machine || begins_anew(member, slot))
+        })
         .collect();
     let mut waits = false;
     for member in &movers {

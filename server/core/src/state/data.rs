@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    str::FromStr,
 };
 
 use flotilla_api::{ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName};
@@ -26,6 +27,9 @@ pub struct Data {
     /// Absent until there is a first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub committed: Option<Generation>,
+    /// With which it begins next, as somebody asked for; until then its present instance has to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restores: Option<GenerationName>,
     /// Nothing was written since the committed generation: its instance had ended, and none has come after it.
     #[serde(default, skip_serializing_if = "super::placements::is_false")]
     pub settled: bool,
@@ -43,6 +47,25 @@ pub struct GenerationName {
 impl fmt::Display for GenerationName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.epoch, self.sequence)
+    }
+}
+
+/// Why a text names no generation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` names no generation; write an epoch and a sequence, such as `17.3`")]
+pub struct InvalidGeneration(pub String);
+
+impl FromStr for GenerationName {
+    type Err = InvalidGeneration;
+
+    fn from_str(text: &str) -> Result<Self, InvalidGeneration> {
+        let invalid = || InvalidGeneration(text.chars().take(40).collect::<String>().escape_debug().to_string());
+        let (epoch, sequence) = text.split_once('.').ok_or_else(invalid)?;
+        let number = |digits: &str| {
+            let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+            digits.parse().ok().filter(|_| plain).ok_or_else(invalid)
+        };
+        Ok(Self { epoch: number(epoch)?, sequence: number(sequence)? })
     }
 }
 
@@ -87,8 +110,7 @@ impl Data {
             copies.holders.remove(machine);
         }
         if self.committed.as_ref().is_some_and(|committed| committed.holders().is_empty()) {
-            self.committed = None;
-            self.settled = false;
+            (self.committed, self.restores, self.settled) = (None, None, false);
         }
     }
 }
@@ -111,8 +133,12 @@ impl Generation {
 
 impl Service {
     /// The generation with which an instance begins on this machine. One that wrote last goes on with what it has; every other one
-    /// shows an older state, or has what it wrote after it was lost. One that may begin anew where its data is not does so.
+    /// shows an older state, or has what it wrote after it was lost. One that may begin anew where its data is not does so. All of that
+    /// unless somebody asked for another one.
     pub(super) fn source_on(&self, machine: &NodeId) -> Option<GenerationName> {
+        if self.data.restores.is_some() {
+            return self.data.restores;
+        }
         let committed = self.data.committed.as_ref()?;
         (self.home.as_ref() != Some(machine) && committed.holders().contains(machine)).then_some(committed.name)
     }
@@ -229,6 +255,19 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// That some machine has that generation is for who proposes it to see: the state knows of the newest alone.
+    pub(super) fn restore(&mut self, name: &ServiceName, generation: GenerationName) -> Result<Applied, Rejected> {
+        let service = self.services.get_mut(name).ok_or_else(|| super::services::unknown(name))?;
+        let newest = service.data.committed.as_ref().map(|committed| committed.name);
+        if !service.is_exclusive(service.current) || newest.is_none_or(|newest| newest.epoch < generation.epoch) {
+            let why = format!("`{name}` has no generation {generation}; `flotilla volume history` shows all");
+            return Err(Rejected::new(ErrorCode::VolumeNotFound, why));
+        }
+        service.data.restores = Some(generation);
+        let message = format!("`{name}` begins anew, with its data as it was in generation {generation}.");
+        Ok(Applied::done(Event::new("restored", Some(name), message)))
     }
 
     pub(super) fn replicate(&mut self, name: &ServiceName, machines: &[NodeId]) -> Result<(), Rejected> {

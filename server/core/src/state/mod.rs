@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{ClusterRecord, Command, CommandV1, Entry, InvitationRecord, MachineRecord, TokenRecord};
 
-pub use data::{Copies, DATA_REPLICAS_MAX, Data, GENERATION_VOLUMES_MAX, Generation, GenerationName, Sources};
+pub use data::{Copies, DATA_REPLICAS_MAX, Data, GENERATION_VOLUMES_MAX, Generation, GenerationName, InvalidGeneration, Sources};
 pub use machines::{Availability, Machine, MachineFacts, Power, RemovedMachine};
 pub use placements::{Leadership, Phase, Placement};
 
@@ -289,6 +289,7 @@ impl State {
             CommandV1::MachineBack { term, machine } => self.machine_back(entry.at, *term, machine),
             CommandV1::SetLease { term, lease_ms } => self.set_lease(*term, *lease_ms),
             CommandV1::CommitGenerations { machine, generations } => self.commit_generations(machine, generations),
+            CommandV1::Restore { service, generation } => self.restore(service, *generation),
         }
     }
 

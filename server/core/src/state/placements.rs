@@ -277,6 +277,9 @@ impl State {
         });
         service.placements.sort_by_key(|placement| (placement.replica, placement.epoch));
         service.note_host(machine, revision);
+        if service.is_exclusive(revision) {
+            service.data.restores = None;
+        }
         let which = if service.replicas > 1 { format!("`{name}` ({replica})") } else { format!("`{name}`") };
         let message = format!("{which} was placed on `{machine_name}`: {}.", super::services::clip(reason));
         Ok(Event::new("placed", Some(name), message).on(&machine_name))

@@ -238,7 +238,7 @@ impl State {
                     self.kept_on.insert(name.clone(), hosts);
                     self.kept_homes.extend(home.map(|home| (name.clone(), home)));
                     if !data.is_empty() {
-                        self.kept_data.insert(name.clone(), data);
+                        self.kept_data.insert(name.clone(), Data { restores: None, ..data });
                     }
                 }
                 format!("`{name}` was removed; its volumes are kept.")
@@ -405,7 +405,7 @@ fn check_replicas(spec: &ServiceSpec, replicas: u32) -> Result<(), Rejected> {
     Ok(())
 }
 
-fn unknown(name: &ServiceName) -> Rejected {
+pub(super) fn unknown(name: &ServiceName) -> Rejected {
     Rejected::new(
         ErrorCode::ServiceNotFound,
         format!("there is no service `{name}`; `flotilla ps` lists those that there are"),

@@ -43,6 +43,7 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/services/{service}", get(services::detail).delete(services::remove))
         .route("/services/{service}/explain", get(services::explain))
         .route("/services/{service}/restart", post(services::restart))
+        .route("/services/{service}/restore", post(volumes::restore))
         .route("/services/{service}/rollback", post(services::roll_back))
         .route("/services/{service}/scale", post(services::scale))
         .route("/volumes", get(volumes::list))
@@ -68,6 +69,7 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/services/{service}/exec", get(exec::run))
         .route("/events", get(events::follow))
         .route("/state/backup", get(state::back_up))
+        .route("/volumes/{service}/{volume}/export", get(volumes::export))
         .route("/demo/machines/{machine}/kill", post(demo::kill))
         .route("/demo/machines/{machine}/start", post(demo::start));
     prompt.merge(lasting)

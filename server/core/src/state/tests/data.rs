@@ -196,3 +196,12 @@ fn copies_are_kept_on_members_that_differ() {
     assert_eq!(cluster.service("db").data.replicas, [id(THIRD), id(OTHER)]);
     assert!(cluster.service("db").hosts.contains(&id(THIRD)));
 }
+
+#[test]
+fn a_generation_is_read_as_it_is_told() {
+    let name = GenerationName { epoch: 17, sequence: 3 };
+    assert_eq!(name.to_string().parse(), Ok(name));
+    for bad in ["", "17", "17.", ".3", "17.3.1", "17.-3", "17.+3", "a.b", "branch/17.3"] {
+        assert!(bad.parse::<GenerationName>().is_err(), "{bad}");
+    }
+}
