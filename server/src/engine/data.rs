@@ -13,15 +13,15 @@ pub trait Data: Send + Sync + fmt::Debug + 'static {
     /// It is started as soon as this has returned, and may write from then on.
     fn begins<'a>(&'a self, service: &'a ServiceName, epoch: u64) -> BoxFuture<'a, Result<Begun, ApiError>>;
 
-    /// Directories are about to be made that nobody has written yet.
-    fn prepares<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<(), ApiError>>;
+    /// Directories are about to be made that nobody has written yet; nobody else touches them before that is done.
+    fn prepares<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<Begun, ApiError>>;
 
     /// The directories of all of its volumes are gone, and shall not come back.
     fn deleted<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<(), ApiError>>;
 }
 
-/// To be held until the instance has started, or has not.
-#[must_use = "it is held while the instance starts"]
+/// To be held until it is done: until the instance has started or has not, or the directories are made.
+#[must_use = "it is held until it is done"]
 pub struct Begun(#[expect(dead_code, reason = "held, and dropped")] Box<dyn Any + Send>);
 
 impl Begun {
@@ -49,8 +49,8 @@ impl Data for NoData {
         Box::pin(async { Ok(Begun::new(())) })
     }
 
-    fn prepares<'a>(&'a self, _: &'a ServiceName) -> BoxFuture<'a, Result<(), ApiError>> {
-        Box::pin(async { Ok(()) })
+    fn prepares<'a>(&'a self, _: &'a ServiceName) -> BoxFuture<'a, Result<Begun, ApiError>> {
+        Box::pin(async { Ok(Begun::new(())) })
     }
 
     fn deleted<'a>(&'a self, _: &'a ServiceName) -> BoxFuture<'a, Result<(), ApiError>> {

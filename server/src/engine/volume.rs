@@ -44,10 +44,13 @@ const INSIDE: &str = "/.flotilla-volumes";
 pub(super) async fn prepare(shared: &Shared, client: &Client, spec: &ServiceSpec, image: &str) -> Result<(), Error> {
     let (owner, data_dir) = (&shared.owner(), &shared.config.data_dir);
     let parent = layout::of_service(data_dir, &spec.name);
-    if !spec.volumes.is_empty() && !is_directory(&parent)? {
-        private_directory(&root(data_dir))?;
-        shared.data.prepares(&spec.name).await.map_err(Error::Data)?;
+    let present = |mount: &VolumeMount| is_directory(&directory(data_dir, &spec.name, &mount.volume));
+    if spec.volumes.iter().map(present).collect::<Result<Vec<_>, _>>()?.iter().all(|present| *present) {
+        return Ok(());
     }
+    private_directory(&root(data_dir))?;
+    // Held to the end: data that has come from elsewhere must not be brought into a directory that another one takes the place of.
+    let _held = shared.data.prepares(&spec.name).await.map_err(Error::Data)?;
     for mount in &spec.volumes {
         let volume = directory(data_dir, &spec.name, &mount.volume);
         if is_directory(&volume)? {

@@ -500,10 +500,12 @@ impl engine::Data for Volumes {
         })
     }
 
-    fn prepares<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<(), ApiError>> {
+    fn prepares<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<engine::Begun, ApiError>> {
         Box::pin(async move {
+            let lock = self.shared.directories.lock(service).await;
             let (shared, service) = (Arc::clone(&self.shared), service.clone());
-            blocking(move || shared.directories.begin(&service)).await.map_err(ApiError::from)
+            blocking(move || shared.directories.begin(&service)).await?;
+            Ok(engine::Begun::new(lock))
         })
     }
 

@@ -70,10 +70,11 @@ async fn lose_power_again_and_again(mut cluster: Cluster, rounds: u32) -> Result
         // Whenever: that is the point.
         sleep(Duration::from_millis(u64::from(random(round)) % 2_000)).await;
         let (event, at) = (clock(), Instant::now());
+        // What was said before counts; what its successor commits is another matter.
+        let seen = observer.stop();
         cluster.bed.power_off(host)?;
         let after = later(&visitor, event).await?;
         let outage = visitor.outage_since(at.into_std()).await?;
-        let seen = observer.stop();
         let safe = seen.acknowledged_by(seen.committed);
         let (acknowledged, last) = seen.last();
         let lost = acknowledged.saturating_sub(after.found);

@@ -13,6 +13,7 @@ mod bell;
 mod browser;
 mod components;
 mod compose_text;
+mod durability;
 mod fleet;
 mod format;
 mod incidents;

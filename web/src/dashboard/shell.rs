@@ -16,7 +16,7 @@ use super::{
     live::{Link, Live},
     pages::{
         access::Access, activity::Activity, cluster::Cluster, deploy::Deploy, machine::Machine, service::Service,
-        services::Services,
+        services::Services, volume::Volume, volumes::Volumes,
     },
     query::Phase,
     session::{Notice, Session, Status},
@@ -70,6 +70,8 @@ pub(crate) fn Shell() -> impl IntoView {
                             <Route path=path!("/") view=Services/>
                             <Route path=path!("/deploy") view=|| allowed("Deploy", You::operates, || view! { <Deploy/> }.into_any())/>
                             <Route path=path!("/services/:name") view=|| allowed("Service", You::operates, || view! { <Service/> }.into_any())/>
+                            <Route path=path!("/volumes") view=|| allowed("Volumes", You::operates, || view! { <Volumes/> }.into_any())/>
+                            <Route path=path!("/volumes/:service/:volume") view=|| allowed("Volume", You::operates, || view! { <Volume/> }.into_any())/>
                             <Route path=path!("/cluster") view=|| allowed("Cluster", You::operates, || view! { <Cluster/> }.into_any())/>
                             // Where the list of machines was before there were several.
                             <Route path=path!("/machines") view=|| view! { <Redirect path="/cluster"/> }/>
@@ -154,6 +156,7 @@ fn Navigation() -> impl IntoView {
             <ul>
                 {item("/", Icon::Services, "Services")}
                 {move || you.operates().then(|| item("/deploy", Icon::Deploy, "Deploy"))}
+                {move || you.operates().then(|| item("/volumes", Icon::Volume, "Volumes"))}
                 {move || you.operates().then(|| item("/cluster", Icon::Cluster, "Cluster"))}
                 {move || you.administers().then(|| item("/access", Icon::Access, "Access"))}
                 {move || you.operates().then(|| item("/activity", Icon::Activity, "Activity"))}
@@ -165,12 +168,13 @@ fn Navigation() -> impl IntoView {
 #[component]
 fn NavLink(href: &'static str, icon: Icon, name: &'static str) -> impl IntoView {
     let path = use_location().pathname;
-    // A service's page belongs to the services, a machine's to the cluster.
+    // A service's page belongs to the services, a volume's to the volumes, a machine's to the cluster.
     let current = move || {
         path.with(|path| {
             let under = match href {
                 "/" => "/services/",
                 "/cluster" => "/machines/",
+                "/volumes" => "/volumes/",
                 _ => return path == href,
             };
             path == href || path.starts_with(under)

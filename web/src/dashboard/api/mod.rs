@@ -12,7 +12,7 @@ use flotilla_api::{
         BindToken, ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken,
         DemoAnswer, DeployRequest, DeployResponse, Deployed, EventView, ExplainView, IssuedToken, LogLine, LogQuery,
         MachineDetail, MachineView, PlacedView, RedeemInvitation, RevisionView, RollbackRequest, ScaleRequest,
-        ServiceDetail, ServiceView, TokenView,
+        ServiceDetail, ServiceView, TokenView, VolumeDetail, VolumeView,
     },
     spec::ServiceSpec,
 };
@@ -112,6 +112,14 @@ impl Client {
     /// In a demo alone.
     pub(crate) async fn put_plug(&self, name: &str) -> Result<DemoAnswer, Failure> {
         self.ask("POST", &format!("/demo/machines/{}/start", segment(name)), None, OUTAGE).await
+    }
+
+    pub(crate) async fn volumes(&self) -> Result<Vec<VolumeView>, Failure> {
+        self.get("/volumes").await
+    }
+
+    pub(crate) async fn volume(&self, service: &str, volume: &str) -> Result<VolumeDetail, Failure> {
+        self.get(&format!("/volumes/{}/{}", segment(service), segment(volume))).await
     }
 
     pub(crate) async fn services(&self) -> Result<Vec<ServiceView>, Failure> {

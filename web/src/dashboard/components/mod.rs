@@ -12,6 +12,7 @@ mod shown;
 mod state;
 mod time;
 mod toast;
+mod volume;
 
 pub(crate) use condition::{ConditionBadge, ConditionReason, machine_appearance, role};
 pub(crate) use copy::{CopyButton, Secret};
@@ -25,3 +26,6 @@ pub(crate) use shown::{Empty, Problem, shown};
 pub(crate) use state::{StateBadge, appearance};
 pub(crate) use time::{Ago, Until};
 pub(crate) use toast::{Act, Refusal, ToastRegion, Toasts};
+pub(crate) use volume::{
+    CopyChips, RiskLine, RiskWords, VolumeBadge, VolumeReason, copy_appearance, risk_of, risk_tone,
+};

@@ -8,3 +8,5 @@ pub(crate) mod machine;
 pub(crate) mod service;
 pub(crate) mod services;
 pub(crate) mod sign_in;
+pub(crate) mod volume;
+pub(crate) mod volumes;

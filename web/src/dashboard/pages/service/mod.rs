@@ -7,6 +7,7 @@ mod logs;
 mod placements;
 mod revisions;
 mod specification;
+mod volumes;
 
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use logs::Logs;
 use placements::Placements;
 use revisions::Revisions;
 use specification::Specification;
+use volumes::Volumes;
 
 /// For figures of CPU and memory; changes come with events.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -126,6 +128,7 @@ fn Detail(name: String, detail: Signal<ServiceDetail>, service: Query<ServiceDet
                 <Logs name=logs/>
             </div>
             <div class="service-side">
+                <Volumes name=name.clone() detail/>
                 <Revisions name detail service/>
                 <Specification detail/>
             </div>
