@@ -237,9 +237,11 @@ impl Router {
         let condition = reconcile::condition(moment.now, record, views);
         let error =
             unavailable(condition.message.clone().unwrap_or_else(|| format!("it is {}", condition.state.as_str())));
-        // An image that is on its way takes minutes: better an answer that says so.
-        let slow = moment.reports.values().any(|(_, report)| report.activities.contains_key(&record.name))
-            || (self.sources.busy)(&record.name);
+        // An image that is on its way to where it shall run takes minutes: better an answer that says so.
+        let placed = |machine: &NodeId| record.placed_on(machine).next().is_some();
+        let busy =
+            |(machine, (_, report)): (&NodeId, &Told)| placed(machine) && report.activities.contains_key(&record.name);
+        let slow = moment.reports.iter().any(busy) || placed(&self.sources.node) && (self.sources.busy)(&record.name);
         let frozen = views.values().any(|view| {
             let containers = view.observed.into_iter().flat_map(|observed| &observed.containers);
             containers

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     reconcile::{Memory, Observed},
-    state::{Generation, GenerationName},
+    state::GenerationName,
 };
 
 /// Sent to every other node when something changed, and every few seconds.
@@ -49,23 +49,14 @@ pub struct DataReport {
     pub epoch: u64,
     /// The newest generation that was made there.
     pub captured: Option<CopyReport>,
-    /// Since when there is something that it does not have.
-    pub changed_at: Option<UnixMillis>,
+    /// Since when there is something that is not committed.
+    pub uncommitted_since: Option<UnixMillis>,
     /// For how long the instance stood still for it. Milliseconds.
     pub held_ms: u64,
     /// The newest that each other machine has told to have.
     pub copies: BTreeMap<NodeId, CopyReport>,
     /// Why no more is copied, as a sentence.
     pub problem: Option<String>,
-}
-
-impl DataReport {
-    /// Since when there is something that is not committed, as far as it is known.
-    pub fn uncommitted_since(&self, committed: Option<&Generation>) -> Option<UnixMillis> {
-        let waits = self.captured.as_ref().filter(|captured| committed.is_none_or(|it| it.name < captured.name));
-        let waits = waits.map(|captured| committed.map_or(captured.taken_at, |committed| committed.taken_at));
-        waits.or(self.changed_at)
-    }
 }
 
 /// A generation that a machine has.

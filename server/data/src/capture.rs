@@ -430,9 +430,31 @@ impl Captured {
     /// As [`Self::commit`].
     pub fn commit_as(mut self, name: &str, epoch: u64, sequence: u64, taken_at: u64) -> Result<Generation, Error> {
         let generation = Generation { epoch, sequence, taken_at, root: self.root };
-        let sight = NewSight { volume: self.volume, sight: Sight { root: self.root }, seen: self.seen };
-        self.session.commit(&News { generation: Some((name.to_owned(), generation)), sight: Some(sight) })?;
+        let news = self.news(name, generation);
+        self.session.commit(&news)?;
         Ok(generation)
+    }
+
+    /// Makes several volumes' generations last together, or none of them.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn commit_all(mut all: Vec<Self>, epoch: u64, sequence: u64, taken_at: u64) -> Result<(), Error> {
+        let news: Vec<News> = all
+            .iter_mut()
+            .map(|captured| {
+                let volume = captured.volume.clone();
+                captured.news(&volume, Generation { epoch, sequence, taken_at, root: captured.root })
+            })
+            .collect();
+        let sessions = all.iter_mut().map(|captured| &mut captured.session);
+        Ok(store::commit_together(&mut sessions.zip(&news).collect::<Vec<_>>())?)
+    }
+
+    fn news(&mut self, name: &str, generation: Generation) -> News {
+        let seen = std::mem::take(&mut self.seen);
+        let sight = NewSight { volume: self.volume.clone(), sight: Sight { root: self.root }, seen };
+        News { generation: Some((name.to_owned(), generation)), sight: Some(sight) }
     }
 }
 

@@ -153,13 +153,24 @@ impl Fetch {
     ///
     /// # Errors
     /// [`tree::Error::Damaged`] where it is not complete; otherwise where it can't be kept.
-    pub fn commit(mut self) -> Result<Generation, tree::Error> {
-        if !self.is_complete() {
+    pub fn commit(self) -> Result<Generation, tree::Error> {
+        let generation = self.generation;
+        Self::commit_all(vec![self])?;
+        Ok(generation)
+    }
+
+    /// The same of several volumes: all of them last together, or none.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn commit_all(mut all: Vec<Self>) -> Result<(), tree::Error> {
+        if !all.iter().all(Self::is_complete) {
             return Err(tree::Error::Damaged);
         }
-        let generation = self.generation;
-        self.session.commit(&News { generation: Some((self.volume, generation)), sight: None })?;
-        Ok(generation)
+        let news = |fetch: &Self| News { generation: Some((fetch.volume.clone(), fetch.generation)), sight: None };
+        let news: Vec<News> = all.iter().map(news).collect();
+        let sessions = all.iter_mut().map(|fetch| &mut fetch.session);
+        Ok(store::commit_together(&mut sessions.zip(&news).collect::<Vec<_>>())?)
     }
 
     /// True where it is here.

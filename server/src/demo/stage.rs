@@ -11,7 +11,7 @@ use std::{
 
 use flotilla_api::{
     Grant, MachineName, Scope, StackName,
-    rest::{CreateInvitation, CreateToken, DeployRequest, ServiceView},
+    rest::{CreateInvitation, CreateToken, DeployRequest, ServiceView, VolumeState},
 };
 use flotilla_core::compose;
 use futures::future::{join_all, select_all};
@@ -357,6 +357,7 @@ impl Stage {
         }
         let session = Session { client: client.clone(), output: self.output };
         wait::until_healthy(&session, &Awaited::all(&deployed, &specs), HEALTHY_TIMEOUT).await?;
+        copied(client).await?;
         let mut services = client.services().await?;
         services.retain(|view| deployed.iter().any(|one| one.service == view.service));
         // In the order of the files.
@@ -480,6 +481,22 @@ fn free_port() -> Result<u16, Failure> {
 fn capitalised(name: &str) -> String {
     let mut chars = name.chars();
     chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// Waits until other machines have what is written: a plug may be pulled as soon as the demo is ready.
+async fn copied(client: &Client) -> Result<(), Failure> {
+    let deadline = Instant::now() + HEALTHY_TIMEOUT;
+    loop {
+        let volumes = client.volumes().await?;
+        match volumes.iter().find(|volume| volume.state != VolumeState::Copied) {
+            None => return Ok(()),
+            Some(_) if Instant::now() < deadline => tokio::time::sleep(LOOK_EVERY).await,
+            Some(volume) => {
+                let why = volume.message.clone().unwrap_or_default();
+                return Err(Failure::Other(format!("the volume `{}` is not copied in time: {why}", volume.volume)));
+            }
+        }
+    }
 }
 
 #[cfg(test)]

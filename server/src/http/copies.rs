@@ -120,7 +120,7 @@ fn view(app: &App, moment: &Moment, service: &Service, mount: &VolumeMount) -> V
         replicas: mount.rules.replicas,
         sync: mount.rules.sync,
         committed: committed.map(|committed| generation(committed.name, committed.taken_at)),
-        uncommitted_since: report.as_ref().and_then(|report| report.uncommitted_since(committed)),
+        uncommitted_since: report.as_ref().and_then(|report| report.uncommitted_since),
         held_ms: report.as_ref().and_then(|report| report.captured.as_ref().map(|_| report.held_ms)),
         copies: views,
         observed_at,

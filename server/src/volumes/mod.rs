@@ -353,13 +353,11 @@ impl Volumes {
 
     /// For how long each service that is written here has had something that is not committed. Milliseconds.
     pub fn uncommitted(&self) -> BTreeMap<ServiceName, u64> {
-        let (state, now) = (self.shared.parts.state.borrow(), clock::now());
-        let reports = self.shared.reports.borrow();
+        let now = clock::now();
         let age = |(name, report): (&ServiceName, &DataReport)| {
-            let committed = state.services.get(name)?.data.committed.as_ref();
-            Some((name.clone(), report.uncommitted_since(committed).map_or(0, |since| now.since(since))))
+            (name.clone(), report.uncommitted_since.map_or(0, |since| now.since(since)))
         };
-        reports.iter().filter_map(age).collect()
+        self.shared.reports.borrow().iter().map(age).collect()
     }
 
     pub fn figures(&self) -> Figures {

@@ -177,6 +177,7 @@ async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Fig
     let _turn = shared.wanted.fetches.acquire().await.map_err(|_| Error::Stopped)?;
     let mut lines = Lines::open(shared, from, offer).await?;
     let mut sum = Figures::default();
+    let mut fetched = Vec::new();
     for (volume, root) in &offer.volumes {
         let root: Hash = root.parse().map_err(|_| Error::Tree(tree::Error::Damaged))?;
         let generation = store::Generation {
@@ -186,16 +187,17 @@ async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Fig
             root,
         };
         let (store, key) = (shared.store.clone(), layout::key(&offer.service, volume));
-        let (figures, back) = super::blocking(move || {
-            let fetch = Fetch::begin(&store, &key, generation)?;
-            let figures = lines.drive(fetch)?;
-            Ok((figures, lines))
+        let (fetch, back) = super::blocking(move || {
+            let fetch = lines.drive(Fetch::begin(&store, &key, generation)?)?;
+            Ok((fetch, lines))
         })
         .await?;
         lines = back;
-        sum.objects += figures.objects;
-        sum.bytes += figures.bytes;
+        sum.objects += fetch.figures().objects;
+        sum.bytes += fetch.figures().bytes;
+        fetched.push(fetch);
     }
+    super::blocking(move || Ok(Fetch::commit_all(fetched)?)).await?;
     Ok(sum)
 }
 
@@ -268,15 +270,13 @@ impl Lines {
         if lines.is_empty() { Err(Error::NoSource { why }) } else { Ok(Self { lines, answers, why }) }
     }
 
-    /// Blocking.
-    fn drive(&mut self, mut fetch: Fetch) -> Result<Figures, Error> {
+    /// Until all of it is here. Blocking.
+    fn drive(&mut self, mut fetch: Fetch) -> Result<Fetch, Error> {
         let mut saved = 0;
         loop {
             self.ask(&mut fetch)?;
             if fetch.is_complete() {
-                let figures = fetch.figures();
-                fetch.commit()?;
-                return Ok(figures);
+                return Ok(fetch);
             }
             if self.lines.iter().flatten().all(|line| line.asked.is_empty()) {
                 return Err(if self.lines.iter().any(Option::is_some) {

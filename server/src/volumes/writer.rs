@@ -66,9 +66,19 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) enum Word {
     Changed,
-    Holds { machine: NodeId, sequence: u64 },
-    Captured { result: Result<Option<Made>, Error>, took: Duration },
-    Committed { commit: Commit, taken: bool },
+    Holds {
+        machine: NodeId,
+        sequence: u64,
+    },
+    /// How long it took to read, without the disk that was waited for.
+    Captured {
+        result: Result<Option<Made>, Error>,
+        took: Duration,
+    },
+    Committed {
+        commit: Commit,
+        taken: bool,
+    },
 }
 
 /// A generation that is on this machine's disk.
@@ -81,6 +91,8 @@ pub(super) struct Made {
     read: u64,
     /// For how long the instance stood still.
     held: Duration,
+    /// Since when there had been something that the one before does not have.
+    changed_at: UnixMillis,
 }
 
 /// Takes what other tasks say.
@@ -99,6 +111,8 @@ struct Task {
     copies: BTreeMap<NodeId, u64>,
     /// What was offered to each machine last, and when.
     offered: BTreeMap<NodeId, (u64, Instant)>,
+    /// The newest that the log has.
+    committed: u64,
     committing: bool,
     scanned: Instant,
     changed_at: Option<UnixMillis>,
@@ -135,6 +149,7 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceNam
         made: BTreeMap::new(),
         copies: BTreeMap::new(),
         offered: BTreeMap::new(),
+        committed: 0,
         committing: false,
         scanned: Instant::now(),
         changed_at: None,
@@ -330,6 +345,7 @@ impl Task {
     async fn committed(&mut self, committed: &Generation) -> Result<(), Error> {
         let holders = committed.volumes.values().flat_map(|copies| &copies.holders).cloned().collect();
         let commit = Commit { sequence: committed.name.sequence, last: committed.last, holders };
+        self.committed = committed.name.sequence;
         self.writer.committed(&commit);
         if self.writer.is_settled() && !self.rests {
             let (shared, service, shown) = (Arc::clone(&self.shared), self.service.clone(), Shown::of(committed));
@@ -347,13 +363,13 @@ impl Task {
             name: GenerationName { epoch: self.epoch, sequence: self.writer.next_sequence() },
             watched: self.watched.clone(),
             newest: self.made.values().next_back().cloned(),
+            changed_at: self.changed_at.take().unwrap_or_else(clock::now),
         };
-        self.changed_at = None;
         let words = self.words.clone();
         self.shared.tasks.spawn(async move {
-            let began = Instant::now();
-            let result = job.run().await;
-            let _ = words.send(Word::Captured { result, took: began.elapsed() }).await;
+            let mut took = Duration::ZERO;
+            let result = job.run(&mut took).await;
+            let _ = words.send(Word::Captured { result, took }).await;
         });
     }
 
@@ -440,10 +456,11 @@ impl Task {
             let behind = newest.map_or(0, |newest| newest.read - made.read);
             Some((machine.clone(), CopyReport { name: made.name, taken_at: made.taken_at, behind_bytes: behind }))
         };
+        let waits = self.made.range(self.committed + 1..).next().map(|(_, made)| made.changed_at);
         let report = DataReport {
             epoch: self.epoch,
             captured: newest.map(|made| CopyReport { name: made.name, taken_at: made.taken_at, behind_bytes: 0 }),
-            changed_at: self.changed_at,
+            uncommitted_since: waits.or(self.changed_at),
             held_ms: newest.map_or(0, |made| u64::try_from(made.held.as_millis()).unwrap_or(u64::MAX)),
             copies: self.copies.iter().filter_map(copy).collect(),
             problem: self.problem.clone(),
@@ -477,6 +494,7 @@ struct Job {
     name: GenerationName,
     watched: BTreeMap<VolumeName, Arc<Watched>>,
     newest: Option<Made>,
+    changed_at: UnixMillis,
 }
 
 /// One volume of it.
@@ -490,13 +508,15 @@ struct Part {
 
 impl Job {
     /// `None` where nothing differs from the generation before.
-    async fn run(self) -> Result<Option<Made>, Error> {
+    async fn run(self, took: &mut Duration) -> Result<Option<Made>, Error> {
+        let began = Instant::now();
         if self.watched.is_empty() {
             return Err(Error::NoDirectory { service: self.service.clone() });
         }
         let (store, service, watched) = (self.shared.store.clone(), self.service.clone(), self.watched.clone());
         let parts = super::blocking(move || read(&store, &service, watched)).await?;
         let (captured, held) = self.still(parts).await?;
+        *took = began.elapsed();
         let roots = captured.iter().map(|(volume, captured)| (volume.clone(), (captured.root, captured.totals)));
         let roots: BTreeMap<VolumeName, (Hash, Totals)> = roots.collect();
         let torn: Vec<&String> = captured.iter().flat_map(|(_, captured)| &captured.figures.torn).collect();
@@ -508,16 +528,12 @@ impl Job {
         }
         let read = captured.iter().map(|(_, captured)| captured.figures.read).sum::<u64>();
         let (GenerationName { epoch, sequence }, taken_at) = (self.name, clock::now());
-        super::blocking(move || {
-            for (_, captured) in captured {
-                captured.commit(epoch, sequence, taken_at.0)?;
-            }
-            Ok(())
-        })
-        .await?;
+        let captured = captured.into_iter().map(|(_, captured)| captured).collect();
+        super::blocking(move || Ok(Captured::commit_all(captured, epoch, sequence, taken_at.0)?)).await?;
         self.shared.counters.captured(held, read);
         let before = self.newest.map_or(0, |newest| newest.read);
-        Ok(Some(Made { name: self.name, taken_at, volumes: roots, read: before + read, held }))
+        let changed_at = self.changed_at;
+        Ok(Some(Made { name: self.name, taken_at, volumes: roots, read: before + read, held, changed_at }))
     }
 
     /// Holds the instance still, and sees what has changed since it was read. For how long that was.

@@ -47,13 +47,14 @@ async fn nothing_is_lost_where_a_service_is_moved() -> Result<()> {
     let stays = cluster.all_but(host);
     let visitor = cluster.visit(SERVICE, &stays).await?;
     let (observer, event) = (Observer::watch(&cluster, stays[0], &visitor), clock());
+    let at = Instant::now().into_std();
     cluster.empty(host).await?;
     let after = later(&visitor, event).await?;
     let (acknowledged, _) = observer.stop().last();
     ensure!(after.integrity == "ok", "{after:?}");
     ensure!(after.found >= acknowledged, "{acknowledged} rows were acknowledged, and {} are there", after.found);
     consistent(&after)?;
-    visitor.leave_without_a_failure("a machine with a database is emptied")?;
+    visitor.outage_within_promise("a machine with a database is emptied", at).await?;
     Ok(())
 }
 

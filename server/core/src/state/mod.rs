@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{ClusterRecord, Command, CommandV1, Entry, InvitationRecord, MachineRecord, TokenRecord};
 
-pub use data::{Copies, DATA_REPLICAS_MAX, Data, GENERATION_VOLUMES_MAX, Generation, GenerationName, InvalidGeneration, Sources};
+pub use data::{
+    Copies, DATA_REPLICAS_MAX, Data, GENERATION_VOLUMES_MAX, Generation, GenerationName, InvalidGeneration, Sources,
+};
 pub use machines::{Availability, Machine, MachineFacts, Power, RemovedMachine};
 pub use placements::{Leadership, Phase, Placement};
 

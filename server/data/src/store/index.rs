@@ -293,12 +293,13 @@ impl Index {
         Ok(seen.and_then(|seen| postcard::from_bytes(seen.value()).ok()))
     }
 
-    pub(super) fn commit(&self, fresh: &HashMap<Hash, Location>, news: &News) -> Result<(), Error> {
+    /// All parts become known at one instant: what is fresh in each, and its news.
+    pub(super) fn commit(&self, parts: &[(&HashMap<Hash, Location>, &News)]) -> Result<(), Error> {
         let write = self.database.begin_write().map_err(broken)?;
-        {
+        for (fresh, news) in parts {
             let mut objects = write.open_table(OBJECTS).map_err(broken)?;
             let mut packs = write.open_table(PACKS).map_err(broken)?;
-            for (name, location) in fresh {
+            for (name, location) in *fresh {
                 let Location { pack, offset, len } = *location;
                 objects.insert(name.as_bytes(), (pack, offset, len)).map_err(broken)?;
                 extend(&mut packs, location)?;

@@ -306,18 +306,33 @@ impl Session {
     /// # Errors
     /// Where that can't be.
     pub fn commit(&mut self, news: &News) -> Result<(), Error> {
-        let Shared { packs, index, .. } = &*self.store.shared;
-        // Whatever comes of it: what may not have reached the disk is put again by whoever tries again.
-        let fresh = mem::take(&mut self.fresh);
-        packs.sync(&fresh.values().map(|location| location.pack).collect())?;
-        // A collection that begins sees what is committed, or is told of it.
-        let mut claims = self.store.claims();
-        claims.commits(self.id, fresh.keys());
-        index.commit(&fresh, news)?;
-        // Of a generation that comes in several commits the first must not be freed before the last.
-        claims.of(self.id).found.extend(fresh.into_keys());
-        Ok(())
+        commit_together(&mut [(self, news)])
     }
+}
+
+/// [`Session::commit`] of several sessions of one store: all of it at one instant, for which the disk is waited for once.
+///
+/// # Errors
+/// As [`Session::commit`].
+pub(crate) fn commit_together(parts: &mut [(&mut Session, &News)]) -> Result<(), Error> {
+    let Some(store) = parts.first().map(|(session, _)| session.store.clone()) else { return Ok(()) };
+    let Shared { packs, index, .. } = &*store.shared;
+    // Whatever comes of it: what may not have reached the disk is put again by whoever tries again.
+    let fresh: Vec<HashMap<Hash, Location>> =
+        parts.iter_mut().map(|(session, _)| mem::take(&mut session.fresh)).collect();
+    packs.sync(&fresh.iter().flat_map(HashMap::values).map(|location| location.pack).collect())?;
+    // A collection that begins sees what is committed, or is told of it.
+    let mut claims = store.claims();
+    for ((session, _), fresh) in parts.iter().zip(&fresh) {
+        claims.commits(session.id, fresh.keys());
+    }
+    let known: Vec<_> = fresh.iter().zip(parts.iter()).map(|(fresh, (_, news))| (fresh, *news)).collect();
+    index.commit(&known)?;
+    // Of a generation that comes in several commits the first must not be freed before the last.
+    for ((session, _), fresh) in parts.iter().zip(fresh) {
+        claims.of(session.id).found.extend(fresh.into_keys());
+    }
+    Ok(())
 }
 
 impl Drop for Session {

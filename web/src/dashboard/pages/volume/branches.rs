@@ -29,7 +29,7 @@ pub(super) fn Branches(detail: Signal<VolumeDetail>) -> impl IntoView {
 }
 
 fn item(branch: BranchView) -> impl IntoView {
-    let BranchView { branch, machine, kept_at, files, bytes } = branch;
+    let BranchView { generation, machine, kept_at, files, bytes } = branch;
     let at = browser::local(kept_at);
     let files = format::counted(usize::try_from(files).unwrap_or(usize::MAX), "file", "files");
     view! {
@@ -40,7 +40,7 @@ fn item(branch: BranchView) -> impl IntoView {
                 ": what was written there before it was lost and is nowhere else."
             </p>
             <p class="event-meta faint">
-                <code class="break">{branch}</code>
+                <code class="break">{generation}</code>
                 <span>{files} ", " {format::bytes(bytes)}</span>
                 <Ago at=kept_at/>
             </p>
