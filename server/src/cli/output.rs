@@ -160,24 +160,6 @@ pub fn qr(text: &str, colours: bool) -> Option<String> {
     Some(drawing)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_qr_code_has_a_quiet_zone_and_is_square() {
-        let drawing = qr("http://app.home.localhost:7070/#invite=abc", true).unwrap();
-        let lines: Vec<String> =
-            drawing.lines().map(|line| line.replace("\x1b[38;5;16;48;5;231m", "").replace("\x1b[0m", "")).collect();
-        assert!(lines[0].chars().all(|c| c == ' '), "the first two rows of modules are quiet");
-        let width = lines[0].chars().count();
-        assert!(lines.iter().all(|line| line.chars().count() == width));
-        assert_eq!(lines.len(), width.div_ceil(2));
-        let plain = qr("http://app.home.localhost:7070/#invite=abc", false).unwrap();
-        assert!(plain.lines().next().unwrap().chars().all(|c| c == '█') && !plain.contains('\x1b'));
-    }
-}
-
 /// Asks a person, who has to say yes.
 ///
 /// # Errors
@@ -194,5 +176,23 @@ pub(super) fn confirm(question: &str, else_: &str) -> Result<(), Failure> {
     match answer.trim().to_lowercase().as_str() {
         "y" | "yes" => Ok(()),
         _ => Err(Failure::Other(else_.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_qr_code_has_a_quiet_zone_and_is_square() {
+        let drawing = qr("http://app.home.localhost:7070/#invite=abc", true).unwrap();
+        let lines: Vec<String> =
+            drawing.lines().map(|line| line.replace("\x1b[38;5;16;48;5;231m", "").replace("\x1b[0m", "")).collect();
+        assert!(lines[0].chars().all(|c| c == ' '), "the first two rows of modules are quiet");
+        let width = lines[0].chars().count();
+        assert!(lines.iter().all(|line| line.chars().count() == width));
+        assert_eq!(lines.len(), width.div_ceil(2));
+        let plain = qr("http://app.home.localhost:7070/#invite=abc", false).unwrap();
+        assert!(plain.lines().next().unwrap().chars().all(|c| c == '█') && !plain.contains('\x1b'));
     }
 }

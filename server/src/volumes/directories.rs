@@ -160,7 +160,7 @@ impl Directories {
             // What was written before there were records counts as well.
             None => self.branch(state, service, 0, now)?,
             Some(Record { written: Some(epoch), .. }) => self.branch(state, service, *epoch, now)?,
-            Some(_) => self.look(service, |service, volume| passing_key(service, volume), 0, now)?,
+            Some(_) => self.look(service, 0, now)?,
         };
         self.keep(service, &Record { shows: None, becomes: Some(to.clone()), written: None })?;
         for (volume, root) in &to.roots {
@@ -196,7 +196,7 @@ impl Directories {
         epoch: u64,
         now: UnixMillis,
     ) -> Result<BTreeMap<VolumeName, Hash>, Error> {
-        let roots = self.look(service, |service, volume| passing_key(service, volume), epoch, now)?;
+        let roots = self.look(service, epoch, now)?;
         let succeeded =
             succeeded_from(state, service, epoch).map(|name| self.kept(service, name)).transpose()?.flatten();
         let is_new = |(volume, root): (&VolumeName, &Hash)| -> Result<bool, Error> {
@@ -226,20 +226,14 @@ impl Directories {
     }
 
     /// What is in each directory now.
-    fn look(
-        &self,
-        service: &ServiceName,
-        under: impl Fn(&ServiceName, &VolumeName) -> String,
-        epoch: u64,
-        now: UnixMillis,
-    ) -> Result<BTreeMap<VolumeName, Hash>, Error> {
+    fn look(&self, service: &ServiceName, epoch: u64, now: UnixMillis) -> Result<BTreeMap<VolumeName, Hash>, Error> {
         let mut roots = BTreeMap::new();
         for volume in self.volumes(service)? {
             let path = directory(&self.data_dir, service, &volume);
             let capture = Capture::begin(&self.store, &key(service, &volume), &path)?;
             let captured = capture.finish(&Scope::Everything)?;
             let root = captured.root;
-            captured.commit_as(&under(service, &volume), epoch, 1, now.0)?;
+            captured.commit_as(&passing_key(service, &volume), epoch, 1, now.0)?;
             roots.insert(volume, root);
         }
         Ok(roots)
