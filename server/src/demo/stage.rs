@@ -11,7 +11,7 @@ use std::{
 
 use flotilla_api::{
     Grant, MachineName, Scope, StackName,
-    rest::{CreateInvitation, CreateToken, DeployRequest, ServiceView, VolumeState},
+    rest::{CreateInvitation, CreateToken, DeployRequest, ServiceView, VolumeView},
 };
 use flotilla_core::compose;
 use futures::future::{join_all, select_all};
@@ -357,7 +357,7 @@ impl Stage {
         }
         let session = Session { client: client.clone(), output: self.output };
         wait::until_healthy(&session, &Awaited::all(&deployed, &specs), HEALTHY_TIMEOUT).await?;
-        copied(client).await?;
+        copied(client, self.machines.len().saturating_sub(1)).await?;
         let mut services = client.services().await?;
         services.retain(|view| deployed.iter().any(|one| one.service == view.service));
         // In the order of the files.
@@ -483,12 +483,16 @@ fn capitalised(name: &str) -> String {
     chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
 }
 
-/// Waits until other machines have what is written: a plug may be pulled as soon as the demo is ready.
-async fn copied(client: &Client) -> Result<(), Failure> {
+/// Waits until the other machines, so many, have what is written: a plug may be pulled as soon as the demo is ready.
+async fn copied(client: &Client, others: usize) -> Result<(), Failure> {
     let deadline = Instant::now() + HEALTHY_TIMEOUT;
     loop {
         let volumes = client.volumes().await?;
-        match volumes.iter().find(|volume| volume.state != VolumeState::Copied) {
+        let is_copied = |volume: &&VolumeView| {
+            let copies = volume.copies.iter().filter(|copy| copy.holds).count();
+            volume.committed.is_some() && copies >= others.min(volume.replicas as usize)
+        };
+        match volumes.iter().find(|volume| !is_copied(volume)) {
             None => return Ok(()),
             Some(_) if Instant::now() < deadline => tokio::time::sleep(LOOK_EVERY).await,
             Some(volume) => {

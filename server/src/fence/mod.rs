@@ -389,7 +389,11 @@ impl Fence {
         }
         let frozen = self.frozen();
         let free: Vec<String> = containers.into_iter().filter(|container| !frozen.contains(container)).collect();
-        for (container, result) in self.thaw(&free).await {
+        let before = self.shared.lock(&self.shared.thawed).clone();
+        let released = self.thaw(&free).await;
+        // What the engine finds out about its health counts: it stood still too shortly to fail a check.
+        *self.shared.lock(&self.shared.thawed) = before;
+        for (container, result) in released {
             if let Err(error) = result {
                 tracing::warn!(container, %error, "what was held for a copy does not go on yet");
             }
@@ -476,7 +480,9 @@ impl Fence {
 
     /// Is it frozen, or about to be? Then it may not run again, not even to end by itself.
     pub(crate) fn stands_still(&self, container: &str) -> bool {
-        matches!(self.shared.freezer.frost(container), Ok(Frost::Freezing)) || self.is_frozen(container)
+        let still = matches!(self.shared.freezer.frost(container), Ok(Frost::Freezing)) || self.is_frozen(container);
+        // What is held for a moment goes on by itself.
+        still && self.counts(container)
     }
 
     /// Does a deadline count for this container?

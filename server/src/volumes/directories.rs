@@ -153,8 +153,11 @@ impl Directories {
         {
             return Ok(false);
         }
+        // What stands beside the volumes that it shows came there otherwise, and has to be looked at.
+        let present = self.volumes(service)?;
+        let named = |shows: &Shown| present.iter().all(|volume| shows.roots.contains_key(volume));
         let from: BTreeMap<VolumeName, Hash> = match &record {
-            Some(Record { shows: Some(shows), becomes: None, written: None }) => {
+            Some(Record { shows: Some(shows), becomes: None, written: None }) if named(shows) => {
                 shows.roots.iter().filter_map(|(volume, root)| Some((volume.clone(), root.parse().ok()?))).collect()
             }
             // What was written before there were records counts as well.

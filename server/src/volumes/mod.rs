@@ -13,12 +13,12 @@ mod wire;
 mod writer;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -35,7 +35,7 @@ use futures::{Stream, future::BoxFuture, stream};
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::{JoinHandle, JoinSet},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -50,12 +50,15 @@ use record::Shown;
 pub use wire::LABEL;
 use writer::{Word, Words};
 
+/// After a writer that failed.
+const WRITER_AGAIN: Duration = Duration::from_secs(10);
+
 /// Pieces of an archive that wait to be sent, and bytes of each.
 const EXPORT_PIECES: usize = 8;
 const EXPORT_PIECE: usize = 64 * 1024;
 
 /// How long a clean stop waits for captures under way: an instance may be held.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Why the data of a service is not where it should be.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +153,10 @@ struct Shared {
     reports: watch::Sender<DataReports>,
     /// There is a new generation, so that an old one may go.
     history: Notify,
+    /// Something was forgotten whose room is to be freed.
+    garbage: AtomicBool,
+    /// Generations that other machines are fetching from here.
+    offered: Mutex<BTreeMap<ServiceName, BTreeSet<GenerationName>>>,
     counters: Counters,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -177,6 +184,12 @@ pub struct History {
     pub generations: Vec<Kept>,
     /// What was written there and never committed.
     pub branches: Vec<Kept>,
+}
+
+impl History {
+    fn taken_at(&self, name: GenerationName) -> Option<UnixMillis> {
+        self.generations.iter().find(|kept| kept.name == name).map(|kept| kept.taken_at)
+    }
 }
 
 /// One state of a volume.
@@ -243,6 +256,9 @@ impl Volumes {
             wanted: replica::Wanted::default(),
             reports: watch::Sender::default(),
             history: Notify::new(),
+            // What an earlier daemon forgot may not be freed yet.
+            garbage: AtomicBool::new(true),
+            offered: Mutex::default(),
             counters: Counters::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -282,10 +298,15 @@ impl Volumes {
             Method::Recall => {
                 let wire::Holds { service, name } = wire::read(body)?;
                 let kept = self.shared.kept(&service, name).await?;
+                let first = kept.as_ref().and_then(|kept| kept.roots.keys().next());
+                let taken_at = match first {
+                    Some(volume) => self.history(&service, volume).await?.taken_at(name),
+                    None => None,
+                };
                 wire::write(&kept.map(|kept| wire::Offer {
                     service,
                     name,
-                    taken_at: clock::now(),
+                    taken_at: taken_at.unwrap_or_else(clock::now),
                     volumes: kept.roots,
                     holders: Vec::new(),
                 }))
@@ -378,6 +399,14 @@ impl Volumes {
         if timeout(STOP_PATIENCE, self.shared.tasks.wait()).await.is_err() {
             tracing::warn!("work on volumes was still under way when the node stopped");
         }
+        let store = self.shared.store.clone();
+        let closed = blocking(move || {
+            store.close();
+            Ok(())
+        });
+        if let Err(error) = closed.await {
+            tracing::error!(%error, "the store of the volumes was not closed");
+        }
     }
 }
 
@@ -411,9 +440,12 @@ async fn supervise(shared: Arc<Shared>, engine: Engine) {
                 }
                 let (epoch, name) = (placement.epoch, service.name.clone());
                 running.insert(epoch, name.clone());
-                let writer = writer::run(Arc::clone(&shared), engine.clone(), name, epoch);
+                let writer = tokio::spawn(writer::run(Arc::clone(&shared), engine.clone(), name, epoch));
                 writers.spawn(async move {
-                    writer.await;
+                    if !matches!(writer.await, Ok(true)) {
+                        tracing::error!(epoch, "what is written under an epoch is not looked after; trying again");
+                        sleep(WRITER_AGAIN).await;
+                    }
                     epoch
                 });
             }
@@ -422,7 +454,7 @@ async fn supervise(shared: Arc<Shared>, engine: Engine) {
             () = shared.stop.cancelled() => return,
             Some(ended) = writers.join_next() => match ended {
                 Ok(epoch) => drop(running.remove(&epoch)),
-                Err(panic) => tracing::error!(%panic, "a writer of volumes panicked"),
+                Err(panic) => tracing::error!(%panic, "a watch over a writer of volumes panicked"),
             },
             changed = states.changed() => if changed.is_err() { return },
         }
@@ -450,6 +482,27 @@ impl Shared {
         Ok(())
     }
 
+    /// What is in the directories counts only if an instance wrote it there, or if it is what is committed: a machine that was to go on
+    /// with a service and never did has older data.
+    async fn beginning(
+        self: &Arc<Self>,
+        state: &State,
+        service: &ServiceName,
+        epoch: u64,
+        beginning: Beginning,
+    ) -> Result<Beginning, Error> {
+        let committed = state.services.get(service).and_then(|service| service.data.committed.as_ref());
+        let Some(committed) = committed.filter(|_| beginning == Beginning::AsItIs) else { return Ok(beginning) };
+        let (shared, name) = (Arc::clone(self), service.clone());
+        let record = blocking(move || shared.directories.record(&name)).await?;
+        let own = |record: &record::Record| {
+            let shows = record.shows.as_ref().map(|shows| shows.name);
+            record.written.is_some() || shows.is_some_and(|shows| shows == committed.name || shows.epoch == epoch)
+        };
+        // Before there were records, whoever had directories had written them.
+        Ok(if record.as_ref().is_none_or(own) { beginning } else { Beginning::With(committed.name) })
+    }
+
     async fn ready(
         self: &Arc<Self>,
         state: Arc<State>,
@@ -457,11 +510,17 @@ impl Shared {
         epoch: u64,
         beginning: Beginning,
     ) -> Result<(), Error> {
+        let beginning = self.beginning(&state, service, epoch, beginning).await?;
         if let Beginning::With(name) = beginning
             && self.kept(service, name).await?.is_none()
-        {
             // An earlier state may be on other machines alone.
-            replica::recall(self, service, name).await?;
+            && let Err(error) = replica::recall(self, service, name).await
+        {
+            if state.services.get(service).is_none_or(|it| !it.spec().may_start_empty()) {
+                return Err(error);
+            }
+            tracing::warn!(%service, generation = %name, %error, "it begins anew, as its data can't be had");
+            return Ok(());
         }
         let _lock = self.directories.lock(service).await;
         let (shared, service) = (Arc::clone(self), service.clone());
@@ -518,6 +577,7 @@ impl engine::Data for Volumes {
                         shared.store.forget_volume(&volume)?;
                     }
                 }
+                shared.garbage.store(true, Relaxed);
                 shared.history.notify_one();
                 Ok(())
             };

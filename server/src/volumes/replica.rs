@@ -72,6 +72,8 @@ pub(super) struct Wanted {
 struct Wish {
     /// The newest that nobody fetches yet.
     next: Option<(NodeId, Offer)>,
+    /// What is being fetched.
+    current: Option<GenerationName>,
 }
 
 impl Default for Wanted {
@@ -129,7 +131,10 @@ fn want(shared: &Arc<Shared>, from: NodeId, offer: Offer) {
     let service = offer.service.clone();
     let mut offers = shared.wanted.offers();
     let begins = !offers.contains_key(&service);
-    offers.insert(service.clone(), Wish { next: Some((from, offer)) });
+    let wish = offers.entry(service.clone()).or_insert(Wish { next: None, current: None });
+    if wish.current != Some(offer.name) {
+        wish.next = Some((from, offer));
+    }
     drop(offers);
     if begins {
         shared.tasks.spawn(fetch_all(Arc::clone(shared), service));
@@ -142,7 +147,10 @@ async fn fetch_all(shared: Arc<Shared>, service: ServiceName) {
     loop {
         let next = {
             let mut offers = shared.wanted.offers();
-            let next = offers.get_mut(&service).and_then(|wish| wish.next.take());
+            let next = offers.get_mut(&service).and_then(|wish| {
+                wish.current = wish.next.as_ref().map(|(_, offer)| offer.name);
+                wish.next.take()
+            });
             if next.is_none() {
                 offers.remove(&service);
             }
@@ -476,11 +484,13 @@ impl Shared {
         {
             // An instance may have been placed here while the lock was waited for.
             let state = self.parts.state.borrow();
-            let here = |it: &Service| it.placed_on(&self.parts.node).next().is_some();
+            let node = &self.parts.node;
+            let here = |it: &Service| it.home.as_ref() == Some(node) || it.placed_on(node).next().is_some();
             if state.services.get(service).is_none_or(here) || state.must_purge(service, &self.parts.node) {
                 return Ok(());
             }
         }
+        self.begun.send_if_modified(|begun| begun.remove(service).is_some());
         let (shared, service) = (Arc::clone(self), service.clone());
         super::blocking(move || {
             let began = Instant::now();

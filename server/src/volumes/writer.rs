@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -42,6 +42,9 @@ const WORDS_MAX: usize = 256;
 
 /// A replica that has not said that it has a generation is told of it again after this time.
 const OFFER_AGAIN: Duration = Duration::from_secs(2);
+
+/// For how long a machine may fetch one generation while there are newer ones: a first copy over a slow line.
+const FETCHING_MAX: Duration = Duration::from_secs(24 * 3600);
 
 const OFFER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -95,6 +98,15 @@ pub(super) struct Made {
     changed_at: UnixMillis,
 }
 
+/// A generation that a machine was told of.
+#[derive(Debug)]
+struct Offering {
+    sequence: u64,
+    volumes: BTreeSet<VolumeName>,
+    first: Instant,
+    last: Instant,
+}
+
 /// Takes what other tasks say.
 pub(super) type Words = mpsc::Sender<Word>;
 
@@ -109,8 +121,10 @@ struct Task {
     made: BTreeMap<u64, Made>,
     /// The newest generation that each machine has.
     copies: BTreeMap<NodeId, u64>,
-    /// What was offered to each machine last, and when.
-    offered: BTreeMap<NodeId, (u64, Instant)>,
+    /// What was offered to each machine last.
+    offered: BTreeMap<NodeId, Offering>,
+    /// Volumes of each generation that a machine was offered, and has.
+    has: BTreeMap<(u64, NodeId), BTreeSet<VolumeName>>,
     /// The newest that the log has.
     committed: u64,
     committing: bool,
@@ -121,8 +135,8 @@ struct Task {
     rests: bool,
 }
 
-/// Until the placement of this epoch is gone.
-pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceName, epoch: u64) {
+/// Until the placement of this epoch is gone. False where it can't be looked after now.
+pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceName, epoch: u64) -> bool {
     let (words, mut heard) = mpsc::channel(WORDS_MAX);
     let sync = {
         let state = shared.parts.state.borrow();
@@ -134,7 +148,10 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceNam
     };
     let newest = match found.await {
         Ok(newest) => newest,
-        Err(error) => return tracing::error!(%service, %error, "the generations of a service can't be read"),
+        Err(error) => {
+            tracing::error!(%service, %error, "the generations of a service can't be read");
+            return false;
+        }
     };
     let writer = Writer::new(shared.parts.node.clone(), sync, newest, clock::since_boot());
     shared.writers().insert(epoch, words.clone());
@@ -149,6 +166,7 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceNam
         made: BTreeMap::new(),
         copies: BTreeMap::new(),
         offered: BTreeMap::new(),
+        has: BTreeMap::new(),
         committed: 0,
         committing: false,
         scanned: Instant::now(),
@@ -162,6 +180,8 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceNam
         Some(report) if report.epoch == epoch => reports.remove(&task.service).is_some(),
         _ => false,
     });
+    task.pin(|pinned| pinned.clear());
+    true
 }
 
 /// The sequence of the newest generation of an epoch that is on this machine's disk.
@@ -243,7 +263,15 @@ impl Task {
             }
             // One that was told to end before it ever ran has nothing to add, and says so under its own epoch.
             let beginning = placement.source.map_or(Beginning::AsItIs, Beginning::With);
-            self.shared.ready(state.clone(), &self.service, self.epoch, beginning).await?;
+            let ready = self.shared.ready(state.clone(), &self.service, self.epoch, beginning).await;
+            match (ready, &service.data.committed) {
+                // An earlier state was asked for that nobody has any more: what is committed is as good, or nobody could come after it.
+                (Err(Error::NotHere { .. }), Some(committed)) if placement.source != Some(committed.name) => {
+                    let beginning = Beginning::With(committed.name);
+                    self.shared.ready(state.clone(), &self.service, self.epoch, beginning).await?;
+                }
+                (ready, _) => ready?,
+            }
             drop(self.shared.begins(&self.service, self.epoch).await?);
         }
         self.watch(service, placement).await?;
@@ -263,7 +291,7 @@ impl Task {
             self.capture();
         }
         if let Some(commit) = orders.commit.filter(|_| !self.committing) {
-            self.commit(service, commit);
+            self.commit(commit);
         }
         self.offer(service);
         Ok(orders.wake_at.map_or(LOOK_EVERY, |at| Duration::from_millis(at.since(now).max(1))))
@@ -274,8 +302,11 @@ impl Task {
         match word {
             Word::Changed => self.changed(now),
             Word::Holds { machine, sequence } => {
-                let known = self.copies.entry(machine.clone()).or_default();
-                *known = (*known).max(sequence);
+                let Some(offering) = self.offered.get(&machine).filter(|offering| offering.sequence == sequence) else {
+                    return;
+                };
+                self.has.insert((sequence, machine.clone()), offering.volumes.clone());
+                self.copies.insert(machine.clone(), sequence);
                 self.writer.held(&machine, sequence);
             }
             Word::Captured { result, took } => {
@@ -285,9 +316,7 @@ impl Task {
                         let sequence = self.writer.captured(now, took);
                         self.problem = None;
                         self.made.insert(sequence, made);
-                        while self.made.len() > MADE_MAX {
-                            self.made.pop_first();
-                        }
+                        self.thin_out();
                         self.shared.history.notify_one();
                     }
                     Ok(None) => {
@@ -373,14 +402,14 @@ impl Task {
         });
     }
 
-    fn commit(&mut self, service: &Service, commit: Commit) {
+    fn commit(&mut self, commit: Commit) {
         let Some(made) = self.made.get(&commit.sequence) else { return };
-        let spec = service.spec();
-        let rank = |machine: &NodeId| service.data.replicas.iter().position(|id| id == machine);
+        let state = self.shared.parts.state.borrow().clone();
         let volumes = made.volumes.iter().map(|(volume, (root, totals))| {
-            let most = spec.written().find(|mount| mount.volume == *volume).map_or(0, |mount| mount.rules.replicas);
             let has = |machine: &&NodeId| {
-                **machine == self.shared.parts.node || rank(machine).is_none_or(|rank| rank < most as usize)
+                let told = self.has.get(&(commit.sequence, (*machine).clone()));
+                let holds = **machine == self.shared.parts.node || told.is_some_and(|volumes| volumes.contains(volume));
+                holds && state.machines.contains_key(*machine)
             };
             let holders = commit.holders.iter().filter(has).cloned().collect();
             (volume.clone(), Copies { root: root.to_string(), bytes: totals.bytes, holders })
@@ -404,35 +433,65 @@ impl Task {
         });
     }
 
-    /// Tells those of the newest generation that shall have it, and do not.
+    /// Forgets what older captures were, except for those that a machine is still fetching.
+    fn thin_out(&mut self) {
+        let offered: BTreeSet<u64> = self.offered.values().map(|offering| offering.sequence).collect();
+        let mut over = self.made.len().saturating_sub(MADE_MAX);
+        self.made.retain(|sequence, _| {
+            let goes = over > 0 && !offered.contains(sequence);
+            over -= usize::from(goes);
+            !goes
+        });
+        let made = &self.made;
+        self.has.retain(|(sequence, _), _| made.contains_key(sequence));
+    }
+
+    /// Tells those of the newest generation that shall have it, and do not. One that is fetching an earlier one goes on with that: it would
+    /// never come to an end where there is a new one before it has one.
     fn offer(&mut self, service: &Service) {
-        let Some(made) = self.made.values().next_back() else { return };
-        let sequence = made.name.sequence;
+        let Some(newest) = self.made.keys().next_back().copied() else { return };
         let connected = self.shared.parts.network.connected().borrow().clone();
         let spec = service.spec();
+        self.offered.retain(|machine, _| service.data.replicas.contains(machine));
         for (rank, machine) in service.data.replicas.iter().enumerate() {
-            let has = self.copies.get(machine).is_some_and(|copy| *copy >= sequence);
-            let offered = self.offered.get(machine);
-            let lately = offered.is_some_and(|(of, at)| *of == sequence && at.elapsed() < OFFER_AGAIN);
-            if *machine == self.shared.parts.node || !connected.contains(machine) || has || lately {
-                continue;
-            }
             let shall_have = |volume: &VolumeName| {
                 spec.written().any(|mount| mount.volume == *volume && rank < mount.rules.replicas as usize)
             };
+            let has = |sequence: u64| self.copies.get(machine).is_some_and(|copy| *copy >= sequence);
+            let fetching = self.offered.get(machine).filter(|offering| {
+                !has(offering.sequence)
+                    && offering.first.elapsed() < FETCHING_MAX
+                    && self.made.contains_key(&offering.sequence)
+            });
+            // Whoever is slow gets the oldest that waits: newer ones give way to still newer ones before it has them.
+            let oldest = self.made.range(self.committed + 1..).next().map(|(sequence, _)| *sequence);
+            let next = oldest.filter(|oldest| !has(*oldest)).unwrap_or(newest);
+            let sequence = fetching.map_or(next, |offering| offering.sequence);
+            let Some(made) = self.made.get(&sequence) else { continue };
+            let volumes: BTreeSet<VolumeName> =
+                made.volumes.keys().filter(|volume| shall_have(volume)).cloned().collect();
+            let offered = self.offered.get(machine).filter(|it| it.sequence == sequence && it.volumes == volumes);
+            let lately = offered.is_some_and(|offering| offering.last.elapsed() < OFFER_AGAIN);
+            let done = has(sequence) && offered.is_some();
+            if *machine == self.shared.parts.node
+                || !connected.contains(machine)
+                || done
+                || lately
+                || volumes.is_empty()
+            {
+                continue;
+            }
+            let holders = self.copies.iter().filter(|(_, copy)| **copy == sequence).map(|(id, _)| id.clone()).collect();
+            let root = |volume: &VolumeName| Some((volume.clone(), made.volumes.get(volume)?.0.to_string()));
             let offer = Offer {
                 service: self.service.clone(),
                 name: made.name,
                 taken_at: made.taken_at,
-                volumes: made
-                    .volumes
-                    .iter()
-                    .filter(|(volume, _)| shall_have(volume))
-                    .map(|(volume, (root, _))| (volume.clone(), root.to_string()))
-                    .collect(),
-                holders: self.copies.iter().filter(|(_, copy)| **copy == sequence).map(|(id, _)| id.clone()).collect(),
+                volumes: volumes.iter().filter_map(root).collect(),
+                holders,
             };
-            self.offered.insert(machine.clone(), (sequence, Instant::now()));
+            let first = offered.map_or_else(Instant::now, |offering| offering.first);
+            self.offered.insert(machine.clone(), Offering { sequence, volumes, first, last: Instant::now() });
             let Ok(body) = wire::write(&offer) else { continue };
             let asked = self.shared.parts.network.call(machine, Method::Offer, body, OFFER_WITHIN);
             let (machine, words) = (machine.clone(), self.words.clone());
@@ -446,6 +505,17 @@ impl Task {
                 }
             });
         }
+        let epoch = self.epoch;
+        let offered: BTreeSet<GenerationName> =
+            self.offered.values().map(|offering| GenerationName { epoch, sequence: offering.sequence }).collect();
+        self.pin(|pinned| *pinned = offered);
+    }
+
+    /// Generations that must not be forgotten yet.
+    fn pin(&self, change: impl FnOnce(&mut BTreeSet<GenerationName>)) {
+        let mut offered = self.shared.offered.lock().unwrap_or_else(PoisonError::into_inner);
+        change(offered.entry(self.service.clone()).or_default());
+        offered.retain(|_, pinned| !pinned.is_empty());
     }
 
     /// How it does, for people.
@@ -540,6 +610,10 @@ impl Job {
     async fn still(&self, parts: Vec<Part>) -> Result<(Vec<(VolumeName, Captured)>, Duration), Error> {
         // Nothing is started meanwhile.
         let _lock = self.shared.directories.lock(&self.service).await;
+        // Its machine may have lost the service meanwhile, and its directories show something else.
+        if self.shared.begun.borrow().get(&self.service) != Some(&self.name.epoch) {
+            return Err(Error::Stopped);
+        }
         let began = Instant::now();
         let held = self.shared.parts.fence.hold(self.name.epoch).await?;
         let finished = super::blocking(move || {

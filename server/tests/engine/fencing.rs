@@ -414,3 +414,42 @@ async fn the_guard_freezes_when_the_daemon_is_stopped() {
     daemon.signal(Signal::CONT);
     stands_still(&playground).await;
 }
+
+#[tokio::test]
+async fn what_is_held_for_a_moment_counts_as_running_and_goes_on_only_as_far_as_its_lease() {
+    let playground = Playground::new().await;
+    let _guarded = Guarded(playground.data.path().to_owned());
+    playground.deploy(COUNTING);
+    let fence = fence(&playground, process());
+    let engine = start(&playground, &fence);
+    let container = playground.until_running(&engine, "notes").await;
+    let targets = || vec![Target { container: container.id.clone(), epoch: container.epoch }];
+    fence.deadline(lease(60_000), targets());
+    until_counting(&playground).await;
+
+    let held = fence.hold(container.epoch).await.unwrap();
+    stands_still(&playground).await;
+    engine.look();
+    let observed = sees(&engine, |seen| seen.id == container.id).await;
+    assert!(is_running(&observed) && fence.frozen().is_empty(), "{observed:?}");
+    assert!(fence.thaw(std::slice::from_ref(&container.id)).await.is_empty(), "who holds it lets it go");
+    stands_still(&playground).await;
+    fence.release(held).await;
+    until_counting(&playground).await;
+
+    // Its lease ends while it is held.
+    let held = fence.hold(container.epoch).await.unwrap();
+    fence.deadline(Some(Mono(1)), targets());
+    fence.freeze(std::slice::from_ref(&container.id)).await.remove(0).1.unwrap();
+    fence.release(held).await;
+    stands_still(&playground).await;
+    assert!(fence.frozen().contains(&container.id));
+    fence.deadline(lease(60_000), targets());
+    assert!(fence.thaw(std::slice::from_ref(&container.id)).await.remove(0).1.unwrap());
+    until_counting(&playground).await;
+
+    // Of another epoch nothing is held.
+    let held = fence.hold(container.epoch + 1).await.unwrap();
+    until_counting(&playground).await;
+    fence.release(held).await;
+}

@@ -4,9 +4,13 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     path::Path,
+    sync::{PoisonError, RwLock},
 };
 
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition};
+use redb::{
+    Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table,
+    TableDefinition, WriteTransaction,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, News};
@@ -81,20 +85,36 @@ impl Seen {
 
 #[derive(Debug)]
 pub(super) struct Index {
-    database: Database,
+    /// Absent once it is closed.
+    database: RwLock<Option<Database>>,
 }
 
 impl Index {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let database = Database::builder().set_cache_size(CACHE).create(path).map_err(broken)?;
-        let index = Self { database };
+        let index = Self { database: RwLock::new(Some(database)) };
         index.begin()?;
         Ok(index)
     }
 
+    /// Whoever uses it from now on is refused, and another may open it.
+    pub(super) fn close(&self) {
+        self.database.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    fn read(&self) -> Result<ReadTransaction, Error> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        database.as_ref().ok_or(Error::Closed)?.begin_read().map_err(broken)
+    }
+
+    fn write(&self) -> Result<WriteTransaction, Error> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        database.as_ref().ok_or(Error::Closed)?.begin_write().map_err(broken)
+    }
+
     /// Makes the tables, so that none is missing when it is read.
     fn begin(&self) -> Result<(), Error> {
-        let write = self.database.begin_write().map_err(broken)?;
+        let write = self.write()?;
         {
             let mut about = write.open_table(ABOUT).map_err(broken)?;
             let version = about.get("version").map_err(broken)?.map(|version| version.value());
@@ -115,7 +135,7 @@ impl Index {
     }
 
     pub(super) fn find(&self, name: &Hash) -> Result<Option<Location>, Error> {
-        let read = self.database.begin_read().map_err(broken)?;
+        let read = self.read()?;
         let objects = read.open_table(OBJECTS).map_err(broken)?;
         let found = objects.get(name.as_bytes()).map_err(broken)?;
         Ok(found.map(|found| {
@@ -125,7 +145,7 @@ impl Index {
     }
 
     pub(super) fn ends(&self) -> Result<BTreeMap<u64, u64>, Error> {
-        let read = self.database.begin_read().map_err(broken)?;
+        let read = self.read()?;
         let packs = read.open_table(PACKS).map_err(broken)?;
         let mut ends = BTreeMap::new();
         for pack in packs.iter().map_err(broken)? {
@@ -136,7 +156,7 @@ impl Index {
     }
 
     pub(super) fn generations(&self, volume: &str) -> Result<Vec<Generation>, Error> {
-        let read = self.database.begin_read().map_err(broken)?;
+        let read = self.read()?;
         let table = read.open_table(GENERATIONS).map_err(broken)?;
         let mut generations = Vec::new();
         for entry in table.range((volume, 0, 0)..=(volume, u64::MAX, u64::MAX)).map_err(broken)? {
@@ -149,7 +169,7 @@ impl Index {
 
     /// Names of volumes that have generations, those alone that begin with a prefix.
     pub(super) fn volumes(&self, prefix: &str) -> Result<BTreeSet<String>, Error> {
-        let read = self.database.begin_read().map_err(broken)?;
+        let read = self.read()?;
         let table = read.open_table(GENERATIONS).map_err(broken)?;
         let mut volumes = BTreeSet::new();
         for entry in table.range((prefix, 0, 0)..).map_err(broken)? {
@@ -167,7 +187,7 @@ impl Index {
 
     /// Forgets all that is known of a volume.
     pub(super) fn forget_volume(&self, volume: &str) -> Result<(), Error> {
-        let write = self.database.begin_write().map_err(broken)?;
+        let write = self.write()?;
         {
             let mut generations = write.open_table(GENERATIONS).map_err(broken)?;
             generations.retain_in((volume, 0, 0)..=(volume, u64::MAX, u64::MAX), |_, _| false).map_err(broken)?;
@@ -179,7 +199,7 @@ impl Index {
     }
 
     pub(super) fn forget(&self, volume: &str, generations: &[(u64, u64)]) -> Result<(), Error> {
-        let write = self.database.begin_write().map_err(broken)?;
+        let write = self.write()?;
         {
             let mut table = write.open_table(GENERATIONS).map_err(broken)?;
             for (epoch, sequence) in generations {
@@ -191,7 +211,7 @@ impl Index {
 
     /// From which all objects that are needed can be reached.
     pub(super) fn roots(&self) -> Result<BTreeSet<Hash>, Error> {
-        let read = self.database.begin_read().map_err(broken)?;
+        let read = self.read()?;
         let mut roots = BTreeSet::new();
         for entry in read.open_table(GENERATIONS).map_err(broken)?.iter().map_err(broken)? {
             roots.insert(Hash::from(*entry.map_err(broken)?.1.value().0));
@@ -205,13 +225,13 @@ impl Index {
 
     /// How many objects there are.
     pub(super) fn objects(&self) -> Result<u64, Error> {
-        let read = self.database.begin_read().map_err(broken)?;
+        let read = self.read()?;
         read.open_table(OBJECTS).map_err(broken)?.len().map_err(broken)
     }
 
     /// Names of objects behind one, in order.
     pub(super) fn names(&self, behind: Option<&Hash>, at_most: usize) -> Result<Vec<Hash>, Error> {
-        let read = self.database.begin_read().map_err(broken)?;
+        let read = self.read()?;
         let objects = read.open_table(OBJECTS).map_err(broken)?;
         let from = behind.map_or(Bound::Unbounded, |name| Bound::Excluded(name.as_bytes()));
         let range = objects.range::<&[u8; Hash::LEN]>((from, Bound::Unbounded)).map_err(broken)?;
@@ -220,7 +240,7 @@ impl Index {
 
     /// Forgets where these are; a crash may bring them back. How many there were.
     pub(super) fn remove<'a>(&self, names: impl Iterator<Item = &'a Hash>) -> Result<u64, Error> {
-        let mut write = self.database.begin_write().map_err(broken)?;
+        let mut write = self.write()?;
         write.set_durability(Durability::None).map_err(broken)?;
         let mut removed = 0;
         {
@@ -235,7 +255,7 @@ impl Index {
 
     /// Bytes of each pack that are needed; `head` are those of a record beside the object.
     pub(super) fn live(&self, head: u64) -> Result<BTreeMap<u64, u64>, Error> {
-        let read = self.database.begin_read().map_err(broken)?;
+        let read = self.read()?;
         let mut live = BTreeMap::new();
         for entry in read.open_table(OBJECTS).map_err(broken)?.iter().map_err(broken)? {
             let (pack, _, len) = entry.map_err(broken)?.1.value();
@@ -246,7 +266,7 @@ impl Index {
 
     /// The objects in some packs.
     pub(super) fn in_packs(&self, packs: &BTreeSet<u64>) -> Result<Vec<(Hash, Location)>, Error> {
-        let read = self.database.begin_read().map_err(broken)?;
+        let read = self.read()?;
         let mut found = Vec::new();
         for entry in read.open_table(OBJECTS).map_err(broken)?.iter().map_err(broken)? {
             let (name, location) = entry.map_err(broken)?;
@@ -260,7 +280,7 @@ impl Index {
 
     /// Objects are elsewhere now, unless they are gone or were moved already; and packs are gone.
     pub(super) fn relocate(&self, moved: &[(Hash, Location, Location)], gone: &BTreeSet<u64>) -> Result<(), Error> {
-        let write = self.database.begin_write().map_err(broken)?;
+        let write = self.write()?;
         {
             let mut objects = write.open_table(OBJECTS).map_err(broken)?;
             let mut packs = write.open_table(PACKS).map_err(broken)?;
@@ -279,7 +299,7 @@ impl Index {
     }
 
     pub(super) fn sight(&self, volume: &str) -> Result<Option<Sight>, Error> {
-        let read = self.database.begin_read().map_err(broken)?;
+        let read = self.read()?;
         let sights = read.open_table(SIGHTS).map_err(broken)?;
         let sight = sights.get(volume).map_err(broken)?;
         // What can't be read was not seen.
@@ -287,7 +307,7 @@ impl Index {
     }
 
     pub(super) fn seen(&self, volume: &str, key: [u8; 16]) -> Result<Option<Seen>, Error> {
-        let read = self.database.begin_read().map_err(broken)?;
+        let read = self.read()?;
         let table = read.open_table(SEEN).map_err(broken)?;
         let seen = table.get((volume, &key)).map_err(broken)?;
         Ok(seen.and_then(|seen| postcard::from_bytes(seen.value()).ok()))
@@ -295,7 +315,7 @@ impl Index {
 
     /// All parts become known at one instant: what is fresh in each, and its news.
     pub(super) fn commit(&self, parts: &[(&HashMap<Hash, Location>, &News)]) -> Result<(), Error> {
-        let write = self.database.begin_write().map_err(broken)?;
+        let write = self.write()?;
         for (fresh, news) in parts {
             let mut objects = write.open_table(OBJECTS).map_err(broken)?;
             let mut packs = write.open_table(PACKS).map_err(broken)?;

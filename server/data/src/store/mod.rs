@@ -68,6 +68,8 @@ pub enum Error {
     Damaged { name: Hash, damage: Damaged },
     #[error("an object has at most {OBJECT_MAX} bytes; this one has {len}")]
     TooLarge { len: usize },
+    #[error("the store of the volumes is closed, as the node stops")]
+    Closed,
     #[error("the store was written by a newer version of Flotilla ({version}); update this machine")]
     Newer { version: u64 },
 }
@@ -115,6 +117,11 @@ impl Store {
         let index = Index::open(&directory.join("index.redb"))?;
         let packs = Packs::open(packs, &index.ends()?)?;
         Ok(Self { shared: Arc::new(Shared { packs, index, claims: Mutex::default(), collecting: Mutex::default() }) })
+    }
+
+    /// Ends the use of the store by all handles; it can be opened anew.
+    pub fn close(&self) {
+        self.shared.index.close();
     }
 
     /// Begins to write. Nothing of it is there for others before [`Session::commit`].
