@@ -180,7 +180,7 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceNam
         Some(report) if report.epoch == epoch => reports.remove(&task.service).is_some(),
         _ => false,
     });
-    task.pin(|pinned| pinned.clear());
+    task.pin(BTreeSet::clear);
     true
 }
 
