@@ -1,10 +1,6 @@
 //! The verbs about machines.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, BufRead as _, IsTerminal as _, Write as _},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use comfy_table::{Cell, Color};
 use flotilla_api::{
@@ -20,7 +16,7 @@ use tokio::time::Instant;
 use super::{
     Failure, Output, Session,
     args::{Drain, Label, Machine, MachineRm},
-    time,
+    output, time,
 };
 use crate::clock;
 
@@ -258,28 +254,14 @@ async fn remove(args: MachineRm, session: &Session) -> Result<(), Failure> {
     // Looked up first, so that a typing error is not asked to be confirmed.
     let detail = session.client.machine(&args.machine).await?;
     if !args.yes {
-        confirm(&detail.view)?;
+        let question = format!("Remove the machine {} from the cluster, for good?", detail.view.name);
+        output::confirm(&question, "nothing was removed")?;
     }
     session.client.remove_machine(&args.machine, RemoveMachineQuery { force: args.force }).await?;
     session.output.done(
         &format!("Removed {}. Its key is not taken again: to come back it needs an empty data directory and a new join token.", detail.view.name),
         &json!({ "removed": detail.view.name, "id": detail.view.id }),
     )
-}
-
-fn confirm(machine: &MachineView) -> Result<(), Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::Usage("nobody is there to confirm it; add --yes".into()));
-    }
-    let mut err = io::stderr();
-    write!(err, "Remove the machine {} from the cluster, for good? [y/N] ", machine.name)?;
-    err.flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim().to_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => Err(Failure::Other("nothing was removed".into())),
-    }
 }
 
 pub(super) async fn drain(args: &Drain, session: &Session) -> Result<(), Failure> {

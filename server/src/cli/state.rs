@@ -1,18 +1,21 @@
 //! `flotilla state`: copies of the state, and the ways out.
 
-use std::{
-    io::{self, BufRead as _, IsTerminal as _, Write as _},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Failure, Global, Output, args::State, context, time};
+use super::{Failure, Global, Output, args::State, context, output, time};
 use crate::{
     config::{Config, Flags},
     identity::{DataDir, Identity},
     store::{self, Recovered, Restore, Restored},
 };
+
+/// What is asked before a machine goes on alone.
+const ALONE: &str =
+    "This makes the machine the only one that votes, for when most of the voting machines are lost for good.
+The others must never run with their old state again. What they agreed on without it is lost.
+Go on alone?";
 
 pub(super) async fn run(args: State, global: &Global, output: Output) -> Result<(), Failure> {
     match args {
@@ -85,7 +88,7 @@ async fn restore(
 async fn recover(data_dir: Option<PathBuf>, yes: bool, output: Output) -> Result<(), Failure> {
     let (directory, identity) = opened_at(data_dir)?;
     if !yes {
-        confirm()?;
+        output::confirm(ALONE, "nothing was changed")?;
     }
     let recovered = store::recover(&directory.state(), &identity.node_id()).await.map_err(failed)?;
     if output.json {
@@ -93,26 +96,6 @@ async fn recover(data_dir: Option<PathBuf>, yes: bool, output: Output) -> Result
     }
     tell(&recovered, output)?;
     output.line("Start the node: flotilla up")
-}
-
-fn confirm() -> Result<(), Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::Usage("nobody is there to confirm it; add --yes".into()));
-    }
-    let mut err = io::stderr();
-    writeln!(
-        err,
-        "This makes the machine the only one that votes, for when most of the voting machines are lost for good."
-    )?;
-    writeln!(err, "The others must never run with their old state again. What they agreed on without it is lost.")?;
-    write!(err, "Go on alone? [y/N] ")?;
-    err.flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim().to_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => Err(Failure::Other("nothing was changed".into())),
-    }
 }
 
 fn told_of(recovered: &Recovered) -> serde_json::Value {

@@ -10,6 +10,7 @@
 mod alarm;
 mod freezer;
 pub mod guard;
+mod hold;
 mod link;
 mod pause;
 mod sleep;
@@ -36,6 +37,7 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use freezer::{Freezer, Frost, Version};
+pub use hold::Held;
 use link::Link;
 use pause::Pauser;
 use wire::{Answer, Hold};
@@ -129,11 +131,6 @@ fn this_program() -> PathBuf {
         _ => PathBuf::from("/proc/self/exe"),
     }
 }
-
-/// Containers that stand still for a moment.
-#[derive(Debug)]
-#[must_use = "what is held has to be released"]
-pub struct Held(Vec<String>);
 
 /// The daemon's end of the fence. Clones are handles to the same one; when the last is dropped the daemon's side ends, and the
 /// guard goes on.
@@ -354,54 +351,24 @@ impl Fence {
         outcomes
     }
 
-    /// Holds everything that could write under an epoch still, for the moment that it takes to see what it has written. Ends with
-    /// [`Self::release`]; a container whose lease ends meanwhile stays frozen.
-    ///
-    /// # Errors
-    /// One of them does not stand still; then none is held.
-    pub async fn hold(&self, epoch: u64) -> Result<Held, Error> {
-        let mut containers = {
-            let plan = self.shared.plan.borrow();
-            let guarded = plan.targets.iter().filter(|target| target.epoch == epoch).map(|it| it.container.clone());
-            let announced = plan.announced.iter().filter(|(_, (of, _))| *of == epoch).map(|(it, _)| it.clone());
-            guarded.chain(announced).collect::<BTreeSet<_>>()
-        };
-        // What somebody else has stopped stays so.
-        containers.retain(|container| !self.stands_still(container));
-        let containers: Vec<String> = containers.into_iter().collect();
-        self.shared.lock(&self.shared.held).extend(containers.iter().cloned());
-        let stopped = self.stop(&containers).await;
-        let held = Held(containers);
-        match stopped.into_iter().find_map(|(_, result)| result.err()) {
-            Some(error) => {
-                self.release(held).await;
-                Err(error)
-            }
-            None => Ok(held),
-        }
-    }
-
-    /// Lets what was held go on, as far as it may.
-    pub async fn release(&self, Held(containers): Held) {
-        {
-            let mut held = self.shared.lock(&self.shared.held);
-            held.retain(|container| !containers.contains(container));
-        }
-        let frozen = self.frozen();
-        let free: Vec<String> = containers.into_iter().filter(|container| !frozen.contains(container)).collect();
-        let before = self.shared.lock(&self.shared.thawed).clone();
-        let released = self.thaw(&free).await;
-        // What the engine finds out about its health counts: it stood still too shortly to fail a check.
-        *self.shared.lock(&self.shared.thawed) = before;
-        for (container, result) in released {
-            if let Err(error) = result {
-                tracing::warn!(container, %error, "what was held for a copy does not go on yet");
-            }
-        }
-    }
-
-    /// Lets containers go on, once the guard knows of a deadline that allows it. False where it does not run.
+    /// Lets containers go on, once the guard knows of a deadline that allows it. False where it does not run. One that is held goes on
+    /// when it is released.
     pub async fn thaw(&self, containers: &[String]) -> Vec<(String, Result<bool, Error>)> {
+        let held = self.shared.lock(&self.shared.held).clone();
+        let free: Vec<String> = containers.iter().filter(|container| !held.contains(*container)).cloned().collect();
+        let outcomes = self.let_go(&free).await;
+        for (container, result) in &outcomes {
+            if result.is_ok() {
+                self.shared.lock(&self.shared.thawed).insert(container.clone(), clock::now());
+                if self.shared.mark(container, false) {
+                    self.shared.figures.thaws.fetch_add(1, Relaxed);
+                }
+            }
+        }
+        outcomes
+    }
+
+    async fn let_go(&self, containers: &[String]) -> Vec<(String, Result<bool, Error>)> {
         let refused = || async {
             // A guard that does not know yet would freeze them again; and it alone knows whether the machine is to sleep.
             self.shared.plan.send_modify(|plan| plan.sequence += 1);
@@ -413,9 +380,7 @@ impl Fence {
             if expired { Err(Error::Expired) } else { Ok(()) }
         };
         let mut outcomes = Vec::with_capacity(containers.len());
-        let held = self.shared.lock(&self.shared.held).clone();
-        // Whoever holds it lets it go.
-        for container in containers.iter().filter(|container| !held.contains(*container)) {
+        for container in containers {
             let result = match refused().await {
                 Err(error) => Err(error),
                 Ok(()) if self.shared.lock(&self.shared.paused).contains(container) => {
@@ -425,10 +390,6 @@ impl Fence {
             };
             if result.is_ok() {
                 self.shared.lock(&self.shared.paused).remove(container);
-                self.shared.lock(&self.shared.thawed).insert(container.clone(), clock::now());
-                if self.shared.mark(container, false) {
-                    self.shared.figures.thaws.fetch_add(1, Relaxed);
-                }
             }
             outcomes.push((container.clone(), result));
         }
@@ -518,11 +479,6 @@ impl Fence {
             changed
         });
         frozen
-    }
-
-    /// Does it count as frozen, and not only as held for a moment?
-    fn counts(&self, container: &str) -> bool {
-        !self.shared.lock(&self.shared.held).contains(container) || self.shared.frozen.borrow().contains(container)
     }
 
     /// When a container was thawed last: what the engine found out about its health before that was found while it was frozen.

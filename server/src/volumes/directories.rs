@@ -23,6 +23,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::{
     Error,
     layout::{branch_key, directory, key, of_service, passing_key},
+    name_of,
     record::{Record, Shown},
 };
 
@@ -94,7 +95,7 @@ impl Directories {
         }
         match beginning {
             Beginning::With(name) => {
-                let shown = self
+                let (shown, _) = self
                     .kept(service, *name)?
                     .ok_or_else(|| Error::NotHere { service: service.clone(), name: *name })?;
                 self.show(state, service, &shown, now).map(drop)
@@ -125,17 +126,41 @@ impl Directories {
         }
     }
 
-    /// A generation that is whole in the store.
-    pub(super) fn kept(&self, service: &ServiceName, name: GenerationName) -> Result<Option<Shown>, Error> {
-        let mut roots = BTreeMap::new();
+    /// A generation that is whole in the store, and when it was taken.
+    pub(super) fn kept(
+        &self,
+        service: &ServiceName,
+        name: GenerationName,
+    ) -> Result<Option<(Shown, UnixMillis)>, Error> {
+        let (mut roots, mut taken_at) = (BTreeMap::new(), None);
         let prefix = format!("{service}/");
         for volume in self.store.volumes(&prefix)? {
             let Some(Ok(short)) = volume.strip_prefix(&prefix).map(str::parse::<VolumeName>) else { continue };
             let generations = self.store.generations(&volume)?;
-            let found = generations.iter().find(|it| (it.epoch, it.sequence) == (name.epoch, name.sequence));
-            roots.extend(found.map(|it| (short, it.root.to_string())));
+            let Some(found) = generations.iter().find(|it| name_of(it) == name) else { continue };
+            roots.insert(short, found.root.to_string());
+            taken_at = Some(UnixMillis(found.taken_at));
         }
-        Ok((!roots.is_empty()).then_some(Shown { name, roots }))
+        Ok(taken_at.map(|taken_at| (Shown { name, roots }, taken_at)))
+    }
+
+    /// The sequence of the newest generation of an epoch that is here; 0 if there is none.
+    pub(super) fn newest_of(&self, service: &ServiceName, epoch: u64) -> Result<u64, Error> {
+        let mut newest = 0;
+        for volume in self.store.volumes(&format!("{service}/"))? {
+            let generations = self.store.generations(&volume)?;
+            let of_epoch = generations.iter().filter(|generation| generation.epoch == epoch);
+            newest = newest.max(of_epoch.map(|generation| generation.sequence).max().unwrap_or(0));
+        }
+        Ok(newest)
+    }
+
+    /// What [`Self::look`] kept of these is not needed any more.
+    fn passed<'a>(&self, service: &ServiceName, volumes: impl Iterator<Item = &'a VolumeName>) -> Result<(), Error> {
+        for volume in volumes {
+            self.store.forget_volume(&passing_key(service, volume))?;
+        }
+        Ok(())
     }
 
     /// Makes the directories show a generation, and puts aside what was written in them and is nowhere else. True if they did not show
@@ -173,9 +198,7 @@ impl Directories {
             restore::restore(&self.store, &path, from.get(volume), &root)?;
         }
         self.keep(service, &Record { shows: Some(to.clone()), ..Record::default() })?;
-        for volume in from.keys() {
-            self.store.forget_volume(&passing_key(service, volume))?;
-        }
+        self.passed(service, from.keys())?;
         Ok(true)
     }
 
@@ -184,10 +207,7 @@ impl Directories {
         let Some(Record { written: Some(epoch), .. }) = self.record(service)? else { return Ok(()) };
         let roots = self.branch(state, service, epoch, now)?;
         self.keep(service, &Record::default())?;
-        for volume in roots.keys() {
-            self.store.forget_volume(&passing_key(service, volume))?;
-        }
-        Ok(())
+        self.passed(service, roots.keys())
     }
 
     /// Keeps what an instance wrote under an epoch, unless its successor began with just that: as one more generation of that epoch, which
@@ -203,8 +223,8 @@ impl Directories {
         let succeeded =
             succeeded_from(state, service, epoch).map(|name| self.kept(service, name)).transpose()?.flatten();
         let is_new = |(volume, root): (&VolumeName, &Hash)| -> Result<bool, Error> {
-            let root_of = |shown: &Shown| shown.roots.get(volume).cloned();
-            let same = succeeded.as_ref().and_then(root_of).is_some_and(|known| known == root.to_string());
+            let known = succeeded.as_ref().and_then(|(shown, _)| shown.roots.get(volume));
+            let same = known.is_some_and(|known| *known == root.to_string());
             let branches = self.store.generations(&branch_key(service, volume))?;
             Ok(!same && !branches.iter().any(|branch| branch.root == *root))
         };
@@ -212,13 +232,7 @@ impl Directories {
         if !new.contains(&true) {
             return Ok(roots);
         }
-        let mut sequence = 0;
-        for volume in self.store.volumes(&format!("{service}/"))? {
-            let generations = self.store.generations(&volume)?;
-            let of_epoch = generations.iter().filter(|generation| generation.epoch == epoch);
-            sequence = sequence.max(of_epoch.map(|generation| generation.sequence).max().unwrap_or(0));
-        }
-        let name = GenerationName { epoch, sequence: sequence + 1 };
+        let name = GenerationName { epoch, sequence: self.newest_of(service, epoch)? + 1 };
         for (volume, root) in &roots {
             let generation = store::Generation { epoch, sequence: name.sequence, taken_at: now.0, root: *root };
             self.store.name(&branch_key(service, volume), generation)?;

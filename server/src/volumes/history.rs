@@ -11,10 +11,9 @@ use flotilla_core::{
     history::{self, Moment, Rules},
     state::{GenerationName, Service},
 };
-use flotilla_data::store::Generation as Kept;
 use tokio::time::{Instant, sleep};
 
-use super::{Error, Shared, layout};
+use super::{Error, Shared, layout, name_of};
 use crate::clock;
 
 /// Looked at no more often, however many generations come.
@@ -76,7 +75,6 @@ fn forget_of(shared: &Shared, service: &Service) -> Result<bool, Error> {
     let committed = service.data.committed.as_ref().map(|committed| committed.name);
     let mut any = false;
     for volume in shared.store.volumes(&format!("{}/", service.name))? {
-        let name_of = |it: &Kept| GenerationName { epoch: it.epoch, sequence: it.sequence };
         let generations = shared.store.generations(&volume)?;
         let moments: Vec<Moment> =
             generations.iter().map(|it| Moment { name: name_of(it), taken_at: UnixMillis(it.taken_at) }).collect();

@@ -2,6 +2,7 @@
 //! is fetched; and what an instance begins with is in its directories before it runs. The decisions are `flotilla_core`'s, the files
 //! `flotilla_data`'s; ADR 15 has the whole.
 
+mod capture;
 mod directories;
 mod export;
 mod history;
@@ -30,7 +31,7 @@ use flotilla_core::{
     report::{DataReport, DataReports},
     state::GenerationName,
 };
-use flotilla_data::{Store, capture, fetch, restore, store, tree};
+use flotilla_data::{Store, fetch, restore, store, tree};
 use futures::{Stream, future::BoxFuture, stream};
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -70,7 +71,7 @@ pub enum Error {
     #[error(transparent)]
     Tree(#[from] tree::Error),
     #[error("a volume could not be read: {0}")]
-    Capture(#[from] capture::Error),
+    Capture(#[from] flotilla_data::capture::Error),
     #[error("a volume could not be brought to another generation: {0}")]
     Restore(#[from] restore::Error),
     #[error("its instance could not be held still: {0}")]
@@ -186,12 +187,6 @@ pub struct History {
     pub branches: Vec<Kept>,
 }
 
-impl History {
-    fn taken_at(&self, name: GenerationName) -> Option<UnixMillis> {
-        self.generations.iter().find(|kept| kept.name == name).map(|kept| kept.taken_at)
-    }
-}
-
 /// One state of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
@@ -206,8 +201,7 @@ impl Kept {
     fn all(store: &Store, key: &str) -> Result<Vec<Self>, Error> {
         let generations = store.generations(key)?.into_iter().map(|it| {
             let tree::Totals { files, bytes } = tree::Root::read(store, &it.root)?.totals;
-            let name = GenerationName { epoch: it.epoch, sequence: it.sequence };
-            Ok(Self { name, taken_at: UnixMillis(it.taken_at), files, bytes })
+            Ok(Self { name: name_of(&it), taken_at: UnixMillis(it.taken_at), files, bytes })
         });
         generations.collect()
     }
@@ -298,15 +292,10 @@ impl Volumes {
             Method::Recall => {
                 let wire::Holds { service, name } = wire::read(body)?;
                 let kept = self.shared.kept(&service, name).await?;
-                let first = kept.as_ref().and_then(|kept| kept.roots.keys().next());
-                let taken_at = match first {
-                    Some(volume) => self.history(&service, volume).await?.taken_at(name),
-                    None => None,
-                };
-                wire::write(&kept.map(|kept| wire::Offer {
+                wire::write(&kept.map(|(kept, taken_at)| wire::Offer {
                     service,
                     name,
-                    taken_at: taken_at.unwrap_or_else(clock::now),
+                    taken_at,
                     volumes: kept.roots,
                     holders: Vec::new(),
                 }))
@@ -358,7 +347,7 @@ impl Volumes {
         name: GenerationName,
     ) -> Result<Option<impl Stream<Item = io::Result<Bytes>> + Send + use<>>, Error> {
         let kept = self.shared.kept(service, name).await?;
-        let Some(root) = kept.and_then(|kept| kept.roots.get(volume)?.parse().ok()) else { return Ok(None) };
+        let Some(root) = kept.and_then(|(kept, _)| kept.roots.get(volume)?.parse().ok()) else { return Ok(None) };
         let (sender, mut receiver) = mpsc::channel(EXPORT_PIECES);
         let store = self.shared.store.clone();
         tokio::task::spawn_blocking(move || {
@@ -466,7 +455,11 @@ impl Shared {
         self.writers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn kept(self: &Arc<Self>, service: &ServiceName, name: GenerationName) -> Result<Option<Shown>, Error> {
+    async fn kept(
+        self: &Arc<Self>,
+        service: &ServiceName,
+        name: GenerationName,
+    ) -> Result<Option<(Shown, UnixMillis)>, Error> {
         let (shared, service) = (Arc::clone(self), service.clone());
         blocking(move || shared.directories.kept(&service, name)).await
     }
@@ -584,6 +577,10 @@ impl engine::Data for Volumes {
             blocking(forget).await.map_err(ApiError::from)
         })
     }
+}
+
+fn name_of(generation: &store::Generation) -> GenerationName {
+    GenerationName { epoch: generation.epoch, sequence: generation.sequence }
 }
 
 /// Work on files, which may take as long as a disk does.

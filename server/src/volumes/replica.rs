@@ -9,7 +9,6 @@ use std::{
 use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName};
 use flotilla_core::{
     State,
-    reconcile::Status,
     state::{GenerationName, Service},
 };
 use flotilla_data::{
@@ -25,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    Error, Shared, layout,
+    Error, Shared, layout, name_of,
     record::Shown,
     wire::{self, Holds, NAMES_MAX, Offer, Offered},
 };
@@ -119,8 +118,7 @@ pub(super) async fn offered(shared: &Arc<Shared>, from: &NodeId, offer: Offer) -
 fn holds(shared: &Shared, offer: &Offer) -> Result<bool, Error> {
     for (volume, root) in &offer.volumes {
         let generations = shared.store.generations(&layout::key(&offer.service, volume))?;
-        let same = |it: &store::Generation| (it.epoch, it.sequence) == (offer.name.epoch, offer.name.sequence);
-        if !generations.iter().any(|it| same(it) && it.root.to_string() == *root) {
+        if !generations.iter().any(|it| name_of(it) == offer.name && it.root.to_string() == *root) {
             return Ok(false);
         }
     }
@@ -460,10 +458,9 @@ fn is_free(node: &NodeId, state: &State, service: &Service, standing: &Standing,
     }
     let since = *it.free_since.get_or_insert(state.applied);
     let Some(observed) = standing.observed.as_ref().filter(|_| standing.planned >= since) else { return false };
-    let alive = |status: &Status| matches!(status, Status::Running { .. } | Status::Paused);
-    let own = observed.containers.iter().filter(|container| container.service == service.name);
+    let runs = observed.containers.iter().any(|container| container.service == service.name && container.is_running());
     let epochs: BTreeSet<u64> = service.placements.iter().map(|placement| placement.epoch).collect();
-    own.clone().all(|container| !alive(&container.status)) && standing.starting.is_disjoint(&epochs)
+    !runs && standing.starting.is_disjoint(&epochs)
 }
 
 fn wanted(node: &NodeId, service: &Service, it: &Tended) -> Option<Follow> {

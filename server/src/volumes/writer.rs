@@ -11,20 +11,16 @@ use flotilla_api::{NodeId, ServiceName, UnixMillis, VolumeName};
 use flotilla_core::{
     CommandV1, State,
     lease::Mono,
-    reconcile::Status,
+    reconcile::Observed,
     replication::{Commit, Replicas, Writer},
     report::{CopyReport, DataReport},
     state::{Copies, Generation, GenerationName, Phase, Placement, Service},
-};
-use flotilla_data::{
-    Hash, Store,
-    capture::{Capture, Captured, Scope},
-    tree::Totals,
 };
 use tokio::{sync::mpsc, time::sleep};
 
 use super::{
     Error, Shared,
+    capture::{Job, Made},
     directories::Beginning,
     layout,
     record::Shown,
@@ -54,12 +50,6 @@ const RESCAN: Duration = Duration::from_secs(600);
 /// The same where the kernel can't watch a volume.
 const RESCAN_UNWATCHED: Duration = Duration::from_secs(10);
 
-/// What changes while everything is read is read again before the instance is held, so often at most.
-const ROUNDS_MAX: usize = 4;
-
-/// A round that took no longer leaves little to read while the instance is held.
-const ROUND_SHORT: Duration = Duration::from_millis(100);
-
 /// Captures of which is remembered what they were.
 const MADE_MAX: usize = 64;
 
@@ -82,20 +72,6 @@ pub(super) enum Word {
         commit: Commit,
         taken: bool,
     },
-}
-
-/// A generation that is on this machine's disk.
-#[derive(Clone, Debug)]
-pub(super) struct Made {
-    name: GenerationName,
-    taken_at: UnixMillis,
-    volumes: BTreeMap<VolumeName, (Hash, Totals)>,
-    /// Bytes that were read for it, and for all before it.
-    read: u64,
-    /// For how long the instance stood still.
-    held: Duration,
-    /// Since when there had been something that the one before does not have.
-    changed_at: UnixMillis,
 }
 
 /// A generation that a machine was told of.
@@ -144,7 +120,8 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceNam
     };
     let found = async {
         shared.recall(&service).await?;
-        newest(&shared, &service, epoch).await
+        let (shared, service) = (Arc::clone(&shared), service.clone());
+        super::blocking(move || shared.directories.newest_of(&service, epoch)).await
     };
     let newest = match found.await {
         Ok(newest) => newest,
@@ -182,21 +159,6 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceNam
     });
     task.pin(BTreeSet::clear);
     true
-}
-
-/// The sequence of the newest generation of an epoch that is on this machine's disk.
-async fn newest(shared: &Arc<Shared>, service: &ServiceName, epoch: u64) -> Result<u64, Error> {
-    let (store, prefix) = (shared.store.clone(), format!("{service}/"));
-    super::blocking(move || {
-        let mut newest = 0;
-        for volume in store.volumes(&prefix)? {
-            let generations = store.generations(&volume)?;
-            let of_epoch = generations.iter().filter(|generation| generation.epoch == epoch);
-            newest = newest.max(of_epoch.map(|generation| generation.sequence).max().unwrap_or(0));
-        }
-        Ok(newest)
-    })
-    .await
 }
 
 impl Task {
@@ -547,104 +509,11 @@ impl Task {
 
 /// Does nothing of this placement run any more, for certain, and will nothing?
 fn has_ended(placement: &Placement, standing: &Standing) -> bool {
-    let runs = |observed: &Arc<flotilla_core::reconcile::Observed>| {
-        let mut containers = observed.containers.iter().filter(|container| container.epoch == placement.epoch);
-        containers.any(|container| matches!(container.status, Status::Running { .. } | Status::Paused))
+    let runs = |observed: &Arc<Observed>| {
+        observed.containers.iter().any(|container| container.epoch == placement.epoch && container.is_running())
     };
     placement.phase == Phase::Vacating
         && standing.planned >= placement.index
         && !standing.starting.contains(&placement.epoch)
         && standing.observed.as_ref().is_some_and(|observed| !runs(observed))
-}
-
-/// One capture of all volumes of a service.
-struct Job {
-    shared: Arc<Shared>,
-    service: ServiceName,
-    name: GenerationName,
-    watched: BTreeMap<VolumeName, Arc<Watched>>,
-    newest: Option<Made>,
-    changed_at: UnixMillis,
-}
-
-/// One volume of it.
-struct Part {
-    volume: VolumeName,
-    watched: Arc<Watched>,
-    capture: Capture,
-    /// What was changed since the generation before.
-    scope: Scope,
-}
-
-impl Job {
-    /// `None` where nothing differs from the generation before.
-    async fn run(self, took: &mut Duration) -> Result<Option<Made>, Error> {
-        let began = Instant::now();
-        if self.watched.is_empty() {
-            return Err(Error::NoDirectory { service: self.service.clone() });
-        }
-        let (store, service, watched) = (self.shared.store.clone(), self.service.clone(), self.watched.clone());
-        let parts = super::blocking(move || read(&store, &service, watched)).await?;
-        let (captured, held) = self.still(parts).await?;
-        *took = began.elapsed();
-        let roots = captured.iter().map(|(volume, captured)| (volume.clone(), (captured.root, captured.totals)));
-        let roots: BTreeMap<VolumeName, (Hash, Totals)> = roots.collect();
-        let torn: Vec<&String> = captured.iter().flat_map(|(_, captured)| &captured.figures.torn).collect();
-        if let Some(first) = torn.first() {
-            return Err(Error::Torn { service: self.service.clone(), file: (*first).clone() });
-        }
-        if self.newest.as_ref().is_some_and(|newest| newest.volumes == roots) {
-            return Ok(None);
-        }
-        let read = captured.iter().map(|(_, captured)| captured.figures.read).sum::<u64>();
-        let (GenerationName { epoch, sequence }, taken_at) = (self.name, clock::now());
-        let captured = captured.into_iter().map(|(_, captured)| captured).collect();
-        super::blocking(move || Ok(Captured::commit_all(captured, epoch, sequence, taken_at.0)?)).await?;
-        self.shared.counters.captured(held, read);
-        let before = self.newest.map_or(0, |newest| newest.read);
-        let changed_at = self.changed_at;
-        Ok(Some(Made { name: self.name, taken_at, volumes: roots, read: before + read, held, changed_at }))
-    }
-
-    /// Holds the instance still, and sees what has changed since it was read. For how long that was.
-    async fn still(&self, parts: Vec<Part>) -> Result<(Vec<(VolumeName, Captured)>, Duration), Error> {
-        // Nothing is started meanwhile.
-        let _lock = self.shared.directories.lock(&self.service).await;
-        // Its machine may have lost the service meanwhile, and its directories show something else.
-        if self.shared.begun.borrow().get(&self.service) != Some(&self.name.epoch) {
-            return Err(Error::Stopped);
-        }
-        let began = Instant::now();
-        let held = self.shared.parts.fence.hold(self.name.epoch).await?;
-        let finished = super::blocking(move || {
-            let finish = |mut part: Part| {
-                part.scope.merge(part.watched.take());
-                Ok((part.volume, part.capture.finish(&part.scope)?))
-            };
-            parts.into_iter().map(finish).collect::<Result<Vec<_>, Error>>()
-        })
-        .await;
-        self.shared.parts.fence.release(held).await;
-        Ok((finished?, began.elapsed()))
-    }
-}
-
-/// Reads what has changed while the instance goes on, until there is little left.
-fn read(store: &Store, service: &ServiceName, watched: BTreeMap<VolumeName, Arc<Watched>>) -> Result<Vec<Part>, Error> {
-    let mut parts = Vec::new();
-    for (volume, watched) in watched {
-        let mut capture = Capture::begin(store, &layout::key(service, &volume), &watched.directory)?;
-        let mut scope = Scope::nothing();
-        for _ in 0..ROUNDS_MAX {
-            let began = Instant::now();
-            let more = watched.take();
-            capture.read(&more)?;
-            scope.merge(more);
-            if began.elapsed() < ROUND_SHORT || scope == Scope::Everything && !watched.is_told() {
-                break;
-            }
-        }
-        parts.push(Part { volume, watched, capture, scope });
-    }
-    Ok(parts)
 }

@@ -114,7 +114,7 @@ impl Member {
     /// Containers that could write a volume, were they let.
     fn writers<'a>(&self, sight: &Sight<'a>) -> Vec<Writer<'a>> {
         let containers = sight.observed.into_iter().flat_map(|observed| &observed.containers);
-        let alive = containers.filter(|container| matches!(container.status, Status::Running { .. } | Status::Paused));
+        let alive = containers.filter(|container| container.is_running());
         alive
             .filter_map(|container| {
                 let service = sight.state.services.get(&container.service);

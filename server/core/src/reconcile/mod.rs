@@ -154,7 +154,7 @@ impl Container {
     }
 
     /// Could it take requests, or write a volume, now?
-    fn is_running(&self) -> bool {
+    pub fn is_running(&self) -> bool {
         matches!(self.status, Status::Running { .. } | Status::Paused)
     }
 

@@ -1,7 +1,7 @@
 use flotilla_api::rest::{MachineCondition, MachineState, MachineView, Role};
 use leptos::prelude::*;
 
-use super::{Glyph, Icon, Prose};
+use super::{Icon, Prose, state::badge};
 
 /// What a machine's condition is called, drawn as and coloured like: three ways, so that none of them is needed.
 pub(crate) fn machine_appearance(state: MachineState) -> (Icon, &'static str, &'static str) {
@@ -20,13 +20,7 @@ pub(crate) fn ConditionBadge(#[prop(into)] condition: Signal<MachineCondition>) 
     let state = Memo::new(move |_| condition.with(|condition| condition.state));
     move || {
         let state = state.get();
-        let (icon, name, tone) = machine_appearance(state);
-        view! {
-            <span class=format!("badge tone-{tone}") data-state=state.as_str()>
-                <Glyph icon/>
-                {name}
-            </span>
-        }
+        badge(machine_appearance(state), state.as_str())
     }
 }
 

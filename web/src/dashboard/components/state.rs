@@ -19,9 +19,13 @@ pub(crate) fn appearance(state: ServiceState) -> (Icon, &'static str, &'static s
 
 #[component]
 pub(crate) fn StateBadge(state: ServiceState) -> impl IntoView {
-    let (icon, name, tone) = appearance(state);
+    badge(appearance(state), state.as_str())
+}
+
+/// A state as it is called, drawn and coloured; `state` is its name for programs.
+pub(super) fn badge((icon, name, tone): (Icon, &'static str, &'static str), state: &'static str) -> impl IntoView {
     view! {
-        <span class=format!("badge tone-{tone}") data-state=state.as_str()>
+        <span class=format!("badge tone-{tone}") data-state=state>
             <Glyph icon/>
             {name}
         </span>

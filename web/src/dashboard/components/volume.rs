@@ -3,7 +3,7 @@
 use flotilla_api::rest::{VolumeState, VolumeView};
 use leptos::prelude::*;
 
-use super::{Glyph, Icon, Prose};
+use super::{Glyph, Icon, Prose, state::badge};
 use crate::dashboard::{
     api::Client,
     browser,
@@ -37,13 +37,7 @@ pub(crate) fn VolumeBadge(#[prop(into)] volume: Signal<VolumeView>) -> impl Into
     let state = Memo::new(move |_| volume.with(|volume| volume.state));
     move || {
         let state = state.get();
-        let (icon, name, tone) = volume_appearance(state);
-        view! {
-            <span class=format!("badge tone-{tone}") data-state=state.as_str()>
-                <Glyph icon/>
-                {name}
-            </span>
-        }
+        badge(volume_appearance(state), state.as_str())
     }
 }
 

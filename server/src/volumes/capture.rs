@@ -1,0 +1,130 @@
+//! One capture of all volumes of a service: most of it while the instance goes on, the rest while it is held still.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use flotilla_api::{ServiceName, UnixMillis, VolumeName};
+use flotilla_core::state::GenerationName;
+use flotilla_data::{
+    Hash, Store,
+    capture::{Capture, Captured, Scope},
+    tree::Totals,
+};
+
+use super::{Error, Shared, layout, watched::Watched};
+use crate::clock;
+
+/// What changes while everything is read is read again before the instance is held, so often at most.
+const ROUNDS_MAX: usize = 4;
+
+/// A round that took no longer leaves little to read while the instance is held.
+const ROUND_SHORT: Duration = Duration::from_millis(100);
+
+/// A generation that is on this machine's disk.
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    pub(super) name: GenerationName,
+    pub(super) taken_at: UnixMillis,
+    pub(super) volumes: BTreeMap<VolumeName, (Hash, Totals)>,
+    /// Bytes that were read for it, and for all before it.
+    pub(super) read: u64,
+    /// For how long the instance stood still.
+    pub(super) held: Duration,
+    /// Since when there had been something that the one before does not have.
+    pub(super) changed_at: UnixMillis,
+}
+
+/// One capture of all volumes of a service.
+pub(super) struct Job {
+    pub(super) shared: Arc<Shared>,
+    pub(super) service: ServiceName,
+    pub(super) name: GenerationName,
+    pub(super) watched: BTreeMap<VolumeName, Arc<Watched>>,
+    pub(super) newest: Option<Made>,
+    pub(super) changed_at: UnixMillis,
+}
+
+/// One volume of it.
+struct Part {
+    volume: VolumeName,
+    watched: Arc<Watched>,
+    capture: Capture,
+    /// What was changed since the generation before.
+    scope: Scope,
+}
+
+impl Job {
+    /// `None` where nothing differs from the generation before. `took` is how long it took to read, without the disk that is waited for.
+    pub(super) async fn run(self, took: &mut Duration) -> Result<Option<Made>, Error> {
+        let began = Instant::now();
+        if self.watched.is_empty() {
+            return Err(Error::NoDirectory { service: self.service.clone() });
+        }
+        let (store, service, watched) = (self.shared.store.clone(), self.service.clone(), self.watched.clone());
+        let parts = super::blocking(move || read(&store, &service, watched)).await?;
+        let (captured, held) = self.still(parts).await?;
+        *took = began.elapsed();
+        let roots = captured.iter().map(|(volume, captured)| (volume.clone(), (captured.root, captured.totals)));
+        let roots: BTreeMap<VolumeName, (Hash, Totals)> = roots.collect();
+        let torn: Vec<&String> = captured.iter().flat_map(|(_, captured)| &captured.figures.torn).collect();
+        if let Some(first) = torn.first() {
+            return Err(Error::Torn { service: self.service.clone(), file: (*first).clone() });
+        }
+        if self.newest.as_ref().is_some_and(|newest| newest.volumes == roots) {
+            return Ok(None);
+        }
+        let read = captured.iter().map(|(_, captured)| captured.figures.read).sum::<u64>();
+        let (GenerationName { epoch, sequence }, taken_at) = (self.name, clock::now());
+        let captured = captured.into_iter().map(|(_, captured)| captured).collect();
+        super::blocking(move || Ok(Captured::commit_all(captured, epoch, sequence, taken_at.0)?)).await?;
+        self.shared.counters.captured(held, read);
+        let before = self.newest.map_or(0, |newest| newest.read);
+        let changed_at = self.changed_at;
+        Ok(Some(Made { name: self.name, taken_at, volumes: roots, read: before + read, held, changed_at }))
+    }
+
+    /// Holds the instance still, and sees what has changed since it was read. For how long that was.
+    async fn still(&self, parts: Vec<Part>) -> Result<(Vec<(VolumeName, Captured)>, Duration), Error> {
+        // Nothing is started meanwhile.
+        let _lock = self.shared.directories.lock(&self.service).await;
+        // Its machine may have lost the service meanwhile, and its directories show something else.
+        if self.shared.begun.borrow().get(&self.service) != Some(&self.name.epoch) {
+            return Err(Error::Stopped);
+        }
+        let began = Instant::now();
+        let held = self.shared.parts.fence.hold(self.name.epoch).await?;
+        let finished = super::blocking(move || {
+            let finish = |mut part: Part| {
+                part.scope.merge(part.watched.take());
+                Ok((part.volume, part.capture.finish(&part.scope)?))
+            };
+            parts.into_iter().map(finish).collect::<Result<Vec<_>, Error>>()
+        })
+        .await;
+        self.shared.parts.fence.release(held).await;
+        Ok((finished?, began.elapsed()))
+    }
+}
+
+/// Reads what has changed while the instance goes on, until there is little left.
+fn read(store: &Store, service: &ServiceName, watched: BTreeMap<VolumeName, Arc<Watched>>) -> Result<Vec<Part>, Error> {
+    let mut parts = Vec::new();
+    for (volume, watched) in watched {
+        let mut capture = Capture::begin(store, &layout::key(service, &volume), &watched.directory)?;
+        let mut scope = Scope::nothing();
+        for _ in 0..ROUNDS_MAX {
+            let began = Instant::now();
+            let more = watched.take();
+            capture.read(&more)?;
+            scope.merge(more);
+            if began.elapsed() < ROUND_SHORT || scope == Scope::Everything && !watched.is_told() {
+                break;
+            }
+        }
+        parts.push(Part { volume, watched, capture, scope });
+    }
+    Ok(parts)
+}
