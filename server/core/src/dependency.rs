@@ -29,7 +29,7 @@ pub(crate) fn circle<'a>(
 }
 
 /// `a`, `b` and `c`, for a sentence.
-pub(crate) fn listed(names: impl IntoIterator<Item: Display>) -> String {
+pub fn listed(names: impl IntoIterator<Item: Display>) -> String {
     let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
     match names.split_last() {
         None => String::new(),

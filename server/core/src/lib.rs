@@ -16,4 +16,5 @@ pub mod schedule;
 pub mod state;
 
 pub use command::{Actor, Change, Command, CommandV1, Entry};
+pub use dependency::listed;
 pub use state::{Applied, Event, Outcome, Rejected, State};

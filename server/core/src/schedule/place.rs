@@ -201,7 +201,7 @@ pub(super) fn choices<'a>(fleet: &Fleet<'a>, unit: &Unit<'a>) -> Vec<Choice<'a>>
 
 /// Has it to end where it is, so that its successor begins with an earlier state of its data?
 fn begins_anew(member: &Member<'_>, slot: Slot<'_>) -> bool {
-    slot.exclusive && member.service.data.restores.is_some()
+    slot.exclusive && slot.epoch.is_some_and(|epoch| member.service.data.is_superseded(epoch))
 }
 
 /// Why a placement can't stay where it is, as a clause.

@@ -27,9 +27,12 @@ pub struct Data {
     /// Absent until there is a first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub committed: Option<Generation>,
-    /// With which it begins next, as somebody asked for; until then its present instance has to end.
+    /// With which it begins next, as somebody asked for, until that is committed; its present instance has to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restores: Option<GenerationName>,
+    /// The placement that begins with that. It may be lost before it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_by: Option<u64>,
     /// Nothing was written since the committed generation: its instance had ended, and none has come after it.
     #[serde(default, skip_serializing_if = "super::placements::is_false")]
     pub settled: bool,
@@ -106,12 +109,27 @@ impl Data {
 
     pub(super) fn forget_machine(&mut self, machine: &NodeId) {
         self.replicas.retain(|replica| replica != machine);
-        for copies in self.committed.iter_mut().flat_map(|committed| committed.volumes.values_mut()) {
-            copies.holders.remove(machine);
+        if let Some(committed) = &mut self.committed {
+            for copies in committed.volumes.values_mut() {
+                copies.holders.remove(machine);
+            }
+            // A volume that nobody else has is lost; the others are not.
+            committed.volumes.retain(|_, copies| !copies.holders.is_empty());
         }
         if self.committed.as_ref().is_some_and(|committed| committed.holders().is_empty()) {
-            (self.committed, self.restores, self.settled) = (None, None, false);
+            *self = Self { replicas: std::mem::take(&mut self.replicas), ..Self::default() };
         }
+    }
+
+    /// Is a volume of the committed generation on this machine alone?
+    fn is_only_on(&self, machine: &NodeId) -> bool {
+        let mut volumes = self.committed.iter().flat_map(|committed| committed.volumes.values());
+        volumes.any(|copies| copies.holders.len() == 1 && copies.holders.contains(machine))
+    }
+
+    /// Will an instance of this placement have to end, so that its successor begins with what somebody asked for?
+    pub(crate) fn is_superseded(&self, epoch: u64) -> bool {
+        self.restores.is_some() && self.restored_by != Some(epoch)
     }
 }
 
@@ -123,11 +141,16 @@ impl Generation {
         first.filter(|holder| self.volumes.values().all(|copies| copies.holders.contains(*holder))).collect()
     }
 
-    fn is_copy_of(&self, other: &Self) -> bool {
-        let roots = |generation: &Self| -> Vec<(VolumeName, String)> {
-            generation.volumes.iter().map(|(name, copies)| (name.clone(), copies.root.clone())).collect()
-        };
-        self.name == other.name && roots(self) == roots(other)
+    /// The same, with all that is known of it; `None` where it is another.
+    fn joined(&self, other: &Self) -> Option<Self> {
+        let mut joined = self.clone();
+        joined.last |= other.last;
+        let same = self.name == other.name && self.volumes.len() == other.volumes.len();
+        for (name, copies) in joined.volumes.iter_mut().filter(|_| same) {
+            let others = other.volumes.get(name).filter(|others| others.root == copies.root)?;
+            copies.holders.extend(others.holders.iter().cloned());
+        }
+        same.then_some(joined)
     }
 }
 
@@ -160,6 +183,21 @@ impl State {
             sources.insert(home);
         }
         Sources::On(sources)
+    }
+
+    /// Services, and what is kept of former ones, that lose data for good with this machine.
+    pub fn only_on<'a>(&'a self, machine: &'a NodeId) -> BTreeSet<&'a ServiceName> {
+        let services = self.services.values().filter(|service| {
+            let uncopied = service.data.committed.is_none() && service.is_exclusive(service.current);
+            service.data.is_only_on(machine) || uncopied && service.home.as_ref() == Some(machine)
+        });
+        let former = self.kept_on.iter().filter(|(name, machines)| {
+            let data = self.kept_data.get(*name);
+            let uncopied = data.is_none_or(|data| data.committed.is_none());
+            data.is_some_and(|data| data.is_only_on(machine))
+                || uncopied && machines.len() == 1 && machines.contains(machine)
+        });
+        services.map(|service| &service.name).chain(former.map(|(name, _)| name)).collect()
     }
 
     /// Each generation that is right is taken; the others are left out, and tell nothing if any was taken.
@@ -204,19 +242,13 @@ impl State {
         }
         self.check_copies(machine, service, generation)?;
         let before = service.data.committed.as_ref();
-        if let Some(before) = before {
-            let grows = |name: &VolumeName, copies: &Copies| {
-                before.volumes.get(name).is_none_or(|before| copies.holders.is_superset(&before.holders))
-            };
-            // The same may come again: with more that have it, or when it is known to be the last.
-            let again = generation.is_copy_of(before)
-                && generation.volumes.iter().all(|(name, copies)| grows(name, copies))
-                && (generation.last || !before.last);
-            if before.name >= generation.name && !again {
-                let (before, this) = (before.name, generation.name);
-                return Err(stale(format!("generation {before} of `{name}` is committed, and {this} is not newer")));
-            }
+        // The same may come again: with others that have it, or when it is known to be the last.
+        let joined = before.and_then(|before| before.joined(generation));
+        if let Some(before) = before.filter(|before| before.name >= generation.name && joined.is_none()) {
+            let (before, this) = (before.name, generation.name);
+            return Err(stale(format!("generation {before} of `{name}` is committed, and {this} is not newer")));
         }
+        let generation = joined.as_ref().unwrap_or(generation);
         let others = |generation: &Generation| -> BTreeSet<NodeId> {
             generation.holders().into_iter().filter(|holder| *holder != machine).cloned().collect()
         };
@@ -229,9 +261,13 @@ impl State {
             };
             Event::new("replicated", Some(name), format!("The data of `{name}` is kept on {text}."))
         });
-        if let Some(service) = self.services.get_mut(name) {
-            service.data.settled = generation.last;
-            service.data.committed = Some(generation.clone());
+        let generation = generation.clone();
+        if let Some(Service { data, .. }) = self.services.get_mut(name) {
+            data.settled = generation.last;
+            data.committed = Some(generation);
+            if data.restored_by.is_some_and(|began| began <= epoch) {
+                (data.restores, data.restored_by) = (None, None);
+            }
         }
         Ok(event)
     }
@@ -265,7 +301,7 @@ impl State {
             let why = format!("`{name}` has no generation {generation}; `flotilla volume history` shows all");
             return Err(Rejected::new(ErrorCode::VolumeNotFound, why));
         }
-        service.data.restores = Some(generation);
+        (service.data.restores, service.data.restored_by) = (Some(generation), None);
         let message = format!("`{name}` begins anew, with its data as it was in generation {generation}.");
         Ok(Applied::done(Event::new("restored", Some(name), message)))
     }

@@ -278,7 +278,7 @@ impl State {
         service.placements.sort_by_key(|placement| (placement.replica, placement.epoch));
         service.note_host(machine, revision);
         if service.is_exclusive(revision) {
-            service.data.restores = None;
+            service.data.restored_by = service.data.restores.map(|_| epoch);
         }
         let which = if service.replicas > 1 { format!("`{name}` ({replica})") } else { format!("`{name}`") };
         let message = format!("{which} was placed on `{machine_name}`: {}.", super::services::clip(reason));

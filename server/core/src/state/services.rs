@@ -238,7 +238,7 @@ impl State {
                     self.kept_on.insert(name.clone(), hosts);
                     self.kept_homes.extend(home.map(|home| (name.clone(), home)));
                     if !data.is_empty() {
-                        self.kept_data.insert(name.clone(), Data { restores: None, ..data });
+                        self.kept_data.insert(name.clone(), Data { restores: None, restored_by: None, ..data });
                     }
                 }
                 format!("`{name}` was removed; its volumes are kept.")
@@ -380,7 +380,7 @@ impl Service {
     }
 
     /// Volumes of all revisions that are kept: a directory stays until the whole service goes.
-    pub(crate) fn volumes(&self) -> BTreeSet<VolumeName> {
+    pub fn volumes(&self) -> BTreeSet<VolumeName> {
         self.revisions.values().flat_map(|record| &record.spec.volumes).map(|mount| mount.volume.clone()).collect()
     }
 }

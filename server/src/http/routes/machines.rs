@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use flotilla_api::{
-    ErrorCode, MachineName, NodeId,
+    ErrorCode, MachineName, NodeId, ServiceName,
     rest::{ChangeMachine, DrainQuery, MachineDetail, MachineView, RemoveMachineQuery},
 };
 use flotilla_core::{
-    CommandV1, State as ClusterState, schedule,
+    CommandV1, State as ClusterState, listed, schedule,
     state::{Availability, Machine},
 };
 use http::StatusCode;
@@ -114,13 +114,25 @@ fn check_removal(state: &ClusterState, id: &NodeId, machine: &Machine) -> Answer
     let name = machine.name();
     let refuse = |message| Err(Failure::new(ErrorCode::Conflict, message));
     // What the state itself refuses, force or not, is for it to say.
-    if machine.lost_at.is_some() || state.machines.len() == 1 {
+    if state.machines.len() == 1 {
         return Ok(());
     }
-    if machine.availability == Availability::Active {
+    let lost = machine.lost_at.is_some();
+    if !lost && machine.availability == Availability::Active {
         return refuse(format!(
             "`{name}` is in use; empty it first with `flotilla drain {name}`, or remove it with --force"
         ));
+    }
+    let only = state.only_on(id);
+    if !only.is_empty() {
+        let of = listed(only.into_iter().map(ServiceName::as_str));
+        let first = if lost { "switch it on" } else { "wait until another machine has a copy" };
+        return refuse(format!(
+            "nobody but `{name}` has all data of {of}; {first}, or lose that data and remove it with --force"
+        ));
+    }
+    if lost {
+        return Ok(());
     }
     match fleet::placed_on(state, id) {
         0 => Ok(()),

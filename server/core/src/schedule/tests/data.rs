@@ -111,7 +111,7 @@ fn an_earlier_state_is_begun_with_once_the_newest_is_kept() {
     let service = world.service("db");
     let placement = &service.placements[0];
     assert!(placement.epoch > before && placement.source == Some(earlier), "{}", world.story());
-    assert_eq!((service.data.restores, placement.phase), (None, Phase::Active));
+    assert_eq!((service.data.restored_by, placement.phase), (Some(placement.epoch), Phase::Active));
     let epoch = placement.epoch;
     world.run_far(600_000);
     assert_eq!(world.service("db").placements[0].epoch, epoch, "once");

@@ -73,12 +73,15 @@ fn a_generation_is_committed_by_the_machine_that_writes_it_and_only_a_newer_one_
         generation
     };
     assert_eq!(cluster.uncommitted("node", changed(generation(epoch, 2, &["node", OTHER]))), ErrorCode::Conflict);
-    assert_eq!(cluster.uncommitted("node", generation(epoch, 2, &["node", THIRD])), ErrorCode::Conflict);
 
-    let told = cluster.commit("node", last(generation(epoch, 2, &["node", OTHER, THIRD]))).unwrap();
+    let told = cluster.commit("node", last(generation(epoch, 2, &["node", THIRD]))).unwrap();
     assert!(cluster.service("db").data.settled, "now it is known to be the last");
-    assert_eq!(cluster.uncommitted("node", generation(epoch, 2, &["node", OTHER, THIRD])), ErrorCode::Conflict);
     assert_eq!(told.events[0].message, "The data of `db` is kept on `atlas` and `boreas`.");
+    let again = cluster.commit("node", generation(epoch, 2, &["node", OTHER])).unwrap();
+    assert_eq!(again.events, [], "who has it has it, whatever is known to who tells it again");
+    let whole = last(generation(epoch, 2, &["node", OTHER, THIRD]));
+    assert_eq!(cluster.service("db").data, Data { committed: Some(whole), settled: true, ..Data::default() });
+
     let silent = cluster.commit("node", changed(generation(epoch, 3, &["node", OTHER, THIRD]))).unwrap();
     assert_eq!(silent.events, []);
 }
@@ -180,6 +183,58 @@ fn copies_go_with_their_machine_and_stay_with_kept_volumes() {
     cluster.apply(remove("db", true)).unwrap();
     assert!(cluster.state.kept_data.is_empty());
     assert!(cluster.state.must_purge(&service("db"), &id(OTHER)));
+}
+
+#[test]
+fn the_last_machine_with_a_volume_is_known_and_what_others_have_stays() {
+    let (mut cluster, epoch) = Cluster::with_data();
+    let only = |cluster: &Cluster, machine: &str| {
+        cluster.state.only_on(&id(machine)).into_iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(only(&cluster, "node"), ["db"], "nothing of it is committed");
+    cluster.commit("node", generation(epoch, 1, &["node", OTHER])).unwrap();
+    assert_eq!((only(&cluster, "node"), only(&cluster, OTHER)), (vec![], vec![]));
+    cluster.deploy(&[with_volume("db", "data"), with_volume("more", "logs")]).unwrap();
+    cluster.apply(CommandV1::RemoveMachine { machine: id(OTHER) }).unwrap();
+    assert_eq!(only(&cluster, "node"), ["db"]);
+    cluster.apply(remove("db", false)).unwrap();
+    assert_eq!(only(&cluster, "node"), ["db"], "what is kept counts as well");
+
+    // Of two volumes one is elsewhere.
+    let (mut cluster, epoch) = Cluster::with_data();
+    cluster.deploy(&[with_volume("db", "logs")]).unwrap();
+    let mut both = generation(epoch, 1, &["node", OTHER]);
+    both.volumes.insert("logs".parse().unwrap(), Copies { root: root('b'), bytes: 1, holders: [id("node")].into() });
+    cluster.commit("node", both).unwrap();
+    assert_eq!(only(&cluster, "node"), ["db"]);
+    cluster.lose("node");
+    cluster.apply(CommandV1::RemoveMachine { machine: node() }).unwrap();
+    assert_eq!(cluster.sources(), [OTHER]);
+}
+
+#[test]
+fn what_was_asked_for_is_begun_with_until_it_is_committed() {
+    let (mut cluster, first) = Cluster::with_data();
+    cluster.commit("node", generation(first, 1, &["node", OTHER, THIRD])).unwrap();
+    cluster.commit("node", last(generation(first, 2, &["node", OTHER, THIRD]))).unwrap();
+    let earlier = GenerationName { epoch: first, sequence: 1 };
+    cluster.apply(CommandV1::Restore { service: service("db"), generation: earlier }).unwrap();
+    assert!(cluster.service("db").data.is_superseded(first));
+    let begins = |cluster: &Cluster| cluster.service("db").placements[0].source;
+    cluster.decide(vec![vacate(first), end(first), assignment("db", 1, OTHER, Revision(1))]).unwrap();
+    let second = cluster.epochs("db")[0];
+    assert_eq!(begins(&cluster), Some(earlier));
+    assert!(!cluster.service("db").data.is_superseded(second));
+    // It dies before it runs.
+    cluster.lose(OTHER);
+    cluster.decide(vec![end(second), assignment("db", 1, THIRD, Revision(1))]).unwrap();
+    let third = cluster.epochs("db")[0];
+    assert_eq!(begins(&cluster), Some(earlier));
+    cluster.commit(THIRD, generation(third, 1, &["node", THIRD])).unwrap();
+    assert_eq!(cluster.service("db").data.restores, None);
+    cluster.lose(THIRD);
+    cluster.decide(vec![end(third), assignment("db", 1, "node", Revision(1))]).unwrap();
+    assert_eq!(begins(&cluster), Some(GenerationName { epoch: third, sequence: 1 }));
 }
 
 #[test]
