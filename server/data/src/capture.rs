@@ -1,36 +1,38 @@
 //! A generation of a directory.
 //!
-//! [`Capture::read`] reads what has changed while programs go on writing, as often as is wanted; what is left to [`Capture::finish`],
-//! for which they stand still, is what they changed meanwhile. So the tree is the directory at one instant, and the instant is short.
-//! [`Captured::commit`] makes it last, which takes the disk its time and holds up nobody.
+//! [`Capture::read`] reads what has changed while programs go on writing, as often as is wanted, and [`Capture::base`] makes a tree of
+//! it. What is left to [`Capture::still`], for which they stand still, is what they changed meanwhile; and of that only what can't wait
+//! is read before they go on. So the tree is the directory at one instant, and the instant is short. [`Still::finish`] writes the tree,
+//! and [`Captured::commit`] makes it last, which takes the disk its time and holds up nobody.
 //!
 //! A file is read again only if its inode was changed since it was read last. That is told by the time of the last change, which
 //! no program can set back, and by more ([`Seen`]); a file that was changed at the very moment when it was read counts as changed.
 
 mod content;
+mod look;
+mod taken;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    os::fd::AsFd,
     path::Path,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rustix::fs::{FileType, Stat};
+
+pub use look::Still;
+use taken::Aside;
 
 use crate::{
     Hash,
     place::{self, Place, kind},
     store::{self, Generation, NewSight, News, Seen, Session, Sight, Store},
-    stream::{self, Stream},
-    tree::{self, DEPTH_MAX, Directory, Entry, File, Meta, Name, Node, Root, Totals},
+    stream,
+    tree::{self, DEPTH_MAX, File, Name, Root, Totals},
 };
 
 /// How exact the times of a file system are: the kernel sets them by its tick. Nanoseconds.
 const TICK: i128 = 20_000_000;
-
-/// A file that somebody keeps on changing though the instance stands still is taken as it is after so many tries.
-const TRIES: usize = 3;
 
 /// Which part of a directory is looked at; of the rest is known that nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +71,22 @@ impl Scope {
         }
     }
 
+    /// Has it more than so many names?
+    pub fn is_wide(&self, names: usize) -> bool {
+        let mut left = names;
+        !self.fits(&mut left)
+    }
+
+    fn fits(&self, left: &mut usize) -> bool {
+        let Self::Only(names) = self else { return false };
+        names.values().all(|scope| {
+            let counts = *left > 0;
+            *left = left.saturating_sub(1);
+            // What ends here is one name, whatever lies below it.
+            counts && (*scope == Self::Everything || scope.fits(left))
+        })
+    }
+
     fn of(&self, name: &Name) -> Option<&Self> {
         match self {
             Self::Everything => Some(self),
@@ -88,6 +106,8 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error("`{path}` lies in more than {DEPTH_MAX} directories; a volume can't keep it")]
     TooDeep { path: String },
+    #[error("what has changed takes longer to read than the {} s for which its programs may stand still", .0.as_secs_f32())]
+    TooLong(Duration),
 }
 
 impl Error {
@@ -125,8 +145,22 @@ pub struct Capture {
     /// Files that were read by this capture, by path.
     read: HashMap<Vec<u8>, Read>,
     /// What to remember of files, by [`Seen::key`]; nothing where they shall be read next time, or are gone.
-    seen: Vec<([u8; 16], Option<Seen>)>,
+    seen: HashMap<[u8; 16], Option<Seen>>,
+    /// The same, of the look that is under way: it may have to begin anew.
+    noted: Vec<([u8; 16], Option<Seen>)>,
     figures: Figures,
+    programs: Programs,
+}
+
+/// What those that write do meanwhile.
+#[derive(Debug)]
+enum Programs {
+    /// They go on: what they change is looked at again later.
+    Run,
+    /// There are none, and all the time in the world.
+    AreNone,
+    /// They wait.
+    Wait(Aside),
 }
 
 /// A tree that is complete, and lasts when it is committed.
@@ -134,7 +168,7 @@ pub struct Capture {
 pub struct Captured {
     session: Session,
     volume: String,
-    seen: Vec<([u8; 16], Option<Seen>)>,
+    seen: HashMap<[u8; 16], Option<Seen>>,
     pub root: Hash,
     pub totals: Totals,
     pub figures: Figures,
@@ -155,8 +189,10 @@ impl Capture {
             place: Place::open(directory)?,
             previous,
             read: HashMap::new(),
-            seen: Vec::new(),
+            seen: HashMap::new(),
+            noted: Vec::new(),
             figures: Figures::default(),
+            programs: Programs::Run,
         })
     }
 
@@ -209,208 +245,44 @@ impl Capture {
         {
             return Ok(Some(Known::Read(read.clone())));
         }
-        let before = self.store.seen(&self.volume, Seen::key(path))?;
+        let key = Seen::key(path);
+        let before = match self.seen.get(&key) {
+            Some(seen) => *seen,
+            None => self.store.seen(&self.volume, key)?,
+        };
         Ok((self.previous.is_some() && before == Some(now)).then_some(Known::Before))
     }
 
-    fn read_file(&mut self, place: &Place, name: &Name) -> Result<Read, Error> {
-        let opened = place.file(name)?;
-        let began = now();
-        let look = || rustix::fs::fstat(&opened).map_err(|error| place.failed("look at", name, error));
-        let before = look()?;
-        let file = content::read(&opened, &before, &mut self.session, || place.path_of(name))?;
-        let seen = place::seen(&before);
-        self.figures.files_read += 1;
-        self.figures.read += file.content.len;
-        Ok(Read { file, seen, whole: place::seen(&look()?) == seen, settled: seen.changed + TICK < began })
+    /// The directory as it is, while programs go on, as far as it differs from the generation before in this scope. What they change
+    /// from now on is what [`Self::still`] has to look at.
+    ///
+    /// # Errors
+    /// Where something can't be read or kept.
+    pub fn base(&mut self, scope: &Scope) -> Result<(), Error> {
+        let (meta, found) = self.look(scope)?;
+        let (root, _) = found.write(meta, &mut self.session, &mut self.figures)?;
+        self.previous = Some(Root::read(&self.session, &root)?);
+        // What was torn is whole when it is read again.
+        self.figures.torn.clear();
+        Ok(())
     }
 
-    /// The directory as it is now. Nobody must write to it until this is done.
+    /// The directory as it is now, where no program writes to it any more.
     ///
     /// # Errors
     /// Where something can't be read or kept.
     pub fn finish(mut self, scope: &Scope) -> Result<Captured, Error> {
-        let place = Place::open(self.place.path())?;
-        let previous = self.previous.clone();
-        let before = previous.as_ref().map(|root| &root.entries);
-        let scope = if before.is_some() { scope } else { &Scope::Everything };
-        let limited = matches!(scope, Scope::Only(_));
-        let mut twins = Twins { limited, ..Twins::default() };
-        let mut entries = self.build(&place, &mut Vec::new(), scope, before, &mut twins)?;
-        if twins.are_elsewhere {
-            twins = Twins::default();
-            entries = self.build(&place, &mut Vec::new(), &Scope::Everything, before, &mut twins)?;
-        }
-        let stat = rustix::fs::fstat(place.fd()).map_err(|error| place::failed("look at", place.path(), error))?;
-        let attributes = place::attributes(place.fd()).map_err(|source| place::failed("read", place.path(), source))?;
-        let totals = entries.totals;
-        let root = Root::new(meta(&stat, attributes), entries).write(&mut self.session)?;
-        let Self { session, volume, seen, figures, .. } = self;
-        Ok(Captured { session, volume, seen, root, totals, figures })
+        self.programs = Programs::AreNone;
+        self.fix(scope)?.finish()
     }
 
-    fn build(
-        &mut self,
-        place: &Place,
-        path: &mut Vec<u8>,
-        scope: &Scope,
-        before: Option<&Stream>,
-        twins: &mut Twins,
-    ) -> Result<Directory, Error> {
-        let known: Vec<Entry> = match before {
-            Some(before) => tree::entries(before, &self.session).collect::<Result<_, _>>()?,
-            None => Vec::new(),
-        };
-        let names = match scope {
-            Scope::Everything => place.names()?,
-            Scope::Only(names) => names.keys().cloned().collect(),
-        };
-        let mut entries = Vec::with_capacity(known.len().max(names.len()));
-        let mut known = known.into_iter().peekable();
-        for name in names {
-            while let Some(entry) = known.next_if(|entry| entry.name < name) {
-                match scope {
-                    Scope::Everything => self.gone(path, &entry, twins)?,
-                    Scope::Only(_) => entries.push(entry),
-                }
-            }
-            let before = known.next_if(|entry| entry.name == name);
-            let Some(scope) = scope.of(&name) else { continue };
-            twins.note(before.as_ref());
-            let len = enter(path, &name)?;
-            match self.build_one(place, path, name, scope, before.as_ref(), twins) {
-                Ok(entry) => entries.push(entry),
-                Err(error) if error.is_gone() => {
-                    path.truncate(len);
-                    if let Some(entry) = before {
-                        self.gone(path, &entry, twins)?;
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-            path.truncate(len);
-        }
-        for entry in known {
-            match scope {
-                Scope::Everything => self.gone(path, &entry, twins)?,
-                Scope::Only(_) => entries.push(entry),
-            }
-        }
-        let totals = entries.iter().fold(Totals::default(), Totals::plus);
-        Ok(Directory { entries: tree::write(entries.into_iter().map(Ok), &mut self.session)?, totals })
-    }
-
-    /// Forgets what was seen of something that is not there any more.
-    fn gone(&mut self, path: &[u8], entry: &Entry, twins: &mut Twins) -> Result<(), Error> {
-        twins.note(Some(entry));
-        let mut path = path.to_vec();
-        enter(&mut path, &entry.name)?;
-        match &entry.node {
-            Node::Directory(below) => {
-                let below: Vec<Entry> = tree::entries(&below.entries, &self.session).collect::<Result<_, _>>()?;
-                below.iter().try_for_each(|entry| self.gone(&path, entry, twins))
-            }
-            Node::File(_) | Node::Twin { .. } => {
-                self.seen.push((Seen::key(&path), None));
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn build_one(
-        &mut self,
-        place: &Place,
-        path: &mut Vec<u8>,
-        name: Name,
-        scope: &Scope,
-        before: Option<&Entry>,
-        twins: &mut Twins,
-    ) -> Result<Entry, Error> {
-        let stat = place.stat(&name)?;
-        if let Some(entry @ Entry { node: Node::Directory(_), .. }) = before
-            && kind(&stat) != FileType::Directory
-        {
-            let above = path.len() - name.as_bytes().len();
-            self.gone(path[..above].strip_suffix(b"/").unwrap_or_default(), entry, twins)?;
-        }
-        let plain = |node| Entry { name: name.clone(), meta: meta(&stat, BTreeMap::new()), node };
-        Ok(match kind(&stat) {
-            FileType::Directory => {
-                let below = place.directory(&name)?;
-                let attributes = place::attributes(below.fd()).map_err(|source| place.failed("read", &name, source))?;
-                let (scope, before) = match before {
-                    Some(Entry { node: Node::Directory(below), .. }) => (scope, Some(&below.entries)),
-                    _ => (&Scope::Everything, None),
-                };
-                let node = Node::Directory(self.build(&below, path, scope, before, twins)?);
-                Entry { name, meta: meta(&stat, attributes), node }
-            }
-            FileType::RegularFile => self.build_file(place, path, name, &stat, before, twins)?,
-            FileType::Symlink => plain(Node::Link { target: place.link(&name)? }),
-            FileType::Fifo => plain(Node::Fifo),
-            FileType::Socket => plain(Node::Socket),
-            other => plain(Node::Device {
-                block: other == FileType::BlockDevice,
-                major: rustix::fs::major(stat.st_rdev),
-                minor: rustix::fs::minor(stat.st_rdev),
-            }),
-        })
-    }
-
-    fn build_file(
-        &mut self,
-        place: &Place,
-        path: &[u8],
-        name: Name,
-        stat: &Stat,
-        before: Option<&Entry>,
-        twins: &mut Twins,
-    ) -> Result<Entry, Error> {
-        let has_twins = stat.st_nlink > 1;
-        if has_twins {
-            // Some may lie where nobody looks.
-            twins.are_elsewhere |= twins.limited;
-            if let Some(of) = twins.first.get(&stat.st_ino) {
-                return Ok(Entry { name, meta: Meta::default(), node: Node::Twin { of: of.clone() } });
-            }
-            twins.first.insert(stat.st_ino, path.to_vec());
-        }
-        let known = match self.is_known(path, stat)? {
-            Some(Known::Before) => match before {
-                Some(Entry { meta, node: Node::File(file), .. }) => {
-                    let node = Node::File(File { has_twins, ..file.clone() });
-                    return Ok(Entry { name, meta: meta.clone(), node });
-                }
-                // What it was a twin of is gone.
-                _ => None,
-            },
-            Some(Known::Read(read)) => Some(read),
-            None => None,
-        };
-        let opened = place.file(&name)?;
-        let attributes = place::attributes(opened.as_fd()).map_err(|source| place.failed("read", &name, source))?;
-        let read = match known {
-            Some(read) => read,
-            None => self.read_still(place, path, &name)?,
-        };
-        self.seen.push((Seen::key(path), read.settled.then_some(read.seen)));
-        Ok(Entry { name, meta: meta(stat, attributes), node: Node::File(File { has_twins, ..read.file }) })
-    }
-
-    /// Reads a file to which nobody should write now.
-    fn read_still(&mut self, place: &Place, path: &[u8], name: &Name) -> Result<Read, Error> {
-        for _ in 1..TRIES {
-            let read = self.read_file(place, name)?;
-            if read.whole {
-                return Ok(read);
-            }
-        }
-        let read = self.read_file(place, name)?;
-        if !read.whole {
-            self.figures.torn.push(String::from_utf8_lossy(path).into_owned());
-        }
-        Ok(Read { settled: read.settled && read.whole, ..read })
+    /// The directory as it is now. Nobody must write to it until this returns, which takes no longer than `at_most`.
+    ///
+    /// # Errors
+    /// Where something can't be read or kept, or that would take longer.
+    pub fn still(mut self, scope: &Scope, at_most: Duration) -> Result<Still, Error> {
+        self.programs = Programs::Wait(Aside::new(self.place.path(), Instant::now(), at_most));
+        self.fix(scope)
     }
 }
 
@@ -452,7 +324,7 @@ impl Captured {
     }
 
     fn news(&mut self, name: &str, generation: Generation) -> News {
-        let seen = std::mem::take(&mut self.seen);
+        let seen = std::mem::take(&mut self.seen).into_iter().collect();
         let sight = NewSight { volume: self.volume.clone(), sight: Sight { root: self.root }, seen };
         News { generation: Some((name.to_owned(), generation)), sight: Some(sight) }
     }
@@ -477,25 +349,6 @@ enum Known {
     Before,
 }
 
-/// Files with several names.
-#[derive(Debug, Default)]
-struct Twins {
-    /// By inode, the path at which it was met first.
-    first: HashMap<u64, Vec<u8>>,
-    /// Not everything is looked at.
-    limited: bool,
-    /// Names outside of the scope may have to change.
-    are_elsewhere: bool,
-}
-
-impl Twins {
-    /// A name of a file that had others.
-    fn note(&mut self, before: Option<&Entry>) {
-        let shared = |node: &Node| matches!(node, Node::Twin { .. } | Node::File(File { has_twins: true, .. }));
-        self.are_elsewhere |= self.limited && before.is_some_and(|entry| shared(&entry.node));
-    }
-}
-
 fn enter(path: &mut Vec<u8>, name: &Name) -> Result<usize, Error> {
     let len = path.len();
     if !path.is_empty() {
@@ -508,16 +361,22 @@ fn enter(path: &mut Vec<u8>, name: &Name) -> Result<usize, Error> {
     Ok(len)
 }
 
-fn meta(stat: &Stat, attributes: BTreeMap<Vec<u8>, Vec<u8>>) -> Meta {
-    Meta {
-        mode: stat.st_mode & 0o7777,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        modified: (stat.st_mtime, stat.st_mtime_nsec as u32),
-        attributes,
-    }
-}
-
 fn now() -> i128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_is_as_wide_as_it_has_names() {
+        let name = |text: &str| Name::try_from(text.as_bytes().to_vec()).unwrap();
+        let mut scope = Scope::nothing();
+        assert!(!scope.is_wide(0));
+        scope.add(&[name("a"), name("b")]);
+        scope.add(&[name("a"), name("c")]);
+        assert!(scope.is_wide(2) && !scope.is_wide(3), "the directory counts as well");
+        assert!(Scope::Everything.is_wide(1_000));
+    }
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Read, Seek, SeekFrom},
-    path::PathBuf,
+    time::Instant,
 };
 
 use rustix::{
@@ -13,7 +13,6 @@ use rustix::{
 
 use super::Error;
 use crate::{
-    place,
     store::Sink,
     stream::{Grain, Stream},
     tree::{File, Hole},
@@ -23,20 +22,39 @@ use crate::{
 const HOLES_MAX: usize = 4096;
 
 /// Bytes of a block, as `st_blocks` counts them.
-const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = 512;
 
-pub(super) fn read(
-    file: &fs::File,
-    stat: &Stat,
-    sink: &mut impl Sink,
-    path: impl Fn() -> PathBuf,
-) -> Result<File, Error> {
-    let failed = |source: io::Error| Error::File(place::failed("read", &path(), source));
+/// How long a file is, and where it takes no room.
+pub(super) fn extent(file: &fs::File, stat: &Stat) -> io::Result<(u64, Vec<Hole>)> {
     let len = stat.st_size as u64;
-    let holes = if (stat.st_blocks as u64) * BLOCK < len { holes(file, len).map_err(failed)? } else { Vec::new() };
-    let bytes = WithoutHoles { file, at: 0, len, holes: &holes, next: 0 };
+    let holes = if (stat.st_blocks as u64) * BLOCK < len { holes(file, len)? } else { Vec::new() };
+    Ok((len, holes))
+}
+
+/// What it has beside its holes.
+pub(super) fn bytes<'a>(file: &'a fs::File, len: u64, holes: &'a [Hole]) -> impl Read + use<'a> {
+    WithoutHoles { file, at: 0, len, holes, next: 0 }
+}
+
+/// Keeps what [`bytes`] gives.
+pub(super) fn write(bytes: impl Read, len: u64, holes: Vec<Hole>, sink: &mut impl Sink) -> Result<File, Error> {
     let content = Stream::write(bytes, Grain::Content, sink)?;
     Ok(File { len, content, holes, has_twins: false })
+}
+
+/// Reads until a moment.
+pub(super) struct Until<R> {
+    pub(super) inner: R,
+    pub(super) end: Option<Instant>,
+}
+
+impl<R: Read> Read for Until<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.end.is_some_and(|end| Instant::now() > end) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.inner.read(buffer)
+    }
 }
 
 /// Where a file takes no room. A file system that can't tell says that there are none.

@@ -22,6 +22,9 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat, setxattr};
 
 use crate::places::assert_same;
 
+/// Longer than any test captures for.
+const LONG: std::time::Duration = std::time::Duration::from_secs(600);
+
 /// One thing that a program does. What makes no sense at its time is left out.
 #[derive(Clone, Debug)]
 enum Deed {
@@ -201,6 +204,19 @@ impl World {
         self.sequence += 1;
         captured.commit(1, self.sequence, 7).unwrap().root
     }
+
+    /// As a node does it: a tree of what there is, then of what is done `meanwhile`, and the rest after everybody may go on.
+    fn capture_in_steps(&mut self, before: &Scope, meanwhile: impl FnOnce(&Path) -> Scope) -> Hash {
+        let mut capture = Capture::begin(&self.store, "notes/data", &self.volume).unwrap();
+        capture.read(before).unwrap();
+        capture.base(before).unwrap();
+        let during = meanwhile(&self.volume);
+        let still = capture.still(&during, LONG).unwrap();
+        let captured = still.finish().unwrap();
+        assert!(captured.figures.torn.is_empty());
+        self.sequence += 1;
+        captured.commit(1, self.sequence, 7).unwrap().root
+    }
 }
 
 proptest! {
@@ -241,6 +257,51 @@ proptest! {
         let again = Capture::begin(&store, "other", &world.volume).unwrap().finish(&Scope::Everything).unwrap();
         prop_assert_eq!(Some(again.root), last);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_done_while_a_tree_is_made_is_in_the_generation(
+        rounds in proptest::collection::vec(
+            (proptest::collection::vec(deed(), 0..15), proptest::collection::vec(deed(), 0..15)), 1..5)
+    ) {
+        let mut world = World::new();
+        let mut watch = Watch::begin(&world.volume).unwrap();
+        let mut last = None;
+        for (round, (before, meanwhile)) in rounds.iter().enumerate() {
+            let mut done = |volume: &Path, deeds: &[Deed]| {
+                let mut scope = Scope::nothing();
+                for deed in deeds {
+                    if let Some(unseen) = perform(volume, deed) {
+                        scope.add(&names(volume, &unseen));
+                    }
+                }
+                watch.tell(&mut scope).unwrap();
+                scope
+            };
+            let mut scope = done(&world.volume, before);
+            if round == 0 {
+                scope = Scope::Everything;
+            }
+            let root = world.capture_in_steps(&scope, |volume| done(volume, meanwhile));
+            restore(&world.store, &world.replica, last.as_ref(), &root).unwrap();
+            assert_same(&world.volume, &world.replica, &format!("round {round}"));
+            last = Some(root);
+        }
+    }
+}
+
+#[test]
+fn what_would_take_longer_than_programs_may_wait_is_refused() {
+    let world = World::new();
+    for number in 0..50 {
+        fs::write(world.volume.join(format!("file-{number}")), bytes(number as u8, 100_000)).unwrap();
+    }
+    let capture = Capture::begin(&world.store, "notes/data", &world.volume).unwrap();
+    let refused = capture.still(&Scope::Everything, std::time::Duration::ZERO).unwrap_err();
+    assert!(matches!(refused, flotilla_data::capture::Error::TooLong(_)), "{refused}");
 }
 
 #[test]
