@@ -9,7 +9,7 @@ READY_FILE ?=
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test e2e bed lint bench bench-failover sim web images
+.PHONY: help setup demo test e2e bed lint bench bench-failover bench-data sim web images
 
 help: ## Says what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +41,11 @@ bench: setup ## The figures of docs/BENCHMARKS.md, side by side, in a release bu
 	tests/setup/docker-group target/release/flotilla-bench $(BENCH)
 
 bench-failover: setup ## What people notice when machines die, beside Docker Swarm; needs root. BENCH="--runs 3 --only worker"
-	tests/setup/run-failover $(BENCH)
+	tests/setup/run-on-bed flotilla-failover $(BENCH)
+
+bench-data: setup ## How soon data is safe elsewhere, beside rsync and Syncthing; needs root. BENCH="--runs 3 --only small"
+	tests/setup/install data
+	tests/setup/run-on-bed flotilla-copies $(BENCH)
 
 sim: ## Ten thousand simulated clusters that suffer; SEED=17 runs one again, with its history
 	tests/setup/install build

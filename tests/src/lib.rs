@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod poller;
 pub mod process;
 pub mod registry;
+pub mod series;
 pub mod tap;
 pub mod wait;
 

@@ -80,13 +80,7 @@ impl Process {
 
     /// Processor time that it has used, user and system.
     pub fn cpu(&self) -> Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()?))?;
-        // The second field may hold anything, in parentheses; the others are numbers.
-        let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
-        let fields: Vec<&str> = fields.split_whitespace().collect();
-        let ticks = |index: usize| -> Result<u64> { Ok(fields.get(index).context("short stat")?.parse()?) };
-        // USER_HZ is 100 on every architecture that Debian builds Rust for.
-        Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 10))
+        cpu(self.pid()?)
     }
 }
 
@@ -113,6 +107,17 @@ impl Signal {
             Self::Continue => "-CONT",
         }
     }
+}
+
+/// Processor time that a process has used, user and system.
+pub fn cpu(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field may hold anything, in parentheses; the others are numbers.
+    let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let ticks = |index: usize| -> Result<u64> { Ok(fields.get(index).context("short stat")?.parse()?) };
+    // USER_HZ is 100 on every architecture that Debian builds Rust for.
+    Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 10))
 }
 
 /// Resident memory of a process, in bytes.

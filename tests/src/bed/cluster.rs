@@ -65,7 +65,8 @@ impl Cluster {
 
     /// The first `members` machines of a bed become a cluster; the others have an engine and no node.
     pub async fn on(spec: BedSpec, members: usize) -> Result<Self> {
-        let mut bed = Bed::up(spec.disk_mb(DISK_MB)).await?;
+        let megabytes = spec.disk_mb.unwrap_or(DISK_MB).max(DISK_MB);
+        let mut bed = Bed::up(spec.disk_mb(megabytes)).await?;
         let token = bed.machine(0).init(NAME).await?;
         bed.machine(0).start_node().await?;
         let archive = bed.scratch("beat.tar");
@@ -92,6 +93,11 @@ impl Cluster {
         let machine = self.bed.machine(index);
         machine.join(&token.token).await?;
         machine.launch_node()
+    }
+
+    /// The reference of the image of `flotilla-beat`.
+    pub fn image(&self) -> &str {
+        &self.image
     }
 
     /// Speaks with one machine's node.

@@ -113,6 +113,11 @@ impl Machine {
         self.hardware.socket.port
     }
 
+    /// Its /srv, as this machine sees it while it is on.
+    pub fn srv(&self) -> PathBuf {
+        self.hardware.run.join("srv")
+    }
+
     /// What looks at it from outside.
     pub fn probe(&self) -> Result<Probe> {
         Ok(Probe {
@@ -120,7 +125,7 @@ impl Machine {
             namespace: self.hardware.namespace.clone(),
             containers: self.hardware.group.containers()?,
             engine: self.hardware.disk.join("docker"),
-            srv: self.hardware.run.join("srv"),
+            srv: self.srv(),
         })
     }
 

@@ -114,6 +114,11 @@ impl Machine {
         process::resident(u32::try_from(self.daemon_pid()?)?)
     }
 
+    /// Processor time that the daemon has used.
+    pub fn node_cpu(&self) -> Result<Duration> {
+        process::cpu(u32::try_from(self.daemon_pid()?)?)
+    }
+
     fn signal_daemon(&self, what: Signal) -> Result<()> {
         signal(self.daemon_pid()?, what)
     }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use flotilla_api::rest::{ChangeMachine, RemoveMachineQuery};
 use flotilla_tests::bed::{BedSpec, Cluster, cluster::Sample};
 
-use super::series::{Report, Series, Unit};
+use flotilla_tests::series::{Report, Series, Unit};
 
 const MACHINES: usize = 3;
 /// Changes of one run.

@@ -5,7 +5,6 @@
 mod change;
 mod planned;
 mod power;
-mod series;
 mod size;
 mod swarm;
 
@@ -15,7 +14,7 @@ use anyhow::{Result, bail, ensure};
 use clap::Parser;
 use flotilla_tests::bed::Bed;
 
-use series::Report;
+use flotilla_tests::series::Report;
 
 /// How often each thing is done.
 const RUNS: usize = 20;

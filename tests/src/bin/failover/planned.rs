@@ -11,7 +11,7 @@ use flotilla_tests::{
     wait,
 };
 
-use super::series::{Report, Series, Unit};
+use flotilla_tests::series::{Report, Series, Unit};
 
 const MACHINES: usize = 3;
 const PAGES: Sample<'static> = Sample::stateless("pages");

@@ -10,7 +10,7 @@ use flotilla_tests::bed::{
     visitor::{PROMISE, Visitor},
 };
 
-use super::series::{Report, Series, Unit};
+use flotilla_tests::series::{Report, Series, Unit};
 
 const MACHINES: usize = 3;
 

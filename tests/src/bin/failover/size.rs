@@ -3,7 +3,7 @@
 use anyhow::Result;
 use flotilla_tests::bed::{Cluster, cluster::Sample};
 
-use super::series::{Report, Series, Unit};
+use flotilla_tests::series::{Report, Series, Unit};
 
 const MACHINES: usize = 10;
 const SERVICES: usize = 50;

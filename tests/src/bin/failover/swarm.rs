@@ -20,7 +20,7 @@ use flotilla_tests::{
 };
 use futures::future::select_ok;
 
-use super::series::{Report, Series, Unit};
+use flotilla_tests::series::{Report, Series, Unit};
 
 const MACHINES: usize = 3;
 const SERVICE: &str = "pages";

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use serde::Serialize;
 
 #[derive(Debug, Default, Serialize)]
-pub(crate) struct Report {
+pub struct Report {
     series: Vec<Series>,
     /// What could not be measured, and why.
     failures: Vec<String>,
@@ -13,44 +13,60 @@ pub(crate) struct Report {
 
 /// One thing, measured over and over.
 #[derive(Debug, Serialize)]
-pub(crate) struct Series {
+pub struct Series {
     name: String,
     unit: Unit,
     values: Vec<f64>,
-    /// None of the values may be more.
-    at_most: Option<f64>,
+    /// So many hundredths of all values, and what they may be at most.
+    goals: Vec<(usize, f64)>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Unit {
+pub enum Unit {
     Seconds,
     Milliseconds,
     Megabytes,
     Requests,
+    Percent,
 }
 
 impl Series {
-    pub(crate) fn new(name: impl Into<String>, unit: Unit) -> Self {
-        Self { name: name.into(), unit, values: Vec::new(), at_most: None }
+    pub fn new(name: impl Into<String>, unit: Unit) -> Self {
+        Self { name: name.into(), unit, values: Vec::new(), goals: Vec::new() }
     }
 
-    pub(crate) fn at_most(mut self, most: f64) -> Self {
-        self.at_most = Some(most);
+    /// None of the values may be more.
+    #[must_use]
+    pub fn at_most(mut self, most: f64) -> Self {
+        self.goals.push((100, most));
         self
     }
 
-    pub(crate) fn add(&mut self, value: f64) {
+    #[must_use]
+    pub fn median_at_most(mut self, most: f64) -> Self {
+        self.goals.push((50, most));
+        self
+    }
+
+    /// The median and the 95th percentile.
+    #[must_use]
+    pub fn percentiles(mut self, median: f64, most: f64) -> Self {
+        self.goals.extend([(50, median), (95, most)]);
+        self
+    }
+
+    pub fn add(&mut self, value: f64) {
         eprintln!("  {}: {}", self.name, self.unit.show(value));
         self.values.push(value);
     }
 
-    pub(crate) fn add_time(&mut self, time: Duration) {
+    pub fn add_time(&mut self, time: Duration) {
         self.add(self.unit.of(time));
     }
 
     /// One of thousands.
-    pub(crate) fn add_quietly(&mut self, time: Duration) {
+    pub fn add_quietly(&mut self, time: Duration) {
         self.values.push(self.unit.of(time));
     }
 
@@ -62,8 +78,22 @@ impl Series {
         sorted.get(rank - 1).copied().unwrap_or(f64::NAN)
     }
 
+    pub fn median(&self) -> f64 {
+        self.percentile(50)
+    }
+
     fn is_met(&self) -> bool {
-        !self.values.is_empty() && self.at_most.is_none_or(|most| self.values.iter().all(|value| *value <= most))
+        !self.values.is_empty() && self.goals.iter().all(|(hundredths, most)| self.percentile(*hundredths) <= *most)
+    }
+
+    fn goal(&self) -> String {
+        let of = |hundredths: usize| match hundredths {
+            100 => "max".to_owned(),
+            hundredths => format!("p{hundredths}"),
+        };
+        let goals =
+            self.goals.iter().map(|(hundredths, most)| format!("{} <= {}", of(*hundredths), self.unit.show(*most)));
+        goals.collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -71,7 +101,7 @@ impl Unit {
     fn of(self, time: Duration) -> f64 {
         match self {
             Self::Milliseconds => time.as_secs_f64() * 1000.0,
-            Self::Seconds | Self::Megabytes | Self::Requests => time.as_secs_f64(),
+            Self::Seconds | Self::Megabytes | Self::Requests | Self::Percent => time.as_secs_f64(),
         }
     }
 
@@ -81,23 +111,24 @@ impl Unit {
             Self::Milliseconds => format!("{value:.1} ms"),
             Self::Megabytes => format!("{value:.1} MB"),
             Self::Requests => format!("{value:.0}"),
+            Self::Percent => format!("{value:.2} %"),
         }
     }
 }
 
 impl Report {
-    pub(crate) fn add(&mut self, series: Series) {
+    pub fn add(&mut self, series: Series) {
         self.series.push(series);
     }
 
-    pub(crate) fn failed(&mut self, what: &str, error: &anyhow::Error) {
+    pub fn failed(&mut self, what: &str, error: &anyhow::Error) {
         eprintln!("  {what} failed: {error:#}");
         let whole = format!("{error:#}");
         let sentence = whole.lines().next().unwrap_or_default();
         self.failures.push(format!("{what}: {sentence}"));
     }
 
-    pub(crate) fn missed(&self) -> usize {
+    pub fn missed(&self) -> usize {
         self.series.iter().filter(|series| !series.is_met()).count() + self.failures.len()
     }
 }
@@ -108,7 +139,7 @@ impl fmt::Display for Report {
         writeln!(f, "|---|---:|---:|---:|---:|---:|---:|---|")?;
         for series in &self.series {
             let show = |value| series.unit.show(value);
-            let goal = series.at_most.map(|most| format!("<= {}", show(most))).unwrap_or_default();
+            let goal = series.goal();
             writeln!(
                 f,
                 "| {} | {} | {} | {} | {} | {} | {goal} | {} |",

@@ -1,0 +1,268 @@
+//! A service whose volume is written by the bench itself.
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, ensure};
+use flotilla_api::rest::VolumeView;
+use flotilla_tests::{
+    bed::{BedSpec, Cluster, probe::clock},
+    series::{Report, Series, Unit},
+    wait,
+};
+
+use crate::content::{self, LARGE, PATCH, Tree};
+
+const MACHINES: usize = 3;
+const SERVICE: &str = "store";
+/// Room for what each run writes, as a directory and as objects. Takes no room before it is written.
+const DISK_MB: u32 = 30_000;
+/// The longest that anything here may take.
+const LIMIT: Duration = Duration::from_secs(600);
+/// How often it is asked whether it is done.
+const POLL: Duration = Duration::from_millis(5);
+/// A directory of a hundred thousand files, as a mail server has it.
+const DIRECTORIES: usize = 100;
+const IN_EACH: usize = 1_000;
+/// Bytes of changes that are captured together.
+const CHANGES: u64 = 300_000_000;
+const CHANGED_FILES: u64 = 300;
+
+struct Store {
+    cluster: Cluster,
+    host: usize,
+    directory: PathBuf,
+    /// Beside it, on the same disk.
+    beside: PathBuf,
+}
+
+impl Store {
+    async fn up(replicas: u32) -> Result<Self> {
+        let cluster = Cluster::on(BedSpec::lan(MACHINES).disk_mb(DISK_MB), MACHINES).await?;
+        let image = cluster.image();
+        cluster
+            .deploy(&format!(
+                "services:
+  {SERVICE}:
+    image: {image}
+    ports: [\"8080\"]
+    stop_grace_period: 3s
+    volumes: [\"data:/data\"]
+volumes:
+  data: {{ x-flotilla: {{ replicas: {replicas} }} }}
+"
+            ))
+            .await?;
+        let host = cluster.runs(SERVICE).await?[0];
+        let mut store = Self { cluster, host, directory: PathBuf::new(), beside: PathBuf::new() };
+        store.find()?;
+        store.copied(0).await?;
+        Ok(store)
+    }
+
+    /// Where the volume is on the machine that writes it.
+    fn find(&mut self) -> Result<()> {
+        let srv = self.cluster.bed.machines()[self.host].srv();
+        self.directory = srv.join("flotilla/volumes").join(SERVICE).join("data");
+        self.beside = srv.join("beside");
+        fs::create_dir_all(&self.beside)?;
+        Ok(())
+    }
+
+    async fn view(&self) -> Result<VolumeView> {
+        let volumes = self.cluster.client(self.host)?.volumes().await?;
+        volumes.into_iter().next().context("a volume")
+    }
+
+    /// Waits until all that was written before this time, milliseconds since 1970, is committed, with all copies that were asked for; and
+    /// calls `seen` with what is seen meanwhile.
+    async fn copied_and(&self, written: u64, mut seen: impl FnMut(&VolumeView)) -> Result<()> {
+        let bytes = content::size(&self.directory)?;
+        let end = Instant::now() + LIMIT;
+        loop {
+            let view = self.view().await?;
+            seen(&view);
+            let newest = view.committed.as_ref().is_some_and(|committed| committed.taken_at.0 >= written);
+            let held = view.copies.iter().filter(|copy| copy.holds).count() >= view.replicas as usize;
+            if newest && held && view.bytes == Some(bytes) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "after {LIMIT:?} it is {view:#?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn copied(&self, written: u64) -> Result<()> {
+        self.copied_and(written, |_| {}).await
+    }
+
+    /// Bytes that its machine has sent so far.
+    async fn sent(&self) -> Result<u64> {
+        sent(&self.cluster, self.host).await
+    }
+}
+
+pub(crate) async fn sent(cluster: &Cluster, machine: usize) -> Result<u64> {
+    let devices = cluster.bed.machines()[machine].exec(&["cat", "/proc/net/dev"]).await?;
+    let line = devices.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("a device")?;
+    Ok(line.split_whitespace().nth(8).context("bytes that were sent")?.parse()?)
+}
+
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+pub(crate) async fn small(runs: usize, report: &mut Report) -> Result<()> {
+    let store = Store::up(2).await?;
+    let mut series = Series::new("small write to committed on two others", Unit::Seconds).percentiles(0.5, 1.5);
+    for run in 0..runs {
+        content::random(&store.directory.join(format!("small-{run}")), 1_000)?;
+        let (begun, written) = (Instant::now(), now_ms());
+        store.copied(written).await?;
+        series.add_time(begun.elapsed());
+        // At any moment of whatever a node does by itself.
+        tokio::time::sleep(Duration::from_millis(300 + (run as u64 * 377) % 1_000)).await;
+    }
+    report.add(series);
+    Ok(())
+}
+
+/// `rival`: how long the same takes otherwise, for each tree. Seconds.
+pub(crate) async fn first(runs: usize, rival: Option<[f64; 2]>, report: &mut Report) -> Result<()> {
+    for (number, tree) in Tree::ALL.into_iter().enumerate() {
+        let store = Store::up(1).await?;
+        let mut series = Series::new(format!("first copy of {}", tree.name()), Unit::Seconds);
+        if let Some(rival) = rival {
+            series = series.median_at_most(rival[number] * 2.0);
+        }
+        for run in 0..runs {
+            let made = store.beside.join(format!("tree-{run}"));
+            tree.write(&made)?;
+            let (begun, written) = (Instant::now(), now_ms());
+            fs::rename(&made, store.directory.join(format!("tree-{run}")))?;
+            store.copied(written).await?;
+            series.add_time(begun.elapsed());
+        }
+        report.add(series);
+    }
+    Ok(())
+}
+
+pub(crate) async fn change(runs: usize, report: &mut Report) -> Result<()> {
+    let store = Store::up(1).await?;
+    let mut took = Series::new("1 MB changed inside 500 MB", Unit::Seconds).median_at_most(2.0);
+    let mut wire = Series::new("the same, on the wire", Unit::Megabytes).at_most(2.0);
+    let file = store.directory.join("large");
+    content::random(&file, LARGE)?;
+    store.copied(now_ms()).await?;
+    for run in 0..runs {
+        let before = store.sent().await?;
+        let begun = Instant::now();
+        content::patch(&file, 50_000_000 + run as u64 * 77_777_777 % 400_000_000, PATCH)?;
+        let written = now_ms();
+        store.copied(written).await?;
+        took.add_time(begun.elapsed());
+        wire.add((store.sent().await? - before) as f64 / 1e6);
+    }
+    report.add(took);
+    report.add(wire);
+    Ok(())
+}
+
+async fn hundred_thousand(store: &Store) -> Result<()> {
+    for directory in 0..DIRECTORIES {
+        let made = store.beside.join(format!("many-{directory}"));
+        fs::create_dir(&made)?;
+        for file in 0..IN_EACH {
+            fs::write(made.join(format!("file-{file}")), format!("{directory} {file}"))?;
+        }
+        fs::rename(&made, store.directory.join(format!("many-{directory}")))?;
+    }
+    store.copied(now_ms()).await
+}
+
+pub(crate) async fn still(runs: usize, report: &mut Report) -> Result<()> {
+    let store = Store::up(1).await?;
+    hundred_thousand(&store).await?;
+    let mut held =
+        Series::new("stands still for 300 MB of changes among 100,000 files, xfs", Unit::Milliseconds).at_most(50.0);
+    let mut took = Series::new("the same, until they are copied", Unit::Seconds);
+    for run in 0..runs {
+        let begun = Instant::now();
+        for file in 0..CHANGED_FILES {
+            let directory = (file as usize * 7 + run) % DIRECTORIES;
+            let path = store.directory.join(format!("many-{directory}/file-{}", file * 3));
+            content::random(&path, CHANGES / CHANGED_FILES)?;
+        }
+        let mut longest = 0;
+        store.copied_and(now_ms(), |view| longest = longest.max(view.held_ms.unwrap_or(0))).await?;
+        held.add(longest as f64);
+        took.add_time(begun.elapsed());
+    }
+    report.add(held);
+    report.add(took);
+    Ok(())
+}
+
+pub(crate) async fn idle(report: &mut Report) -> Result<()> {
+    const MEASURED: Duration = Duration::from_secs(60);
+    let empty = Store::up(1).await?;
+    let without = processor(&empty, MEASURED).await?;
+    drop(empty);
+    let store = Store::up(1).await?;
+    hundred_thousand(&store).await?;
+    // What was made is tidied up after.
+    tokio::time::sleep(MEASURED).await;
+    let with = processor(&store, MEASURED).await?;
+    let mut series =
+        Series::new("a volume of 100,000 files that nobody changes, of one core", Unit::Percent).at_most(1.0);
+    series.add((with - without).max(0.0));
+    report.add(series);
+    Ok(())
+}
+
+/// What its machine's node uses of a core. Per cent.
+async fn processor(store: &Store, over: Duration) -> Result<f64> {
+    let machine = &store.cluster.bed.machines()[store.host];
+    let before = machine.node_cpu()?;
+    tokio::time::sleep(over).await;
+    Ok((machine.node_cpu()? - before).as_secs_f64() / over.as_secs_f64() * 100.0)
+}
+
+pub(crate) async fn failover(runs: usize, gigabytes: u64, report: &mut Report) -> Result<()> {
+    let mut store = Store::up(2).await?;
+    for number in 0..gigabytes {
+        content::random(&store.directory.join(format!("gigabyte-{number}")), 1_000_000_000)?;
+    }
+    let what = format!("power loss of the machine with a volume of {gigabytes} GB");
+    let mut series = Series::new(what, Unit::Seconds).percentiles(8.0, 8.0).at_most(15.0);
+    for _ in 0..runs {
+        store.copied(now_ms_of_last_change(&store)?).await?;
+        store.cluster.stands_by(SERVICE).await?;
+        let visitor = store.cluster.visit(SERVICE, &store.cluster.all_but(store.host)).await?;
+        let (event, at) = (clock(), Instant::now());
+        store.cluster.bed.power_off(store.host)?;
+        visitor.answered_by_a_later_one(event).await?;
+        series.add_time(visitor.outage_since(at).await?.gap);
+        let lost = store.host;
+        store.cluster.boot(lost).await?;
+        store.host = store.cluster.runs(SERVICE).await?[0];
+        store.find()?;
+        wait::holds("the copy of the machine that came back", LIMIT, async || {
+            let view = store.view().await?;
+            Ok(view.copies.iter().filter(|copy| copy.holds && !copy.lost).count() == MACHINES - 1)
+        })
+        .await?;
+    }
+    report.add(series);
+    Ok(())
+}
+
+/// Nothing is changed after what is there now.
+fn now_ms_of_last_change(store: &Store) -> Result<u64> {
+    let changed = fs::metadata(&store.directory)?.modified()?;
+    Ok(changed.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64))
+}
