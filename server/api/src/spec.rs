@@ -91,7 +91,7 @@ pub const COPIES_DEFAULT: u32 = 2;
 pub const COPIES_MAX: u32 = 9;
 
 /// What a volume's entry in the compose file asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VolumeRules {
     #[serde(skip_serializing_if = "OnLoss::is_usual")]
@@ -102,11 +102,31 @@ pub struct VolumeRules {
     /// What is written shall be safe elsewhere within a second, whatever that costs.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub sync: bool,
+    #[serde(skip_serializing_if = "VolumeHooks::is_empty")]
+    pub hooks: VolumeHooks,
 }
 
 impl Default for VolumeRules {
     fn default() -> Self {
-        Self { on_loss: OnLoss::default(), replicas: COPIES_DEFAULT, sync: false }
+        Self { on_loss: OnLoss::default(), replicas: COPIES_DEFAULT, sync: false, hooks: VolumeHooks::default() }
+    }
+}
+
+/// Commands in the service's container around the instant at which its volumes are captured, program first; empty: none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VolumeHooks {
+    /// Brings the volume to a state that a program can begin with. What it writes is captured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pre: Vec<String>,
+    /// Ends what `pre` has begun, whatever came of the capture.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub post: Vec<String>,
+}
+
+impl VolumeHooks {
+    pub fn is_empty(&self) -> bool {
+        self.pre.is_empty() && self.post.is_empty()
     }
 }
 

@@ -21,6 +21,8 @@ pub const LATEST_SYNC_MS: u64 = 500;
 const SHARE: u64 = 10;
 /// The longest pause that an expensive capture earns. Milliseconds.
 pub const PAUSE_MAX_MS: u64 = 300_000;
+/// Between two captures around which commands are run in the container, which may write, too. Milliseconds.
+pub const HOOKED_PAUSE_MS: u64 = 30_000;
 /// For how long a replica that is slower than the others is waited for. Milliseconds.
 pub const REPLICA_PATIENCE_MS: u64 = 2_000;
 /// Captures that wait for replicas. Older ones are given up: a newer one holds all that they do.
@@ -39,7 +41,7 @@ pub struct Replicas {
 #[derive(Clone, Debug)]
 pub struct Writer {
     node: NodeId,
-    sync: bool,
+    pace: Pace,
     /// Of the newest capture; the first is 1.
     sequence: u64,
     /// The first change, and the newest, that no capture has seen.
@@ -52,6 +54,15 @@ pub struct Writer {
     pending: VecDeque<Pending>,
     /// What is in the log.
     committed: Option<Commit>,
+}
+
+/// What somebody asked of captures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// Soon after a change, whatever that costs.
+    pub sync: bool,
+    /// Commands are run in the container before and after.
+    pub hooked: bool,
 }
 
 /// A capture that waits for replicas, or for the log to hear of more that have it.
@@ -83,10 +94,10 @@ pub struct Commit {
 impl Writer {
     /// Nothing is known of what is in the directories: a first capture is due at once. `sequence` is that of the newest generation under
     /// this epoch that is on this machine's disk, 0 if there is none: a name is never given twice.
-    pub fn new(node: NodeId, sync: bool, sequence: u64, now: Mono) -> Self {
+    pub fn new(node: NodeId, pace: Pace, sequence: u64, now: Mono) -> Self {
         Self {
             node,
-            sync,
+            pace,
             sequence,
             dirty: Some((now, now)),
             capturing: false,
@@ -101,6 +112,13 @@ impl Writer {
     pub fn changed(&mut self, now: Mono) {
         let first = self.dirty.map_or(now, |(first, _)| first);
         self.dirty = Some((first, now));
+    }
+
+    /// The capture that ends now has seen all that was told of changes. After the instance has ended one more looks at everything.
+    pub fn is_seen(&mut self) {
+        if !self.ended {
+            self.dirty = None;
+        }
     }
 
     /// The instance has ended, and nothing writes any more.
@@ -219,7 +237,7 @@ impl Writer {
         if self.ended {
             return Some(newest);
         }
-        if self.sync {
+        if self.pace.sync {
             return Some(newest.plus(QUIET_MS).min(first.plus(LATEST_SYNC_MS)));
         }
         Some(newest.plus(QUIET_MS).min(first.plus(LATEST_MS)).max(self.pause_until))
@@ -244,7 +262,8 @@ impl Writer {
     }
 
     fn pause(&mut self, now: Mono, took_ms: u64) {
-        self.pause_until = now.plus((took_ms * (SHARE - 1)).min(PAUSE_MAX_MS));
+        let least = if self.pace.hooked { HOOKED_PAUSE_MS } else { 0 };
+        self.pause_until = now.plus((took_ms * (SHARE - 1)).clamp(least, PAUSE_MAX_MS));
     }
 }
 
@@ -271,7 +290,7 @@ mod tests {
     /// A writer that has committed its first generation, which both replicas hold, at 1,000.
     fn settled() -> (Writer, Replicas) {
         let both = replicas(&["b", "c"], &[]);
-        let mut writer = Writer::new(id("a"), false, 0, Mono(0));
+        let mut writer = Writer::new(id("a"), Pace::default(), 0, Mono(0));
         assert!(writer.orders(Mono(QUIET_MS), &both).capture);
         assert_eq!(writer.captured(Mono(200), 10), 1);
         assert_eq!(writer.orders(Mono(200), &both).commit, None, "nobody else has it");
@@ -305,13 +324,33 @@ mod tests {
     fn an_expensive_capture_is_made_less_often_unless_it_is_to_be_in_step() {
         for (sync, due) in [(false, 200 + 9 * 500), (true, 300)] {
             let none = Replicas::default();
-            let mut writer = Writer::new(id("a"), sync, 0, Mono(0));
+            let mut writer = Writer::new(id("a"), Pace { sync, hooked: false }, 0, Mono(0));
             assert!(writer.orders(Mono(100), &none).capture);
             writer.captured(Mono(200), 500);
             writer.changed(Mono(200));
             assert_eq!(writer.orders(Mono(201), &none).wake_at, Some(Mono(due)));
             assert!(writer.orders(Mono(due), &none).capture);
         }
+    }
+
+    #[test]
+    fn what_commands_write_around_a_capture_is_no_reason_for_the_next_one_at_once() {
+        let none = Replicas::default();
+        let mut writer = Writer::new(id("a"), Pace { sync: false, hooked: true }, 0, Mono(0));
+        assert!(writer.orders(Mono(100), &none).capture);
+        writer.changed(Mono(150));
+        writer.is_seen();
+        writer.captured(Mono(200), 10);
+        assert_eq!(writer.due(), None, "it was changed before, and seen");
+        writer.changed(Mono(250));
+        assert!(!writer.orders(Mono(200 + HOOKED_PAUSE_MS - 1), &none).capture);
+        assert!(writer.orders(Mono(200 + HOOKED_PAUSE_MS), &none).capture);
+
+        // After its end it is looked at once more in any case.
+        writer.ended(Mono(40_000));
+        writer.is_seen();
+        writer.captured(Mono(40_100), 10);
+        assert!(writer.orders(Mono(40_100), &none).capture);
     }
 
     #[test]
@@ -427,7 +466,7 @@ mod tests {
         fn what_is_committed_is_safe_and_all_is_committed_at_last(steps in prop::collection::vec(step(), 0..120)) {
             const NAMES: [&str; 3] = ["b", "c", "d"];
             let mut replicas = replicas(&NAMES, &[]);
-            let mut writer = Writer::new(id("a"), false, 0, Mono(0));
+            let mut writer = Writer::new(id("a"), Pace::default(), 0, Mono(0));
             let mut now = Mono(0);
             let mut holders: BTreeMap<u64, BTreeSet<NodeId>> = BTreeMap::new();
             let (mut capturing, mut ended, mut newest) = (false, false, 0);

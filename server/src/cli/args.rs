@@ -7,7 +7,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::styling};
 use flotilla_api::{JoinToken, MachineName, Scope, ServiceName, StackName, TokenId};
 
-pub(super) use volume::{Volume, VolumeArg, VolumeExport, VolumeRestore, Volumes};
+pub(super) use volume::{Volume, VolumeArg, VolumeDiff, VolumeExport, VolumeImport, VolumeRestore, Volumes};
 
 use crate::{config, demo, fence};
 

@@ -11,10 +11,9 @@ use bollard::Docker;
 use comfy_table::Cell;
 use flotilla_api::{MachineName, rest::LoadedImages};
 use futures::StreamExt;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 
-use super::{Failure, Output, Session, args::Image, time};
+use super::{Failure, Session, args::Image, output, time};
 use crate::{client::Archive, clock};
 
 /// How long the local engine may take to answer, and to send the next part of an image.
@@ -99,7 +98,8 @@ async fn push_from_engine(image: &str, session: &Session) -> Result<Pushed, Fail
         return Ok(Pushed::WasThere(vec![image.to_owned()]));
     }
     let mut archive = tempfile::NamedTempFile::new().map_err(Failure::io("make a file in", std::env::temp_dir()))?;
-    let bar = bar(session.output, "Reading the image", inspected.size.and_then(|size| u64::try_from(size).ok()));
+    let bar =
+        output::bar(session.output, "Reading the image", inspected.size.and_then(|size| u64::try_from(size).ok()));
     let mut blocks = std::pin::pin!(docker.export_image(image));
     while let Some(block) = within(blocks.next()).await? {
         let block = block.map_err(unavailable)?;
@@ -142,14 +142,14 @@ async fn has(session: &Session, id: &str, references: &[String]) -> Result<bool,
 
 async fn upload(path: &Path, session: &Session) -> Result<LoadedImages, Failure> {
     let size = std::fs::metadata(path).map_err(Failure::io("read", path))?.len();
-    let reading = bar(session.output, "Computing its digest", Some(size));
+    let reading = output::bar(session.output, "Computing its digest", Some(size));
     let archive = Archive::open(path, {
         let reading = reading.clone();
         move |read| reading.set_position(read)
     })
     .await?;
     reading.finish_and_clear();
-    let sending = bar(session.output, "Sending", Some(archive.size()));
+    let sending = output::bar(session.output, "Sending", Some(archive.size()));
     let loaded = session
         .client
         .upload(&archive, |sent| {
@@ -161,20 +161,6 @@ async fn upload(path: &Path, session: &Session) -> Result<LoadedImages, Failure>
         .await;
     sending.finish_and_clear();
     Ok(loaded?)
-}
-
-fn bar(output: Output, message: &'static str, size: Option<u64>) -> ProgressBar {
-    if !output.draws_progress() {
-        return ProgressBar::hidden();
-    }
-    let template =
-        "{msg:<26} {bar:30.cyan/dim} {decimal_bytes:>9} of {decimal_total_bytes} {decimal_bytes_per_sec:>11} {eta:>4}";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = match size {
-        Some(size) => ProgressBar::new(size),
-        None => ProgressBar::no_length(),
-    };
-    bar.with_style(style).with_message(message)
 }
 
 /// `notes` is short for `notes:latest`.

@@ -2,14 +2,18 @@
 
 use comfy_table::{Cell, Color};
 use flotilla_api::{
-    UnixMillis, VolumeName,
-    rest::{CopyView, ExportQuery, RestoreRequest, VolumeDetail, VolumeState, VolumeView},
+    ServiceName, UnixMillis, VolumeName,
+    rest::{
+        ChangeKind, CopyView, DiffQuery, ExportQuery, RestoreRequest, Restored, VolumeDetail, VolumeDiff, VolumeState,
+        VolumeView,
+    },
 };
+use flotilla_core::state::GenerationName;
 use serde_json::json;
 
 use super::{
     Failure, Output, Session,
-    args::{Volume, VolumeArg, VolumeExport, VolumeRestore},
+    args::{self, Volume, VolumeArg, VolumeExport, VolumeImport, VolumeRestore},
     output, time,
 };
 use crate::clock;
@@ -20,6 +24,9 @@ pub(super) async fn run(verb: Option<Volume>, session: &Session) -> Result<(), F
         Volume::History { volume } => history(&volume, session).await,
         Volume::Restore(args) => restore(args, session).await,
         Volume::Export(args) => export(args, session).await,
+        Volume::Import(args) => import(args, session).await,
+        Volume::Diff(args) => diff(&args, session).await,
+        Volume::Branch { service } => branches(service.as_ref(), session).await,
     }
 }
 
@@ -81,22 +88,127 @@ async fn history(asked: &VolumeArg, session: &Session) -> Result<(), Failure> {
 }
 
 async fn restore(args: VolumeRestore, session: &Session) -> Result<(), Failure> {
-    let VolumeRestore { service, generation, yes } = args;
+    let VolumeRestore { service, generation, of, yes } = args;
     if !yes {
+        let from = match &of {
+            Some(of) => format!("with the volumes of {of}"),
+            None => {
+                preview(&service, generation, session).await?;
+                "with its volumes".to_owned()
+            }
+        };
         output::confirm(
-            &format!("Stop {service} and begin it anew with its volumes as in generation {generation}?"),
+            &format!("Stop {service} and begin it anew {from} as in generation {generation}?"),
             "nothing was restored",
         )?;
     }
-    let request = RestoreRequest { generation: generation.to_string() };
-    session.client.restore(&service, &request).await?;
-    if session.output.json {
-        return session.output.value(&json!({ "service": service, "generation": generation.to_string() }));
-    }
+    let request = RestoreRequest { generation: generation.to_string(), of };
+    told(&session.client.restore(&service, &request).await?, session.output)
+}
+
+fn told(restored: &Restored, output: Output) -> Result<(), Failure> {
+    let Restored { service, generation } = restored;
     let text = format!(
         "{service} begins anew with generation {generation}; what it had is kept in `flotilla volume history`."
     );
-    session.output.line(&text)
+    output.done(&text, restored)
+}
+
+/// What a restore would change, volume by volume.
+async fn preview(service: &ServiceName, generation: GenerationName, session: &Session) -> Result<(), Failure> {
+    for volume in session.client.volumes().await?.iter().filter(|volume| volume.service == *service) {
+        let query = DiffQuery { from: None, to: Some(generation.to_string()) };
+        let name = format!("{service}/{}", volume.volume);
+        let text = match session.client.diff(service, &volume.volume, &query).await {
+            Ok(diff) => format!("{name}: {}", summary(&diff)),
+            Err(error) => format!("{name}: what would change can't be told ({error})"),
+        };
+        session.output.note(&text);
+    }
+    Ok(())
+}
+
+fn summary(diff: &VolumeDiff) -> String {
+    let VolumeDiff { added, removed, changed, bytes_from, bytes_to, .. } = diff;
+    if added + removed + changed == 0 {
+        return "nothing changes".to_owned();
+    }
+    let sizes = format!("{} become {}", time::size(*bytes_from), time::size(*bytes_to));
+    format!("{added} added, {removed} removed, {changed} changed; {sizes}")
+}
+
+async fn diff(args: &args::VolumeDiff, session: &Session) -> Result<(), Failure> {
+    let volume = named(&args.volume, session).await?;
+    let query = DiffQuery { from: Some(args.from.to_string()), to: args.to.map(|to| to.to_string()) };
+    let diff = session.client.diff(&args.volume.service, &volume, &query).await?;
+    if session.output.json {
+        return session.output.value(&diff);
+    }
+    let size = |bytes: Option<u64>| Cell::new(bytes.map(time::size).unwrap_or_default());
+    let rows = diff.changes.iter().map(|change| {
+        let (what, colour) = match change.change {
+            ChangeKind::Added => ("added", Color::Green),
+            ChangeKind::Removed => ("removed", Color::Red),
+            ChangeKind::Changed => ("changed", Color::Yellow),
+        };
+        let path = change.path.escape_debug().to_string();
+        vec![session.output.coloured(what, colour), Cell::new(path), size(change.bytes_from), size(change.bytes_to)]
+    });
+    let header = ["CHANGE", "PATH", &diff.from.generation, &diff.to.generation];
+    session.output.table(&header, rows.collect(), "They are the same.")?;
+    let all = diff.added + diff.removed + diff.changed;
+    let shown = diff.changes.len() as u64;
+    if all > shown {
+        session.output.note(&format!("… and {} more", all - shown));
+    }
+    session.output.note(&summary(&diff));
+    Ok(())
+}
+
+async fn branches(service: Option<&ServiceName>, session: &Session) -> Result<(), Failure> {
+    let mut volumes = session.client.volumes().await?;
+    volumes.retain(|volume| service.is_none_or(|service| volume.service == *service));
+    if let Some(service) = service.filter(|_| volumes.is_empty()) {
+        return Err(Failure::NotFound(format!("`{service}` writes no volume; `flotilla volume ls` shows all")));
+    }
+    let (mut rows, mut values, now) = (Vec::new(), Vec::new(), clock::now());
+    for VolumeView { service, volume, .. } in volumes {
+        for branch in session.client.volume(&service, &volume).await?.branches {
+            rows.push(vec![
+                Cell::new(format!("{service}/{volume}")),
+                Cell::new(&branch.generation),
+                Cell::new(&branch.machine),
+                Cell::new(time::stamp(branch.kept_at)),
+                Cell::new(time::age(now, branch.kept_at)),
+                Cell::new(branch.files),
+                Cell::new(time::size(branch.bytes)),
+            ]);
+            values.push(json!({ "service": service, "volume": volume, "branch": branch }));
+        }
+    }
+    if session.output.json {
+        return session.output.value(&values);
+    }
+    let header = ["VOLUME", "GENERATION", "MACHINE", "KEPT", "AGE", "FILES", "SIZE"];
+    session.output.table(&header, rows, "Nothing was put aside: all that was written is committed.")
+}
+
+async fn import(args: VolumeImport, session: &Session) -> Result<(), Failure> {
+    let VolumeImport { volume: asked, file, yes } = args;
+    let volume = named(&asked, session).await?;
+    let size = std::fs::metadata(&file)
+        .map_err(|error| Failure::Usage(format!("could not read `{}`: {error}", file.display())))?;
+    if !yes {
+        output::confirm(
+            &format!("Stop {0} and begin it anew with {0}/{volume} as in {1}?", asked.service, file.display()),
+            "nothing was imported",
+        )?;
+    }
+    let bar = output::bar(session.output, "Sending it to the node", Some(size.len()));
+    let sending = bar.clone();
+    let sent = session.client.import(&asked.service, &volume, &file, move |read| sending.set_position(read)).await;
+    bar.finish_and_clear();
+    told(&sent?, session.output)
 }
 
 async fn export(args: VolumeExport, session: &Session) -> Result<(), Failure> {

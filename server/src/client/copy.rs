@@ -1,13 +1,23 @@
-//! Fetching a copy of the state, or of a volume.
+//! Fetching a copy of the state, or of a volume, and bringing one.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
-use flotilla_api::{ServiceName, VolumeName, rest::ExportQuery};
+use flotilla_api::{
+    ServiceName, VolumeName,
+    rest::{ExportQuery, Restored},
+};
 use futures::StreamExt as _;
-use reqwest::{Method, Response};
+use reqwest::{Body, Method, Response};
 use tokio::io::AsyncWriteExt as _;
+use tokio_util::io::ReaderStream;
 
 use super::{Client, Error, error::root_cause};
+
+/// How long an archive may travel, be taken in and be copied to other machines.
+const IMPORT_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
+
+/// Bytes of an archive that are read at once.
+const READ_CHUNK: usize = 256 * 1024;
 
 impl Client {
     /// Writes a copy of the node's state to `to`, which must not exist; it is there as a whole or not at all. Its size in bytes.
@@ -28,6 +38,27 @@ impl Client {
         let path = format!("volumes/{service}/{volume}/export{generation}");
         let response = self.endless(self.request(Method::GET, &path)).await?;
         written(response, to).await
+    }
+
+    /// Makes a volume what a tar archive has, and begins its service anew with that. `progress` is told the bytes that were read.
+    pub async fn import(
+        &self,
+        service: &ServiceName,
+        volume: &VolumeName,
+        from: &Path,
+        mut progress: impl FnMut(u64) + Send + 'static,
+    ) -> Result<Restored, Error> {
+        let failed = |source| Error::File { path: from.to_owned(), source };
+        let file = tokio::fs::File::open(from).await.map_err(failed)?;
+        let mut read = 0;
+        let pieces = ReaderStream::with_capacity(file, READ_CHUNK).inspect(move |piece| {
+            if let Ok(piece) = piece {
+                read += piece.len() as u64;
+                progress(read);
+            }
+        });
+        let path = format!("volumes/{service}/{volume}/import");
+        self.json(self.request(Method::PUT, &path).body(Body::wrap_stream(pieces)).timeout(IMPORT_TIMEOUT)).await
     }
 }
 

@@ -16,9 +16,9 @@ use flotilla_api::{
     ApiError, InstanceId, MachineName, Revision, ServiceName, TokenId, VolumeName,
     rest::{
         ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken, DeployRequest,
-        DeployResponse, Deployed, DrainQuery, EventView, ExplainView, ImageView, IssuedToken, LogLine, LogQuery,
-        MachineDetail, MachineView, RemoveMachineQuery, RemoveQuery, RestoreRequest, RollbackRequest, ScaleRequest,
-        ServiceDetail, ServiceView, TokenView, VolumeDetail, VolumeView,
+        DeployResponse, Deployed, DiffQuery, DrainQuery, EventView, ExplainView, ImageView, IssuedToken, LogLine,
+        LogQuery, MachineDetail, MachineView, RemoveMachineQuery, RemoveQuery, RestoreRequest, Restored,
+        RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView, VolumeDetail, VolumeDiff, VolumeView,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
@@ -166,9 +166,23 @@ impl Client {
         self.get(&format!("volumes/{service}/{volume}")).await
     }
 
-    /// The service begins anew, with its volumes as they were.
-    pub async fn restore(&self, service: &ServiceName, request: &RestoreRequest) -> Result<(), Error> {
-        self.done(self.request(Method::POST, &format!("services/{service}/restore")).json(request)).await
+    /// The service begins anew, with its volumes as they were, or as another one's were.
+    pub async fn restore(&self, service: &ServiceName, request: &RestoreRequest) -> Result<Restored, Error> {
+        let path = format!("services/{service}/restore");
+        self.json(self.request(Method::POST, &path).json(request).timeout(ENGINE_TIMEOUT)).await
+    }
+
+    /// What changes between two generations of a volume.
+    pub async fn diff(
+        &self,
+        service: &ServiceName,
+        volume: &VolumeName,
+        query: &DiffQuery,
+    ) -> Result<VolumeDiff, Error> {
+        let named = [("from", &query.from), ("to", &query.to)];
+        let named = named.iter().filter_map(|(key, name)| Some(format!("{key}={}", name.as_ref()?)));
+        let query = named.collect::<Vec<_>>().join("&");
+        self.get(&format!("volumes/{service}/{volume}/diff?{query}")).await
     }
 
     pub async fn explain(&self, service: &ServiceName) -> Result<ExplainView, Error> {

@@ -16,11 +16,11 @@ pub trait Data: Send + Sync + fmt::Debug + 'static {
     /// Directories are about to be made that nobody has written yet; nobody else touches them before that is done.
     fn prepares<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<Begun, ApiError>>;
 
-    /// The directories of all of its volumes are gone, and shall not come back.
-    fn deleted<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<(), ApiError>>;
+    /// Forgets all that is kept of its volumes. Their directories are deleted while what this returns is held.
+    fn deletes<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<Begun, ApiError>>;
 }
 
-/// To be held until it is done: until the instance has started or has not, or the directories are made.
+/// To be held until it is done: until the instance has started or has not, or the directories are made or deleted.
 #[must_use = "it is held until it is done"]
 pub struct Begun(#[expect(dead_code, reason = "held, and dropped")] Box<dyn Any + Send>);
 
@@ -53,7 +53,7 @@ impl Data for NoData {
         Box::pin(async { Ok(Begun::new(())) })
     }
 
-    fn deleted<'a>(&'a self, _: &'a ServiceName) -> BoxFuture<'a, Result<(), ApiError>> {
-        Box::pin(async { Ok(()) })
+    fn deletes<'a>(&'a self, _: &'a ServiceName) -> BoxFuture<'a, Result<Begun, ApiError>> {
+        Box::pin(async { Ok(Begun::new(())) })
     }
 }

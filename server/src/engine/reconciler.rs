@@ -474,8 +474,8 @@ impl Worker {
                 if self.observed.containers.iter().any(|container| container.service == *service) {
                     return Err(Error::Invalid(format!("volumes of `{service}` are still in use")));
                 }
-                volume::delete(client, owner, data_dir, service).await?;
-                self.shared.data.deleted(service).await.map_err(Error::Data)
+                let _deletes = self.shared.data.deletes(service).await.map_err(Error::Data)?;
+                volume::delete(client, owner, data_dir, service).await
             }
             Action::Propose(command) => self.propose(command).await,
         }

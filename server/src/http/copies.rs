@@ -2,7 +2,10 @@
 
 use flotilla_api::{
     ErrorCode, MachineName, NodeId, ServiceName, UnixMillis, VolumeName,
-    rest::{BranchView, CopyView, GenerationView, MomentView, VolumeDetail, VolumeState, VolumeView},
+    rest::{
+        BranchView, ChangeKind, ChangeView, CopyView, GenerationView, MomentView, VolumeDetail, VolumeDiff,
+        VolumeState, VolumeView,
+    },
     spec::VolumeMount,
 };
 use flotilla_core::{
@@ -16,6 +19,7 @@ use super::{
     answer::{Answer, Failure},
     sight::Moment,
 };
+use crate::volumes::{Comparison, Difference};
 
 /// Of all services, by name.
 pub(super) fn views(app: &App) -> Vec<VolumeView> {
@@ -63,6 +67,30 @@ pub(super) async fn detail(app: &App, service: &ServiceName, volume: &VolumeName
     });
     let (history, branches) = (moments.collect(), branches.collect());
     Ok(VolumeDetail { view, read_on: here.clone(), history, branches })
+}
+
+/// As programs are told of it.
+pub(super) fn diff(from: GenerationName, to: GenerationName, comparison: Comparison) -> VolumeDiff {
+    let change = |difference: Difference| ChangeView {
+        path: difference.path,
+        change: match (difference.before, difference.after) {
+            (None, _) => ChangeKind::Added,
+            (Some(_), None) => ChangeKind::Removed,
+            (Some(_), Some(_)) => ChangeKind::Changed,
+        },
+        bytes_from: difference.before,
+        bytes_to: difference.after,
+    };
+    VolumeDiff {
+        from: generation(from, comparison.taken_at.0),
+        to: generation(to, comparison.taken_at.1),
+        added: comparison.added,
+        removed: comparison.removed,
+        changed: comparison.changed,
+        bytes_from: comparison.bytes.0,
+        bytes_to: comparison.bytes.1,
+        changes: comparison.told.into_iter().map(change).collect(),
+    }
 }
 
 fn generation(name: GenerationName, taken_at: UnixMillis) -> GenerationView {

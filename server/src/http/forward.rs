@@ -84,35 +84,67 @@ pub(super) async fn ask(
     headers: &HeaderMap,
 ) -> Answer<http::Response<Incoming>> {
     let name = name_of(app, machine);
-    let network = app.members.network().ok_or_else(|| unreachable(&name))?;
-    let uri = path.parse::<Uri>().map_err(|_| Failure::new(ErrorCode::Internal, "the call can't be passed on"))?;
-    let on_behalf = OnBehalf { principal: caller.principal.clone(), peer: caller.peer };
     let mut request = http::Request::new(Body::empty());
     *request.method_mut() = method;
-    *request.uri_mut() = uri;
     let passed = PASSED.iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone())));
     request.headers_mut().extend(passed.map(|(name, value)| (Some(name), value)));
-    request.headers_mut().insert(ON_BEHALF, on_behalf.header()?);
-    request.headers_mut().insert(header::HOST, HeaderValue::from_static("flotilla"));
-
-    let answered = async {
-        let stream = network.stream(machine, LABEL).await.map_err(|error| told(&name, error))?;
-        let (mut sender, connection) =
-            client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&name, &error))?;
-        // Ends with the answer's body, or with the sockets that an upgrade makes of it.
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a stream to another machine ended early");
-            }
-        });
-        sender.send_request(request).await.map_err(|error| broken(&name, &error))
-    };
-    tokio::time::timeout(OPENING, answered).await.map_err(|_| {
+    tokio::time::timeout(OPENING, send(app, machine, caller, path, request)).await.map_err(|_| {
         Failure::new(
             ErrorCode::Timeout,
             format!("the machine `{name}` did not answer within {} s; try again", OPENING.as_secs()),
         )
     })?
+}
+
+/// As [`ask`], with a body of any length. The answer comes when the other machine has taken it all, or refuses to.
+///
+/// # Errors
+/// As those of [`ask`], and no answer within `limit`.
+pub(super) async fn hand_on(
+    app: &App,
+    machine: &NodeId,
+    caller: &Caller,
+    method: Method,
+    path: &str,
+    body: Body,
+    limit: Duration,
+) -> Answer<http::Response<Incoming>> {
+    let name = name_of(app, machine);
+    let mut request = http::Request::new(body);
+    *request.method_mut() = method;
+    tokio::time::timeout(limit, send(app, machine, caller, path, request)).await.map_err(|_| {
+        Failure::new(
+            ErrorCode::Timeout,
+            format!("the machine `{name}` was not done within {} s; try again", limit.as_secs()),
+        )
+    })?
+}
+
+async fn send(
+    app: &App,
+    machine: &NodeId,
+    caller: &Caller,
+    path: &str,
+    mut request: http::Request<Body>,
+) -> Answer<http::Response<Incoming>> {
+    let name = name_of(app, machine);
+    let network = app.members.network().ok_or_else(|| unreachable(&name))?;
+    let uri = path.parse::<Uri>().map_err(|_| Failure::new(ErrorCode::Internal, "the call can't be passed on"))?;
+    let on_behalf = OnBehalf { principal: caller.principal.clone(), peer: caller.peer };
+    *request.uri_mut() = uri;
+    request.headers_mut().insert(ON_BEHALF, on_behalf.header()?);
+    request.headers_mut().insert(header::HOST, HeaderValue::from_static("flotilla"));
+    let stream = tokio::time::timeout(OPENING, network.stream(machine, LABEL)).await;
+    let stream = stream.map_err(|_| unreachable(&name))?.map_err(|error| told(&name, error))?;
+    let (mut sender, connection) =
+        client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&name, &error))?;
+    // Ends with the answer's body, or with the sockets that an upgrade makes of it.
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a stream to another machine ended early");
+        }
+    });
+    sender.send_request(request).await.map_err(|error| broken(&name, &error))
 }
 
 fn name_of(app: &App, machine: &NodeId) -> String {

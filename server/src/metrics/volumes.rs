@@ -18,6 +18,8 @@ const FIGURES: &[(Figure, Read)] = &[
     (counter("volume_held_microseconds", "Time for which instances stood still for that"), |it| it.held_micros),
     (counter("volume_fetches", "Generations that came from other machines"), |it| it.fetches),
     (counter("volume_fetched_bytes", "Bytes that came from other machines for generations"), |it| it.fetched_bytes),
+    (counter("volume_damaged_objects", "Objects that the disk did not give back as they were"), |it| it.damaged),
+    (counter("volume_repaired_objects", "Damaged objects that came anew from other machines"), |it| it.repaired),
 ];
 
 const UNCOMMITTED: Figure =

@@ -20,6 +20,9 @@ pub use nobody::Nobody;
 /// Bytes of one call's body or answer, which travels in pieces: a snapshot of the state, or the largest entry.
 pub const BODY_MAX: usize = 64 * 1024 * 1024;
 
+/// Bulk connections to one node that this one uses at a time. Each has a socket's worth of buffers and keep-alives.
+pub const LANES_MAX: usize = 8;
+
 macro_rules! methods {
     ($($(#[$doc:meta])* $name:ident = $code:literal;)*) => {
         /// What is asked for. Codes go over the wire: they are never used for anything else.
@@ -98,6 +101,13 @@ pub trait Peers: Send + Sync + fmt::Debug + 'static {
 
     /// Opens a stream to another node, on the bulk connection. The label says what for.
     fn stream(&self, to: &NodeId, label: &str) -> BoxFuture<'static, Result<Stream, CallError>>;
+
+    /// The same on another bulk connection than the streams with a smaller `lane`, as far as [`LANES_MAX`] go: where packets are lost each
+    /// connection is slowed down for itself, and several are as fast as the line.
+    fn stream_beside(&self, to: &NodeId, label: &str, lane: usize) -> BoxFuture<'static, Result<Stream, CallError>> {
+        let _ = lane;
+        self.stream(to, label)
+    }
 
     /// Nodes that can be called now.
     fn connected(&self) -> watch::Receiver<BTreeSet<NodeId>>;

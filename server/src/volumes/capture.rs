@@ -9,12 +9,12 @@ use std::{
 use flotilla_api::{ServiceName, UnixMillis, VolumeName};
 use flotilla_core::state::GenerationName;
 use flotilla_data::{
-    Hash, Store,
-    capture::{Capture, Captured, Scope},
-    tree::Totals,
+    Store,
+    capture::{Capture, Captured, Scope, Still},
+    store,
 };
 
-use super::{Error, Shared, layout, watched::Watched};
+use super::{Error, Shared, directories::Lock, import::Tree, layout, watched::Watched};
 use crate::clock;
 
 /// What changes while everything is read is read again before the instance is held, so often at most.
@@ -23,12 +23,18 @@ const ROUNDS_MAX: usize = 4;
 /// A round that took no longer leaves little to read while the instance is held.
 const ROUND_SHORT: Duration = Duration::from_millis(100);
 
+/// Where more has changed, a tree of it is made before the instance is held. Names.
+const WIDE: usize = 256;
+
+/// For how long an instance stands still at most: as long as people wait for a page, and shorter than a health check.
+const HOLD_MAX: Duration = Duration::from_secs(5);
+
 /// A generation that is on this machine's disk.
 #[derive(Clone, Debug)]
 pub(super) struct Made {
     pub(super) name: GenerationName,
     pub(super) taken_at: UnixMillis,
-    pub(super) volumes: BTreeMap<VolumeName, (Hash, Totals)>,
+    pub(super) volumes: BTreeMap<VolumeName, Tree>,
     /// Bytes that were read for it, and for all before it.
     pub(super) read: u64,
     /// For how long the instance stood still.
@@ -43,6 +49,8 @@ pub(super) struct Job {
     pub(super) service: ServiceName,
     pub(super) name: GenerationName,
     pub(super) watched: BTreeMap<VolumeName, Arc<Watched>>,
+    /// Volumes that are not as their directories are.
+    pub(super) adopts: BTreeMap<VolumeName, Tree>,
     pub(super) newest: Option<Made>,
     pub(super) changed_at: UnixMillis,
 }
@@ -63,12 +71,13 @@ impl Job {
         if self.watched.is_empty() {
             return Err(Error::NoDirectory { service: self.service.clone() });
         }
-        let (store, service, watched) = (self.shared.store.clone(), self.service.clone(), self.watched.clone());
+        let (store, service, mut watched) = (self.shared.store.clone(), self.service.clone(), self.watched.clone());
+        watched.retain(|volume, _| !self.adopts.contains_key(volume));
         let parts = super::blocking(move || read(&store, &service, watched)).await?;
         let (captured, held) = self.still(parts).await?;
         *took = began.elapsed();
         let roots = captured.iter().map(|(volume, captured)| (volume.clone(), (captured.root, captured.totals)));
-        let roots: BTreeMap<VolumeName, (Hash, Totals)> = roots.collect();
+        let roots: BTreeMap<VolumeName, Tree> = roots.chain(self.adopts.clone()).collect();
         let torn: Vec<&String> = captured.iter().flat_map(|(_, captured)| &captured.figures.torn).collect();
         if let Some(first) = torn.first() {
             return Err(Error::Torn { service: self.service.clone(), file: (*first).clone() });
@@ -78,34 +87,51 @@ impl Job {
         }
         let read = captured.iter().map(|(_, captured)| captured.figures.read).sum::<u64>();
         let (GenerationName { epoch, sequence }, taken_at) = (self.name, clock::now());
-        let captured = captured.into_iter().map(|(_, captured)| captured).collect();
-        super::blocking(move || Ok(Captured::commit_all(captured, epoch, sequence, taken_at.0)?)).await?;
+        let captured: Vec<Captured> = captured.into_iter().map(|(_, captured)| captured).collect();
+        let _lock = self.lock().await?;
+        let (store, service, adopts) = (self.shared.store.clone(), self.service.clone(), self.adopts);
+        super::blocking(move || {
+            for (volume, (root, _)) in adopts {
+                let generation = store::Generation { epoch, sequence, taken_at: taken_at.0, root };
+                store.name(&layout::key(&service, &volume), generation)?;
+            }
+            if captured.is_empty() { Ok(()) } else { Ok(Captured::commit_all(captured, epoch, sequence, taken_at.0)?) }
+        })
+        .await?;
         self.shared.counters.captured(held, read);
         let before = self.newest.map_or(0, |newest| newest.read);
         let changed_at = self.changed_at;
         Ok(Some(Made { name: self.name, taken_at, volumes: roots, read: before + read, held, changed_at }))
     }
 
-    /// Holds the instance still, and sees what has changed since it was read. For how long that was.
+    /// Its machine may have lost the service meanwhile: its directories show something else, or are deleted.
+    async fn lock(&self) -> Result<Lock, Error> {
+        let lock = self.shared.directories.lock(&self.service).await;
+        let begun = self.shared.begun.borrow().get(&self.service) == Some(&self.name.epoch);
+        begun.then_some(lock).ok_or(Error::Stopped)
+    }
+
+    /// Holds the instance still, and sees what has changed since it was read. For how long it stood still.
     async fn still(&self, parts: Vec<Part>) -> Result<(Vec<(VolumeName, Captured)>, Duration), Error> {
         // Nothing is started meanwhile.
-        let _lock = self.shared.directories.lock(&self.service).await;
-        // Its machine may have lost the service meanwhile, and its directories show something else.
-        if self.shared.begun.borrow().get(&self.service) != Some(&self.name.epoch) {
-            return Err(Error::Stopped);
-        }
+        let lock = self.lock().await?;
         let began = Instant::now();
         let held = self.shared.parts.fence.hold(self.name.epoch).await?;
-        let finished = super::blocking(move || {
-            let finish = |mut part: Part| {
+        let still = super::blocking(move || {
+            let still = |mut part: Part| {
                 part.scope.merge(part.watched.take());
-                Ok((part.volume, part.capture.finish(&part.scope)?))
+                let left = HOLD_MAX.saturating_sub(began.elapsed());
+                Ok((part.volume, part.capture.still(&part.scope, left)?))
             };
-            parts.into_iter().map(finish).collect::<Result<Vec<_>, Error>>()
+            parts.into_iter().map(still).collect::<Result<Vec<_>, Error>>()
         })
         .await;
         self.shared.parts.fence.release(held).await;
-        Ok((finished?, began.elapsed()))
+        drop(lock);
+        let (still, took) = (still?, began.elapsed());
+        let finish = |(volume, still): (VolumeName, Still)| Ok((volume, still.finish()?));
+        let captured = super::blocking(move || still.into_iter().map(finish).collect::<Result<Vec<_>, Error>>());
+        Ok((captured.await?, took))
     }
 }
 
@@ -123,6 +149,10 @@ fn read(store: &Store, service: &ServiceName, watched: BTreeMap<VolumeName, Arc<
             if began.elapsed() < ROUND_SHORT || scope == Scope::Everything && !watched.is_told() {
                 break;
             }
+        }
+        if watched.is_told() && scope.is_wide(WIDE) {
+            capture.base(&scope)?;
+            scope = Scope::nothing();
         }
         parts.push(Part { volume, watched, capture, scope });
     }

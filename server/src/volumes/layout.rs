@@ -1,8 +1,12 @@
 //! Where what lies on the disk, and under which name in the store.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use flotilla_api::{ServiceName, VolumeName};
+use tempfile::TempDir;
 
 /// All services' directories.
 pub(crate) fn root(data_dir: &Path) -> PathBuf {
@@ -43,7 +47,43 @@ pub(super) fn passing_key(service: &ServiceName, volume: &VolumeName) -> String 
     format!(":passing/{service}/{volume}")
 }
 
+/// Under which is kept what was unpacked of an archive, until a generation has it.
+pub(super) const IMPORTS: &str = ":import/";
+
+pub(super) fn import_key(service: &ServiceName, volume: &VolumeName) -> String {
+    format!("{IMPORTS}{service}/{volume}")
+}
+
+/// Where archives are unpacked. No service's name begins with a dot.
+const IMPORTING: &str = ".importing-";
+
+pub(super) fn importing(data_dir: &Path) -> io::Result<TempDir> {
+    fs::create_dir_all(root(data_dir))?;
+    tempfile::Builder::new().prefix(IMPORTING).tempdir_in(root(data_dir))
+}
+
+/// Removes what a daemon left that ended meanwhile.
+pub(super) fn sweep_importing(data_dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(root(data_dir)) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(IMPORTING) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// With which all names of one service's volumes in the store begin.
-pub(super) fn prefixes(service: &ServiceName) -> [String; 3] {
-    [format!("{service}/"), format!(":branch/{service}/"), format!(":passing/{service}/")]
+pub(super) fn prefixes(service: &ServiceName) -> [String; 4] {
+    [
+        format!("{service}/"),
+        format!(":branch/{service}/"),
+        format!(":passing/{service}/"),
+        format!("{IMPORTS}{service}/"),
+    ]
 }

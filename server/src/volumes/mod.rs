@@ -3,12 +3,16 @@
 //! `flotilla_data`'s; ADR 15 has the whole.
 
 mod capture;
+mod compare;
 mod directories;
 mod export;
 mod history;
+mod hooks;
+mod import;
 pub(crate) mod layout;
 mod record;
 mod replica;
+mod scrub;
 mod watched;
 mod wire;
 mod writer;
@@ -46,7 +50,9 @@ use crate::{
     fence::{self, Fence},
     peers::{self, Method, Network},
 };
+pub use compare::{Comparison, Difference};
 use directories::{Beginning, Directories};
+pub use import::Refused;
 use record::Shown;
 pub use wire::LABEL;
 use writer::{Word, Words};
@@ -84,6 +90,8 @@ pub enum Error {
         "`{file}` of `{service}` was changed while its instance stood still; something outside of its container writes it"
     )]
     Torn { service: ServiceName, file: String },
+    #[error("the volumes of `{service}` were deleted meanwhile")]
+    Deleted { service: ServiceName },
     #[error("no machine that has it sends it: {why}")]
     NoSource { why: String },
     #[error("the node failed inside; look at its log")]
@@ -177,6 +185,8 @@ struct Counters {
     held_micros: AtomicU64,
     fetches: AtomicU64,
     fetched_bytes: AtomicU64,
+    damaged: AtomicU64,
+    repaired: AtomicU64,
 }
 
 /// What a machine has of a volume's past, the oldest first.
@@ -220,6 +230,10 @@ pub struct Figures {
     pub fetches: u64,
     /// Bytes that came for them.
     pub fetched_bytes: u64,
+    /// Objects that this machine's disk did not give back as they were.
+    pub damaged: u64,
+    /// Those of them that another machine had.
+    pub repaired: u64,
 }
 
 impl Counters {
@@ -242,6 +256,7 @@ impl Volumes {
     /// The store can't be used.
     pub fn open(parts: Parts) -> Result<Self, Error> {
         let store = Store::open(&layout::objects(&parts.data_dir))?;
+        import::sweep(&parts.data_dir, &store)?;
         let shared = Shared {
             directories: Directories::new(parts.data_dir.clone(), store.clone()),
             store,
@@ -266,6 +281,7 @@ impl Volumes {
             ("the writers of volumes", tokio::spawn(supervise(Arc::clone(&self.shared), engine.clone()))),
             ("the copies of volumes", tokio::spawn(replica::tend(Arc::clone(&self.shared), engine.clone()))),
             ("the history of volumes", tokio::spawn(history::keep(Arc::clone(&self.shared)))),
+            ("the scrub of volumes", tokio::spawn(scrub::keep(Arc::clone(&self.shared)))),
         ]
     }
 
@@ -333,7 +349,7 @@ impl Volumes {
     /// The store can't be read.
     pub async fn is_kept(&self, service: &ServiceName, name: GenerationName) -> Result<bool, Error> {
         Ok(self.shared.kept(service, name).await?.is_some()
-            || replica::find(&self.shared, service, name).await.is_some())
+            || !replica::find(&self.shared, service, name).await.is_empty())
     }
 
     /// A generation of a volume as a tar archive; `None` where it is not on this machine.
@@ -378,6 +394,8 @@ impl Volumes {
             held_micros: counters.held_micros.load(Relaxed),
             fetches: counters.fetches.load(Relaxed),
             fetched_bytes: counters.fetched_bytes.load(Relaxed),
+            damaged: counters.damaged.load(Relaxed),
+            repaired: counters.repaired.load(Relaxed),
         }
     }
 
@@ -496,6 +514,22 @@ impl Shared {
         Ok(if record.as_ref().is_none_or(own) { beginning } else { Beginning::With(committed.name) })
     }
 
+    /// Is all of a generation here, as far as is known? An earlier one may be on other machines alone, or some of its volumes.
+    async fn has_all(
+        self: &Arc<Self>,
+        state: &State,
+        service: &ServiceName,
+        name: GenerationName,
+    ) -> Result<bool, Error> {
+        let Some((kept, _)) = self.kept(service, name).await? else { return Ok(false) };
+        let Some(service) = state.services.get(service) else { return Ok(true) };
+        let committed = service.data.committed.as_ref().filter(|committed| committed.name == name);
+        Ok(match committed {
+            Some(committed) => committed.volumes.keys().all(|volume| kept.roots.contains_key(volume)),
+            None => service.volumes().iter().all(|volume| kept.roots.contains_key(volume)),
+        })
+    }
+
     async fn ready(
         self: &Arc<Self>,
         state: Arc<State>,
@@ -505,8 +539,7 @@ impl Shared {
     ) -> Result<(), Error> {
         let beginning = self.beginning(&state, service, epoch, beginning).await?;
         if let Beginning::With(name) = beginning
-            && self.kept(service, name).await?.is_none()
-            // An earlier state may be on other machines alone.
+            && !self.has_all(&state, service, name).await?
             && let Err(error) = replica::recall(self, service, name).await
         {
             if state.services.get(service).is_none_or(|it| !it.spec().may_start_empty()) {
@@ -559,9 +592,9 @@ impl engine::Data for Volumes {
         })
     }
 
-    fn deleted<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<(), ApiError>> {
+    fn deletes<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<engine::Begun, ApiError>> {
         Box::pin(async move {
-            let _lock = self.shared.directories.lock(service).await;
+            let lock = self.shared.directories.lock(service).await;
             self.shared.begun.send_if_modified(|begun| begun.remove(service).is_some());
             let (shared, prefixes) = (Arc::clone(&self.shared), layout::prefixes(service));
             let forget = move || {
@@ -574,7 +607,8 @@ impl engine::Data for Volumes {
                 shared.history.notify_one();
                 Ok(())
             };
-            blocking(forget).await.map_err(ApiError::from)
+            blocking(forget).await?;
+            Ok(engine::Begun::new(lock))
         })
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName};
+use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName, VolumeName};
 use flotilla_core::{
     State,
     state::{GenerationName, Service},
@@ -19,6 +19,7 @@ use flotilla_data::{
 use futures::future::join_all;
 use tokio::{
     io::{ReadHalf, WriteHalf},
+    runtime::Handle,
     sync::{Notify, Semaphore, mpsc},
     time::sleep,
 };
@@ -31,7 +32,7 @@ use super::{
 use crate::{
     clock,
     engine::{Engine, Standing},
-    peers::{Method, Stream},
+    peers::{LANES_MAX, Method, Network, Stream},
 };
 
 /// Services whose generations are fetched at once. More would only share the same line.
@@ -42,6 +43,12 @@ const SOURCES_MAX: usize = 3;
 
 /// Objects that one machine is asked for before it has answered.
 const ASKED_MAX: usize = 4 * NAMES_MAX;
+
+/// More than so much is fetched over several connections. Bytes.
+const STRIPED_FROM: u64 = 2 * 1024 * 1024;
+
+/// Connections for one generation, to all machines that have it.
+const LINES_MAX: usize = LANES_MAX;
 
 /// What came so far is kept whenever so much of it is new. Bytes.
 const SAVED_EVERY: u64 = 64 * 1024 * 1024;
@@ -102,8 +109,7 @@ pub(super) async fn offered(shared: &Arc<Shared>, from: &NodeId, offer: Offer) -
                 offer.service, offer.name.epoch
             ));
         }
-        // What a former service of the name left has to be deleted first, or this would be deleted with it.
-        if state.must_purge(&offer.service, &shared.parts.node) {
+        if !may_keep(&state, &offer.service, &shared.parts.node) {
             return conflict(format!("volumes of a former `{}` are being deleted", offer.service));
         }
     }
@@ -193,8 +199,9 @@ async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Fig
             root,
         };
         let (store, key) = (shared.store.clone(), layout::key(&offer.service, volume));
+        let runtime = Handle::current();
         let (fetch, back) = super::blocking(move || {
-            let fetch = lines.drive(Fetch::begin(&store, &key, generation)?)?;
+            let fetch = lines.drive(Fetch::begin(&store, &key, generation)?, &runtime)?;
             Ok((fetch, lines))
         })
         .await?;
@@ -203,29 +210,41 @@ async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Fig
         sum.bytes += fetch.figures().bytes;
         fetched.push(fetch);
     }
+    let _lock = shared.directories.lock(&offer.service).await;
+    if !may_keep(&shared.parts.state.borrow(), &offer.service, &shared.parts.node) {
+        return Err(Error::Deleted { service: offer.service.clone() });
+    }
     super::blocking(move || Ok(Fetch::commit_all(fetched)?)).await?;
     Ok(sum)
 }
 
-/// Asks the other machines for a generation; who has it, and what it is.
-pub(super) async fn find(shared: &Arc<Shared>, service: &ServiceName, name: GenerationName) -> Option<(NodeId, Offer)> {
-    let body = wire::write(&Holds { service: service.clone(), name }).ok()?;
+/// Asks the other machines for a generation; who has some of its volumes, and which.
+pub(super) async fn find(shared: &Arc<Shared>, service: &ServiceName, name: GenerationName) -> Vec<(NodeId, Offer)> {
+    let Ok(body) = wire::write(&Holds { service: service.clone(), name }) else { return Vec::new() };
     let connected = shared.parts.network.connected().borrow().clone();
     let asked = connected.into_iter().map(|machine| {
         let asked = shared.parts.network.call(&machine, Method::Recall, body.clone(), HOLDS_WITHIN);
         async move { Some((machine, wire::read::<Option<Offer>>(&asked.await.ok()?).ok()??)) }
     });
-    let found: Vec<(NodeId, Offer)> = join_all(asked).await.into_iter().flatten().collect();
-    // One that has more volumes of it has it as a whole.
-    found.into_iter().max_by_key(|(_, offer)| offer.volumes.len())
+    join_all(asked).await.into_iter().flatten().collect()
 }
 
-/// Brings a generation here that other machines have.
+/// Brings here what this machine lacks of a generation: all of it, or volumes that have more copies than others.
 pub(super) async fn recall(shared: &Arc<Shared>, service: &ServiceName, name: GenerationName) -> Result<(), Error> {
+    let kept = shared.kept(service, name).await?;
+    let mut here: BTreeSet<VolumeName> = kept.into_iter().flat_map(|(shown, _)| shown.roots.into_keys()).collect();
     let found = find(shared, service, name).await;
-    let (from, offer) = found.ok_or_else(|| Error::NotHere { service: service.clone(), name })?;
-    shared.counters.fetched(fetch(shared, &from, &offer).await?);
-    Ok(())
+    let holders: Vec<NodeId> = found.iter().map(|(machine, _)| machine.clone()).collect();
+    for (machine, mut offer) in found {
+        offer.volumes.retain(|volume, _| !here.contains(volume));
+        if offer.volumes.is_empty() {
+            continue;
+        }
+        here.extend(offer.volumes.keys().cloned());
+        offer.holders.clone_from(&holders);
+        shared.counters.fetched(fetch(shared, &machine, &offer).await?);
+    }
+    if here.is_empty() { Err(Error::NotHere { service: service.clone(), name }) } else { Ok(()) }
 }
 
 /// What one machine answered.
@@ -240,13 +259,17 @@ enum Came {
         line: usize,
         why: String,
     },
+    /// One more connection.
+    Line(Line),
 }
 
-/// The machines that are asked.
+/// The connections to the machines that are asked.
 struct Lines {
     /// Absent where nobody answers any more.
     lines: Vec<Option<Line>>,
     answers: mpsc::Receiver<Came>,
+    /// Makes more of them, once there is much to fetch.
+    more: Option<More>,
     why: String,
 }
 
@@ -255,31 +278,73 @@ struct Line {
     asked: HashSet<Hash>,
 }
 
+impl Line {
+    /// Asks over a stream, for the line with this number.
+    fn over(line: usize, stream: Stream, answers: mpsc::Sender<Came>) -> Self {
+        let (names, asked) = mpsc::channel(ASKED_MAX / NAMES_MAX + 1);
+        tokio::spawn(carry(line, stream, asked, answers));
+        Self { names, asked: HashSet::new() }
+    }
+}
+
+/// Further connections to machines that were reached.
+struct More {
+    network: Network,
+    machines: Vec<NodeId>,
+    answers: mpsc::Sender<Came>,
+}
+
+impl More {
+    /// Over a slow line that takes as long as fetching some megabytes does.
+    async fn make(self) {
+        let count = self.machines.len();
+        for (line, machine) in (count..LINES_MAX).zip(self.machines.iter().cycle()) {
+            match self.network.stream_beside(machine, wire::LABEL, line / count).await {
+                Ok(stream) => {
+                    let one = Line::over(line, stream, self.answers.clone());
+                    if self.answers.send(Came::Line(one)).await.is_err() {
+                        return;
+                    }
+                }
+                // The connections that there are do as well.
+                Err(error) => return tracing::debug!(%machine, %error, "no further connection"),
+            }
+        }
+    }
+}
+
 impl Lines {
     async fn open(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Self, Error> {
         let connected = shared.parts.network.connected().borrow().clone();
         let others =
             offer.holders.iter().filter(|id| *id != from && **id != shared.parts.node && connected.contains(*id));
         let (sender, answers) = mpsc::channel(2 * NAMES_MAX);
-        let (mut lines, mut why) = (Vec::new(), String::new());
+        let (mut lines, mut machines, mut why) = (Vec::new(), Vec::new(), String::new());
         for machine in std::iter::once(from).chain(others).take(SOURCES_MAX) {
             match shared.parts.network.stream(machine, wire::LABEL).await {
                 Ok(stream) => {
-                    let (names, asked) = mpsc::channel(ASKED_MAX / NAMES_MAX + 1);
-                    let line = lines.len();
-                    tokio::spawn(carry(line, stream, asked, sender.clone()));
-                    lines.push(Some(Line { names, asked: HashSet::new() }));
+                    lines.push(Some(Line::over(lines.len(), stream, sender.clone())));
+                    machines.push(machine.clone());
                 }
                 Err(error) => why = error.to_string(),
             }
         }
-        if lines.is_empty() { Err(Error::NoSource { why }) } else { Ok(Self { lines, answers, why }) }
+        if lines.is_empty() {
+            return Err(Error::NoSource { why });
+        }
+        let more = More { network: Arc::clone(&shared.parts.network), machines, answers: sender };
+        Ok(Self { lines, answers, more: Some(more), why })
     }
 
     /// Until all of it is here. Blocking.
-    fn drive(&mut self, mut fetch: Fetch) -> Result<Fetch, Error> {
+    fn drive(&mut self, mut fetch: Fetch, runtime: &Handle) -> Result<Fetch, Error> {
         let mut saved = 0;
         loop {
+            if fetch.figures().bytes >= STRIPED_FROM
+                && let Some(more) = self.more.take()
+            {
+                runtime.spawn(more.make());
+            }
             self.ask(&mut fetch)?;
             if fetch.is_complete() {
                 return Ok(fetch);
@@ -308,6 +373,8 @@ impl Lines {
                     }
                 }
                 Some(Came::Lost { line, why }) => self.lose(line, why, &mut fetch),
+                // They come in the order of their numbers.
+                Some(Came::Line(line)) => self.lines.push(Some(line)),
                 None => return Err(Error::NoSource { why: self.why.clone() }),
             }
             if fetch.figures().bytes - saved >= SAVED_EVERY {
@@ -472,6 +539,11 @@ fn wanted(node: &NodeId, service: &Service, it: &Tended) -> Option<Follow> {
         None => Follow::PutAside(service.placements.iter().map(|placement| placement.epoch).max()?),
     };
     (it.shown.as_ref() != Some(&follow)).then_some(follow)
+}
+
+/// What a former service of the name left has to be deleted first, or what comes now would be deleted with it.
+fn may_keep(state: &State, service: &ServiceName, node: &NodeId) -> bool {
+    state.services.contains_key(service) && !state.must_purge(service, node)
 }
 
 impl Shared {

@@ -67,6 +67,13 @@ impl Watched {
         std::mem::replace(&mut seen.scope, Scope::nothing())
     }
 
+    /// Was nothing changed since [`Self::take`]? What was is not told by anybody else any more. Blocking, for a moment.
+    pub(super) fn is_quiet(&self) -> bool {
+        let mut seen = lock(&self.seen);
+        seen.tell();
+        seen.watch.is_some() && seen.scope == Scope::nothing()
+    }
+
     /// Whatever is known of changes is not enough: everything is to be looked at.
     pub(super) fn doubt(&self) {
         lock(&self.seen).scope = Scope::Everything;

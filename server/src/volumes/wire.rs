@@ -14,10 +14,11 @@ use std::{collections::BTreeMap, io, time::Duration};
 use bytes::Bytes;
 use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName};
 use flotilla_core::state::GenerationName;
-use flotilla_data::{Hash, Store};
+use flotilla_data::{Hash, Store, store};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::mpsc,
     time::timeout,
 };
 
@@ -31,6 +32,9 @@ pub(super) const NAMES_MAX: usize = 64;
 
 /// Of one object as it is laid down. Bytes.
 const OBJECT_MAX: u32 = 1024 * 1024 + 4096;
+
+/// Batches that are read and not yet sent.
+const READ_AHEAD: usize = 2;
 
 const ABSENT: u32 = u32::MAX;
 
@@ -76,34 +80,46 @@ pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     })
 }
 
-/// Gives another machine what it asks for, until it asks for no more.
+/// Gives another machine what it asks for, until it asks for no more. The disk is read while what was read before is on its way.
 pub(super) async fn serve(store: &Store, stream: Stream) -> io::Result<()> {
     let (mut asked, mut answers) = tokio::io::split(stream);
-    loop {
-        let names = match timeout(STALL, read_names(&mut asked)).await? {
-            Ok(names) => names,
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let store = store.clone();
-        let found =
-            tokio::task::spawn_blocking(move || names.iter().map(|name| store.laid_down(name)).collect::<Vec<_>>());
-        for object in found.await? {
-            let written = async {
-                match object {
-                    Ok(bytes) => {
-                        answers.write_u32(u32::try_from(bytes.len()).map_err(io::Error::other)?).await?;
-                        answers.write_all(&bytes).await
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "an object was asked for that is not here");
-                        answers.write_u32(ABSENT).await
-                    }
-                }
+    let (found, mut objects) = mpsc::channel(READ_AHEAD);
+    let reading = async move {
+        loop {
+            let names = match timeout(STALL, read_names(&mut asked)).await? {
+                Ok(names) => names,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Err(error) => return Err(error),
             };
-            timeout(STALL, written).await??;
+            let store = store.clone();
+            let read = move || names.iter().map(|name| store.laid_down(name)).collect::<Vec<_>>();
+            if found.send(tokio::task::spawn_blocking(read).await?).await.is_err() {
+                return Ok(());
+            }
         }
-        timeout(STALL, answers.flush()).await??;
+    };
+    let answering = async {
+        while let Some(batch) = objects.recv().await {
+            for object in batch {
+                timeout(STALL, answer(&mut answers, object)).await??;
+            }
+            timeout(STALL, answers.flush()).await??;
+        }
+        Ok(())
+    };
+    tokio::try_join!(reading, answering).map(drop)
+}
+
+async fn answer(to: &mut (impl AsyncWrite + Unpin), object: Result<Vec<u8>, store::Error>) -> io::Result<()> {
+    match object {
+        Ok(bytes) => {
+            to.write_u32(u32::try_from(bytes.len()).map_err(io::Error::other)?).await?;
+            to.write_all(&bytes).await
+        }
+        Err(error) => {
+            tracing::debug!(%error, "an object was asked for that is not here");
+            to.write_u32(ABSENT).await
+        }
     }
 }
 

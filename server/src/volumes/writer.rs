@@ -7,21 +7,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flotilla_api::{NodeId, ServiceName, UnixMillis, VolumeName};
+use flotilla_api::{NodeId, ServiceName, UnixMillis, VolumeName, spec::VolumeRules};
 use flotilla_core::{
     CommandV1, State,
     lease::Mono,
     reconcile::Observed,
-    replication::{Commit, Replicas, Writer},
+    replication::{Commit, Pace, Replicas, Writer},
     report::{CopyReport, DataReport},
     state::{Copies, Generation, GenerationName, Phase, Placement, Service},
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 
 use super::{
     Error, Shared,
     capture::{Job, Made},
     directories::Beginning,
+    hooks::Hooks,
+    import::Tree,
     layout,
     record::Shown,
     watched::Watched,
@@ -63,15 +68,25 @@ pub(super) enum Word {
         machine: NodeId,
         sequence: u64,
     },
-    /// How long it took to read, without the disk that was waited for.
+    /// How long it took to read, without the disk that was waited for; and what is to be told of it, though it was made.
     Captured {
         result: Result<Option<Made>, Error>,
         took: Duration,
+        remark: Option<String>,
     },
     Committed {
         commit: Commit,
         taken: bool,
     },
+    Adopt(Adoption),
+}
+
+/// Volumes that become something else in the next generation.
+#[derive(Debug)]
+pub(super) struct Adoption {
+    pub(super) trees: BTreeMap<VolumeName, Tree>,
+    /// The generation; `None` where there is another adoption under way.
+    pub(super) answer: oneshot::Sender<Option<GenerationName>>,
 }
 
 /// A generation that a machine was told of.
@@ -104,6 +119,9 @@ struct Task {
     /// The newest that the log has.
     committed: u64,
     committing: bool,
+    adopts: Option<Adoption>,
+    /// The capture that is under way has it.
+    adopting: bool,
     scanned: Instant,
     changed_at: Option<UnixMillis>,
     problem: Option<String>,
@@ -114,9 +132,12 @@ struct Task {
 /// Until the placement of this epoch is gone. False where it can't be looked after now.
 pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceName, epoch: u64) -> bool {
     let (words, mut heard) = mpsc::channel(WORDS_MAX);
-    let sync = {
+    let pace = {
         let state = shared.parts.state.borrow();
-        state.services.get(&service).is_some_and(|it| it.spec().written().any(|mount| mount.rules.sync))
+        let any = |asks: fn(&VolumeRules) -> bool| {
+            state.services.get(&service).is_some_and(|it| it.spec().written().any(|mount| asks(&mount.rules)))
+        };
+        Pace { sync: any(|rules| rules.sync), hooked: any(|rules| !rules.hooks.is_empty()) }
     };
     let found = async {
         shared.recall(&service).await?;
@@ -130,7 +151,7 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceNam
             return false;
         }
     };
-    let writer = Writer::new(shared.parts.node.clone(), sync, newest, clock::since_boot());
+    let writer = Writer::new(shared.parts.node.clone(), pace, newest, clock::since_boot());
     shared.writers().insert(epoch, words.clone());
     let mut task = Task {
         shared: Arc::clone(&shared),
@@ -146,6 +167,8 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceNam
         has: BTreeMap::new(),
         committed: 0,
         committing: false,
+        adopts: None,
+        adopting: false,
         scanned: Instant::now(),
         changed_at: None,
         problem: None,
@@ -250,7 +273,8 @@ impl Task {
         let replicas = Replicas { lost: wanted.iter().filter(lost).cloned().collect(), wanted };
         let orders = self.writer.orders(now, &replicas);
         if orders.capture {
-            self.capture();
+            let hooks = if ended { Hooks::default() } else { Hooks::of(service.spec_of(placement.revision)) };
+            self.capture(hooks);
         }
         if let Some(commit) = orders.commit.filter(|_| !self.committing) {
             self.commit(commit);
@@ -271,20 +295,39 @@ impl Task {
                 self.copies.insert(machine.clone(), sequence);
                 self.writer.held(&machine, sequence);
             }
-            Word::Captured { result, took } => {
+            Word::Adopt(adoption) => {
+                if self.adopts.is_some() {
+                    let _ = adoption.answer.send(None);
+                } else {
+                    self.adopts = Some(adoption);
+                    self.changed(now);
+                }
+            }
+            Word::Captured { result, took, remark } => {
+                let adopted = if std::mem::take(&mut self.adopting) { self.adopts.take() } else { None };
+                if let (Some(Adoption { answer, .. }), Ok(made)) = (adopted, &result) {
+                    let newest = self.made.values().next_back().map(|made| made.name);
+                    let _ = answer.send(made.as_ref().map(|made| made.name).or(newest));
+                }
                 let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+                if result.is_ok() {
+                    self.problem = remark;
+                    if self.watched.values().all(|watched| watched.is_quiet()) {
+                        self.changed_at = None;
+                        self.writer.is_seen();
+                    } else {
+                        // Whoever looks takes the news, and tells them.
+                        self.changed(now);
+                    }
+                }
                 match result {
                     Ok(Some(made)) => {
                         let sequence = self.writer.captured(now, took);
-                        self.problem = None;
                         self.made.insert(sequence, made);
                         self.thin_out();
                         self.shared.history.notify_one();
                     }
-                    Ok(None) => {
-                        self.problem = None;
-                        self.writer.unchanged(now, took);
-                    }
+                    Ok(None) => self.writer.unchanged(now, took),
                     Err(error) => {
                         self.trouble(&error);
                         self.watched.values().for_each(|watched| watched.doubt());
@@ -347,8 +390,10 @@ impl Task {
         Ok(())
     }
 
-    fn capture(&mut self) {
+    fn capture(&mut self, hooks: Hooks) {
+        self.adopting = self.adopts.is_some();
         let job = Job {
+            adopts: self.adopts.as_ref().map(|adoption| adoption.trees.clone()).unwrap_or_default(),
             shared: Arc::clone(&self.shared),
             service: self.service.clone(),
             name: GenerationName { epoch: self.epoch, sequence: self.writer.next_sequence() },
@@ -356,11 +401,15 @@ impl Task {
             newest: self.made.values().next_back().cloned(),
             changed_at: self.changed_at.take().unwrap_or_else(clock::now),
         };
-        let words = self.words.clone();
+        let (words, engine, service) = (self.words.clone(), self.engine.clone(), self.service.clone());
         self.shared.tasks.spawn(async move {
+            let began = Instant::now();
+            let before = hooks.before(&engine, &service).await;
             let mut took = Duration::ZERO;
+            let hooked = began.elapsed();
             let result = job.run(&mut took).await;
-            let _ = words.send(Word::Captured { result, took }).await;
+            let after = hooks.after(&engine, &service).await;
+            let _ = words.send(Word::Captured { result, took: took + hooked, remark: before.or(after) }).await;
         });
     }
 

@@ -110,6 +110,70 @@ pub struct MomentView {
 pub struct RestoreRequest {
     /// `<epoch>.<sequence>`, of the history or of a branch.
     pub generation: String,
+    /// The service whose generation it is, where that is another one; volumes are matched by their names, or the only ones with each
+    /// other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<ServiceName>,
+}
+
+/// Answer of a restore, and of an import.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    pub service: ServiceName,
+    /// With which it begins, `<epoch>.<sequence>`: of its own history.
+    pub generation: String,
+}
+
+/// Query of `GET /api/v1/volumes/{service}/{volume}/diff`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffQuery {
+    /// `<epoch>.<sequence>`; absent: the newest that is committed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// Answer of `GET /api/v1/volumes/{service}/{volume}/diff`: what changes on the way from one generation to the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDiff {
+    pub from: GenerationView,
+    pub to: GenerationView,
+    /// Names that only `to` has.
+    pub added: u64,
+    /// Names that only `from` has.
+    pub removed: u64,
+    /// Names that stand for something else, or for other content, owners or permissions.
+    pub changed: u64,
+    /// Of all files in `from`.
+    pub bytes_from: u64,
+    /// Of all files in `to`.
+    pub bytes_to: u64,
+    /// The first thousand of them at most.
+    pub changes: Vec<ChangeView>,
+}
+
+/// One name that differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeView {
+    /// From the volume's directory; a directory's ends with a slash. What is no UTF-8 is replaced.
+    pub path: String,
+    pub change: ChangeKind,
+    /// Of the file in `from`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_from: Option<u64>,
+    /// Of the file in `to`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_to: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChangeKind {
+    Added,
+    Removed,
+    Changed,
 }
 
 /// Query of `GET /api/v1/volumes/{service}/{volume}/export`, which answers a tar archive.

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use flotilla_api::{
     ApiError, ErrorCode, ServiceName, StackName, VolumeName,
     rest::COMPOSE_MAX,
-    spec::{COPIES_MAX, OnLoss, ServiceSpec, VolumeRules},
+    spec::{COPIES_MAX, OnLoss, ServiceSpec, VolumeHooks, VolumeRules},
 };
 
 use interpolate::Interpolation;
@@ -151,7 +151,7 @@ fn declared_volumes(root: &Section<'_>) -> Result<BTreeMap<VolumeName, VolumeRul
 }
 
 fn volume_rules(volume: &Section<'_>) -> Result<VolumeRules, ApiError> {
-    const KEYS: [&str; 3] = ["on-loss", "replicas", "sync"];
+    const KEYS: [&str; 4] = ["on-loss", "replicas", "sync", "hooks"];
     let mut rules = VolumeRules::default();
     let Some(extension) = volume.get(EXTENSION) else { return Ok(rules) };
     let known = dependency::listed(KEYS);
@@ -174,7 +174,21 @@ fn volume_rules(volume: &Section<'_>) -> Result<VolumeRules, ApiError> {
         rules.replicas = number.ok_or_else(wrong)?;
     }
     rules.sync = service::flag(&extension, "sync")?;
+    if let Some(hooks) = extension.get("hooks") {
+        rules.hooks = volume_hooks(&hooks)?;
+    }
     Ok(rules)
+}
+
+fn volume_hooks(hooks: &Section<'_>) -> Result<VolumeHooks, ApiError> {
+    for (key, _) in hooks.named("a map with `pre` and `post`")? {
+        if !["pre", "post"].contains(&key.text.as_str()) {
+            let message = format!("`{}` has no key `{}`; it has `pre` and `post`", hooks.path, tree::shown(&key.text));
+            return Err(key.mark.invalid(message));
+        }
+    }
+    let command = |key: &str| Ok::<_, ApiError>(service::words(hooks.get(key))?.unwrap_or_default());
+    Ok(VolumeHooks { pre: command("pre")?, post: command("post")? })
 }
 
 /// Every dependency is there, and none depends on itself by any way round.

@@ -58,7 +58,7 @@ impl Reader<'_> {
         source: &str,
     ) -> Result<(VolumeName, VolumeRules), ApiError> {
         let volume: VolumeName = source.parse().map_err(|error| invalid_name(item.mark(), &error))?;
-        let Some(rules) = self.declared.get(&volume).copied() else {
+        let Some(rules) = self.declared.get(&volume).cloned() else {
             return Err(item.invalid(&format!(
                 "mounts the volume `{volume}`, which is not declared; add `{volume}:` under the top-level `volumes`"
             )));

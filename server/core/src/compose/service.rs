@@ -190,7 +190,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn words(section: Option<Section<'_>>) -> Result<Option<Vec<String>>, ApiError> {
+pub(super) fn words(section: Option<Section<'_>>) -> Result<Option<Vec<String>>, ApiError> {
     let Some(section) = section else { return Ok(None) };
     match section.parse("a text, or a list of words")? {
         compose::Command::Args(words) => Ok(Some(words)),

@@ -75,6 +75,16 @@ pub const SUPPORT: &[Key] = &[
         "`true`: what is written is copied within a second, however much there is of it. Otherwise copying takes at most a tenth \
          of the time.",
     ),
+    yes(
+        "volumes.*.x-flotilla.hooks",
+        "Commands in the container around each copy, with at most 30 s each: `pre` before it, for programs whose files mean nothing \
+         while they run, and `post` after it, whatever came of it. What is copied without is as after a power loss, which databases survive.",
+    ),
+    yes(
+        "volumes.*.x-flotilla.hooks.pre",
+        "List, or a text that is split as a shell splits words. If it fails the copy is made, and the failure shown.",
+    ),
+    yes("volumes.*.x-flotilla.hooks.post", "The same."),
     no("volumes.*.name", "A volume is named by its key; leave the entry empty."),
     no("volumes.*.driver", "Flotilla keeps volumes itself, so that it can replicate them; leave the entry empty."),
     no("volumes.*.driver_opts", "Flotilla keeps volumes itself; leave the entry empty."),

@@ -22,8 +22,22 @@ pub enum Volume {
         #[arg(value_name = "SERVICE/VOLUME")]
         volume: VolumeArg,
     },
+    /// Show what changes between two generations of a volume
+    #[command(after_help = "\
+Examples:
+  flotilla volume diff notes/board 17.3
+  flotilla volume diff notes/board 17.3 17.9")]
+    Diff(VolumeDiff),
+    /// List what was written on a machine before it was lost, and never committed
+    Branch {
+        /// A service [default: all]
+        service: Option<ServiceName>,
+    },
     /// Begin a service anew with its volumes as they were; what it has now is kept
-    #[command(after_help = "Example:\n  flotilla volume restore notes 17.3")]
+    #[command(after_help = "\
+Examples:
+  flotilla volume restore notes 17.3
+  flotilla volume restore notes-copy 17.3 --of notes")]
     Restore(VolumeRestore),
     /// Write a volume, as it is committed or as it was, into a tar archive
     #[command(after_help = "\
@@ -31,6 +45,32 @@ Examples:
   flotilla volume export notes/board board.tar
   flotilla volume export notes/board lost.tar --generation 17.4")]
     Export(VolumeExport),
+    /// Make a volume what a tar archive has, and begin its service anew with that; what it has now is kept
+    #[command(after_help = "Example:\n  flotilla volume import notes/board board.tar")]
+    Import(VolumeImport),
+}
+
+#[derive(Args, Debug)]
+pub struct VolumeDiff {
+    /// The service, a slash and the volume; the service alone where it has one volume
+    #[arg(value_name = "SERVICE/VOLUME")]
+    pub volume: VolumeArg,
+    /// Epoch and sequence, as `flotilla volume history` shows them
+    pub from: GenerationName,
+    /// The same [default: the newest that is committed]
+    pub to: Option<GenerationName>,
+}
+
+#[derive(Args, Debug)]
+pub struct VolumeImport {
+    /// The service, a slash and the volume; the service alone where it has one volume
+    #[arg(value_name = "SERVICE/VOLUME")]
+    pub volume: VolumeArg,
+    #[arg(value_name = "TAR")]
+    pub file: PathBuf,
+    /// Don't ask
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 #[derive(Args, Debug)]
@@ -38,6 +78,9 @@ pub struct VolumeRestore {
     pub service: ServiceName,
     /// Epoch and sequence, as `flotilla volume history` shows them
     pub generation: GenerationName,
+    /// The service whose generation it is, where that is another one
+    #[arg(long, value_name = "SERVICE")]
+    pub of: Option<ServiceName>,
     /// Don't ask
     #[arg(short, long)]
     pub yes: bool,

@@ -21,7 +21,7 @@ use axum::{
     extract::{Request, State},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::{delete, get, head, post},
+    routing::{delete, get, head, post, put},
 };
 use flotilla_api::ErrorCode;
 use http::{Method, Uri};
@@ -43,11 +43,11 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/services/{service}", get(services::detail).delete(services::remove))
         .route("/services/{service}/explain", get(services::explain))
         .route("/services/{service}/restart", post(services::restart))
-        .route("/services/{service}/restore", post(volumes::restore))
         .route("/services/{service}/rollback", post(services::roll_back))
         .route("/services/{service}/scale", post(services::scale))
         .route("/volumes", get(volumes::list))
         .route("/volumes/{service}/{volume}", get(volumes::detail))
+        .route("/volumes/{service}/{volume}/diff", get(volumes::diff))
         .route("/images", get(images::list))
         .route("/images/uploads", post(images::begin))
         .route("/audit", get(cluster::audit))
@@ -69,7 +69,9 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/services/{service}/exec", get(exec::run))
         .route("/events", get(events::follow))
         .route("/state/backup", get(state::back_up))
+        .route("/services/{service}/restore", post(volumes::restore))
         .route("/volumes/{service}/{volume}/export", get(volumes::export))
+        .route("/volumes/{service}/{volume}/import", put(volumes::import))
         .route("/demo/machines/{machine}/kill", post(demo::kill))
         .route("/demo/machines/{machine}/start", post(demo::start));
     prompt.merge(lasting)

@@ -26,7 +26,7 @@ use crate::{
         Error,
         link::{Link, LinkState, MeshChannel},
     },
-    peers::{CallError, Handler, Stream},
+    peers::{CallError, Handler, LANES_MAX, Stream},
     tunnel::{Channel, ChannelClosed},
 };
 
@@ -36,8 +36,8 @@ const STREAMS_MAX: usize = 128;
 /// Streams that the other node has open on one link: more, as its places are free again a moment before ours.
 const ACCEPTED_MAX: usize = 2 * STREAMS_MAX;
 
-/// Links that are there at one time: one each way, when both began at once, and those that end.
-const LINKS_MAX: usize = 4;
+/// Links that are there at one time: all lanes each way, when both began at once, and those that end.
+const LINKS_MAX: usize = 2 * LANES_MAX + 2;
 
 /// Characters of a label: what for, and of what.
 pub(super) const LABEL_MAX: usize = 256;
@@ -97,9 +97,9 @@ pub(super) struct BulkLink {
 }
 
 impl Bulk {
-    /// A link that works.
-    pub(super) fn find(&self) -> Option<Arc<BulkLink>> {
-        self.links().iter().rev().find(|link| link.works()).cloned()
+    /// A link that works, the newest first; another one for each lane.
+    pub(super) fn find(&self, lane: usize) -> Option<Arc<BulkLink>> {
+        self.links().iter().rev().filter(|link| link.works()).nth(lane).cloned()
     }
 
     pub(super) fn is_full(&self) -> bool {

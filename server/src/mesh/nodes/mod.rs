@@ -51,7 +51,7 @@ use super::{
 };
 use crate::{
     clock,
-    peers::{CallError, Handler, Method, Peers, Stream, starting},
+    peers::{CallError, Handler, LANES_MAX, Method, Peers, Stream, starting},
 };
 use bulk::{LABEL_MAX, Taker};
 use control::{CONNECTING, Control, Hello, PROTOCOL};
@@ -227,13 +227,17 @@ impl Peers for NodeMesh {
     }
 
     fn stream(&self, to: &NodeId, label: &str) -> BoxFuture<'static, Result<Stream, CallError>> {
+        self.stream_beside(to, label, 0)
+    }
+
+    fn stream_beside(&self, to: &NodeId, label: &str, lane: usize) -> BoxFuture<'static, Result<Stream, CallError>> {
         let (shared, peer, label) = (Arc::clone(&self.shared), self.shared.peer(to), label.to_owned());
         async move {
             if label.len() > LABEL_MAX {
                 return Err(CallError::TooLarge { size: label.len() });
             }
             let peer = peer.ok_or(CallError::Unreachable)?;
-            peer.stream(&shared, &label).await
+            peer.stream(&shared, &label, lane.min(LANES_MAX - 1)).await
         }
         .boxed()
     }

@@ -149,15 +149,20 @@ impl Peer {
         }
     }
 
-    /// Opens a stream on a bulk link, which is made if there is none.
-    pub(super) async fn stream(self: &Arc<Self>, shared: &Arc<Shared>, label: &str) -> Result<Stream, CallError> {
+    /// Opens a stream on a bulk link, which is made if there are no more than `lane` of them.
+    pub(super) async fn stream(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        label: &str,
+        lane: usize,
+    ) -> Result<Stream, CallError> {
         for last in [false, true] {
-            let (link, fresh) = match self.bulk.find() {
+            let (link, fresh) = match self.bulk.find(lane) {
                 Some(link) => (link, false),
                 None => {
                     let _making = self.bulk.making.lock().await;
                     // Another stream may have made one meanwhile.
-                    match self.bulk.find() {
+                    match self.bulk.find(lane) {
                         Some(link) => (link, false),
                         None => (self.bulk_link(shared).await?, true),
                     }

@@ -10,7 +10,7 @@ use flotilla_core::{
     CommandV1,
     node::Leader,
     reconcile::Action,
-    replication::{Replicas, Writer},
+    replication::{Pace, Replicas, Writer},
     state::{Copies, Generation, GenerationName, Phase},
 };
 
@@ -117,7 +117,7 @@ impl World {
                     service: service.name.clone(),
                     writer: Writer::new(
                         node.id.clone(),
-                        false,
+                        Pace::default(),
                         node.disk.newest_of(&service.name, placement.epoch),
                         clock,
                     ),
