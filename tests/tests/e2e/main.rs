@@ -10,6 +10,7 @@ mod images;
 mod jupyter;
 mod refusals;
 mod tunnel;
+mod volumes;
 
 use anyhow::Result;
 use flotilla_tests::{
