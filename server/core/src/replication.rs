@@ -17,10 +17,14 @@ pub const QUIET_MS: u64 = 100;
 pub const LATEST_MS: u64 = 1_000;
 /// The same where somebody asked for `sync`, whatever captures cost. Milliseconds.
 pub const LATEST_SYNC_MS: u64 = 500;
-/// Where it would cost more, a capture has to be worth it: it takes at most this part of the time.
+/// In the long run captures take at most this part of the time.
 const SHARE: u64 = 10;
+/// So much may be captured before anybody asks how long that takes: a large file is copied at once, and its next change too. Milliseconds.
+pub const BURST_MS: u64 = 10_000;
 /// The longest pause that an expensive capture earns. Milliseconds.
 pub const PAUSE_MAX_MS: u64 = 300_000;
+/// After a capture that came to nothing. Milliseconds.
+pub const FAILED_PAUSE_MS: u64 = 1_000;
 /// Between two captures around which commands are run in the container, which may write, too. Milliseconds.
 pub const HOOKED_PAUSE_MS: u64 = 30_000;
 /// For how long a replica that is slower than the others is waited for. Milliseconds.
@@ -51,6 +55,8 @@ pub struct Writer {
     ended: bool,
     /// No capture before this time, unless it is asked for.
     pause_until: Mono,
+    /// How long captures took, less what has been earned since; and when that was so. Milliseconds.
+    spent: (u64, Mono),
     pending: VecDeque<Pending>,
     /// What is in the log.
     committed: Option<Commit>,
@@ -103,6 +109,7 @@ impl Writer {
             capturing: false,
             ended: false,
             pause_until: Mono(0),
+            spent: (0, now),
             pending: VecDeque::new(),
             committed: None,
         }
@@ -171,7 +178,8 @@ impl Writer {
     /// A capture came to nothing: what it should have seen is still to be captured.
     pub fn failed(&mut self, now: Mono, took_ms: u64) {
         self.capturing = false;
-        self.pause(now, took_ms.max(QUIET_MS));
+        self.pause(now, took_ms);
+        self.pause_until = self.pause_until.max(now.plus(FAILED_PAUSE_MS));
         self.changed(now);
     }
 
@@ -262,8 +270,12 @@ impl Writer {
     }
 
     fn pause(&mut self, now: Mono, took_ms: u64) {
+        let (before, at) = self.spent;
+        let spent = before.saturating_sub(now.since(at) / SHARE) + took_ms;
+        self.spent = (spent, now);
         let least = if self.pace.hooked { HOOKED_PAUSE_MS } else { 0 };
-        self.pause_until = now.plus((took_ms * (SHARE - 1)).clamp(least, PAUSE_MAX_MS));
+        let pause = spent.saturating_sub(BURST_MS) * SHARE;
+        self.pause_until = now.plus(pause.clamp(least, PAUSE_MAX_MS));
     }
 }
 
@@ -317,20 +329,41 @@ mod tests {
         writer.changed(Mono(2_010));
         assert!(!writer.orders(Mono(9_000), &both).capture, "one at a time");
         writer.captured(Mono(9_000), 7_000);
-        assert!(writer.orders(Mono(9_000 + 63_000), &both).capture, "and it takes a tenth of the time at most");
+        assert!(writer.orders(Mono(9_000), &both).capture, "it was worth it, this once");
     }
 
     #[test]
     fn an_expensive_capture_is_made_less_often_unless_it_is_to_be_in_step() {
-        for (sync, due) in [(false, 200 + 9 * 500), (true, 300)] {
-            let none = Replicas::default();
+        const TOOK: u64 = 2_000;
+        const HOUR: u64 = 3_600_000;
+        let none = Replicas::default();
+        for (sync, most) in [(false, HOUR / SHARE / TOOK + BURST_MS / TOOK + 1), (true, HOUR)] {
             let mut writer = Writer::new(id("a"), Pace { sync, hooked: false }, 0, Mono(0));
-            assert!(writer.orders(Mono(100), &none).capture);
-            writer.captured(Mono(200), 500);
-            writer.changed(Mono(200));
-            assert_eq!(writer.orders(Mono(201), &none).wake_at, Some(Mono(due)));
-            assert!(writer.orders(Mono(due), &none).capture);
+            let (mut now, mut times) = (100, Vec::new());
+            while now < HOUR {
+                writer.changed(Mono(now));
+                if writer.orders(Mono(now), &none).capture {
+                    now += TOOK;
+                    writer.captured(Mono(now), TOOK);
+                    times.push(now);
+                }
+                now += 50;
+            }
+            let first = times.iter().filter(|time| **time < 20_000).count() as u64;
+            assert!(first > BURST_MS / TOOK, "a few at once: {first}");
+            let count = times.len() as u64;
+            assert!(count <= most && count >= HOUR / SHARE / TOOK - 1, "{count} of at most {most}");
         }
+    }
+
+    #[test]
+    fn what_can_not_be_captured_is_not_tried_at_once() {
+        let mut writer = Writer::new(id("a"), Pace::default(), 0, Mono(0));
+        let none = Replicas::default();
+        assert!(writer.orders(Mono(100), &none).capture);
+        writer.failed(Mono(110), 5);
+        assert!(!writer.orders(Mono(110 + FAILED_PAUSE_MS - 1), &none).capture);
+        assert!(writer.orders(Mono(110 + FAILED_PAUSE_MS), &none).capture);
     }
 
     #[test]

@@ -72,8 +72,8 @@ pub const SUPPORT: &[Key] = &[
     ),
     flag(
         "volumes.*.x-flotilla.sync",
-        "`true`: what is written is copied within a second, however much there is of it. Otherwise copying takes at most a tenth \
-         of the time.",
+        "`true`: what is written is copied within a second, however much there is of it. Otherwise reading what has changed takes \
+         at most a tenth of the time in the long run.",
     ),
     yes(
         "volumes.*.x-flotilla.hooks",

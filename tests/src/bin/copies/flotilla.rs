@@ -50,7 +50,7 @@ impl Store {
     image: {image}
     ports: [\"8080\"]
     stop_grace_period: 3s
-    volumes: [\"data:/data\"]
+    volumes: [\"data:/store\"]
 volumes:
   data: {{ x-flotilla: {{ replicas: {replicas} }} }}
 "
