@@ -269,12 +269,13 @@ fn unpack(bytes: impl Read, into: &Path, like: &Path) -> Result<(), Refused> {
     if let Some((_, by)) = COMPRESSED.iter().find(|(magic, _)| first[..len].starts_with(magic)) {
         return Err(Refused::Compressed(by));
     }
-    let mut archive = Archive::new(Read::chain(&first[..len], &mut bytes));
-    archive.set_preserve_permissions(true);
-    archive.set_preserve_ownerships(rustix::process::geteuid().is_root());
-    archive.set_unpack_xattrs(true);
-    let unpacked = unpack_all(&mut archive, into);
-    drop(archive);
+    let unpacked = {
+        let mut archive = Archive::new(Read::chain(&first[..len], &mut bytes));
+        archive.set_preserve_permissions(true);
+        archive.set_preserve_ownerships(rustix::process::geteuid().is_root());
+        archive.set_unpack_xattrs(true);
+        unpack_all(&mut archive, into)
+    };
     match unpacked {
         Ok(()) => Ok(()),
         Err(Trouble::Outside(path)) => Err(Refused::Outside(path)),
