@@ -13,6 +13,7 @@ pub mod engine;
 pub mod fence;
 pub mod http;
 pub mod identity;
+pub mod images;
 pub mod mesh;
 pub mod metrics;
 pub mod node;

@@ -105,6 +105,7 @@ codes! {
     TokenNotFound = "token-not-found", 404;
     MachineNotFound = "machine-not-found", 404;
     VolumeInUse = "volume-in-use", 409;
+    ImageInUse = "image-in-use", 409;
 
     ImageNotFound = "image-not-found", 422;
     ImagePullFailed = "image-pull-failed", 502;

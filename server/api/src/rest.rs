@@ -23,6 +23,12 @@
 //! GET    /volumes/{service}/{volume}/export  ?ExportQuery  a tar archive
 //! POST   /services/{service}/restore   RestoreRequest  204
 //! POST   /builds                 ?BuildQuery, a tar    BuildLine, newline-delimited
+//! GET    /images/held                                  [HeldImageView]
+//! POST   /images                 PushImage             PushedImage
+//! DELETE /images                 ?RemoveImageQuery     [CollectedView]
+//! POST   /images/lacking         AskLayers             LackingLayers
+//! POST   /images/layers/{digest}                       204
+//! POST   /images/gc              ?CollectQuery         [CollectedView]
 //! POST   /images/uploads         BeginUpload           UploadView
 //! HEAD   /images/uploads/{digest}                      Upload-Offset
 //! PATCH  /images/uploads/{digest}  Upload-Offset, body 204 and Upload-Offset
@@ -35,6 +41,7 @@
 //! ```
 
 mod demo;
+mod image;
 mod machine;
 mod volume;
 
@@ -46,6 +53,7 @@ use crate::{Grant, InstanceId, MachineName, Revision, ServiceName, StackName, To
 
 pub use crate::explain::{ExplainView, MachineVerdict, ScorePart, Verdict};
 pub use demo::*;
+pub use image::*;
 pub use machine::*;
 pub use volume::*;
 
@@ -166,9 +174,12 @@ pub struct ServiceDetail {
     /// Where its replicas shall run, by replica and then epoch.
     #[serde(default)]
     pub placements: Vec<PlacedView>,
-    /// Machines that keep its image, to take over without fetching it first.
+    /// Machines that shall keep its image, to take over without fetching it first.
     #[serde(default)]
     pub standby: Vec<MachineName>,
+    /// Those of them that have it, as they told.
+    #[serde(default)]
+    pub standby_ready: Vec<MachineName>,
     /// Newest first.
     pub revisions: Vec<RevisionView>,
 }

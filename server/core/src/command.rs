@@ -162,11 +162,29 @@ pub enum CommandV1 {
         service: ServiceName,
         generation: GenerationName,
     },
+    /// Images came or went at somebody's word. It changes nothing of the state: it is for the audit trail.
+    NoteImages {
+        change: ImageChange,
+        /// Names, or ids of those that have none.
+        images: Vec<String>,
+    },
     /// How long leases shall be, as the jitter of the links demands. Milliseconds.
     SetLease {
         term: u64,
         lease_ms: u64,
     },
+}
+
+/// What became of images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageChange {
+    /// They were sent to the cluster.
+    Pushed,
+    /// They were taken from all machines.
+    Removed,
+    /// Nobody needed them any more.
+    Collected,
 }
 
 /// One step of a leader's decision on placements. Epochs are unique in the cluster, so that one names a placement.

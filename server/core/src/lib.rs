@@ -7,6 +7,7 @@ pub mod command;
 pub mod compose;
 mod dependency;
 pub mod history;
+pub mod images;
 pub mod lease;
 pub mod node;
 pub mod reconcile;

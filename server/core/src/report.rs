@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use flotilla_api::{
     InstanceId, NodeId, ServiceName, UnixMillis,
-    rest::{EngineView, LinkView, MachineResources},
+    rest::{EngineView, ImageStep, LinkView, MachineResources},
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,41 @@ pub struct Report {
     /// Of services whose volumes are written there.
     #[serde(default)]
     pub data: DataReports,
+    #[serde(default)]
+    pub stored_images: StoredImages,
+}
+
+/// What a machine tells of the images in its store of objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredImages {
+    /// At most [`STORED_IMAGES_TOLD`], the newest.
+    pub held: Vec<StoredImage>,
+    /// Those that are on their way.
+    pub moving: Vec<ImageMove>,
+}
+
+/// A report is one message; a cluster of a home has some tens of images.
+pub const STORED_IMAGES_TOLD: usize = 100;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredImage {
+    pub id: String,
+    pub names: Vec<String>,
+    /// Of its layers, unpacked.
+    pub bytes: u64,
+}
+
+/// An image on its way to a machine, or within it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageMove {
+    /// Its id, or a reference where that is not known yet.
+    pub image: String,
+    /// For people.
+    pub name: String,
+    pub step: ImageStep,
+    pub bytes: u64,
+    /// 0 where it is not known.
+    pub of: u64,
 }
 
 /// By service.

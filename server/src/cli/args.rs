@@ -1,5 +1,6 @@
 //! What can be typed, and its help texts.
 
+mod image;
 mod volume;
 
 use std::{path::PathBuf, time::Duration};
@@ -7,6 +8,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::styling};
 use flotilla_api::{JoinToken, MachineName, Scope, ServiceName, StackName, TokenId};
 
+pub(super) use image::Image;
 pub(super) use volume::{Volume, VolumeArg, VolumeDiff, VolumeExport, VolumeImport, VolumeRestore, Volumes};
 
 use crate::{config, demo, fence};
@@ -134,7 +136,7 @@ Variables (${NAME}) come from the environment, then from the file .env beside th
         after_help = "Examples:\n  flotilla volume ls\n  flotilla volume history notes/board"
     )]
     Volume(Volumes),
-    /// Push images to the node, and list them
+    /// Push images to the cluster without a registry, list who holds them, and remove them
     #[command(subcommand)]
     Image(Image),
     /// Make, list and revoke tokens
@@ -330,27 +332,6 @@ fn parse_scale(text: &str) -> Result<(ServiceName, u32), String> {
     let service = service.parse().map_err(|error: flotilla_api::InvalidName| error.to_string())?;
     let replicas = replicas.parse().map_err(|_| format!("`{replicas}` is no number of instances"))?;
     Ok((service, replicas))
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Image {
-    /// Send an image of this machine's engine, or an archive of `docker save`, to the node; no registry is needed
-    #[command(after_help = "\
-Examples:
-  flotilla image push notes:1
-  flotilla image push ./notes.tar
-
-A push that was broken off goes on where it was.")]
-    Push {
-        /// Reference of an image, or path of an archive
-        #[arg(value_name = "IMAGE|TAR")]
-        source: String,
-    },
-    /// List the images that the node's engine has, or that of another machine
-    Ls {
-        #[arg(long, value_name = "MACHINE")]
-        machine: Option<MachineName>,
-    },
 }
 
 #[derive(Args, Debug)]

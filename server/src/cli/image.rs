@@ -1,39 +1,100 @@
-//! `flotilla image`: images go from this machine's engine, or from an archive, to the node.
+//! `flotilla image`: images go from this machine's engine, or from an archive, to the cluster; and who holds them.
 
-use std::{
-    fs::File,
-    io::{self, Read as _, Write as _},
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use bollard::Docker;
 use comfy_table::Cell;
-use flotilla_api::{MachineName, rest::LoadedImages};
+use flotilla_api::{
+    MachineName,
+    rest::{CollectQuery, CollectedView, HeldImageView, ImageHolderView, RemoveImageQuery},
+};
 use futures::StreamExt;
-use serde::Deserialize;
 
-use super::{Failure, Session, args::Image, output, time};
-use crate::{client::Archive, clock};
+use super::{Failure, Output, Session, args::Image, output, progress::Progress, time};
+use crate::{
+    client::{Archive, Error, Layers, Pushed},
+    clock,
+    images::Incoming,
+};
 
 /// How long the local engine may take to answer, and to send the next part of an image.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The manifest of an archive of `docker save` has a few hundred bytes per image. Bytes.
-const MANIFEST_MAX: u64 = 1024 * 1024;
-
 pub(super) async fn run(verb: Image, session: &Session) -> Result<(), Failure> {
     match verb {
         Image::Push { source } => push(&source, session).await,
-        Image::Ls { machine } => list(machine.as_ref(), session).await,
+        Image::Ls { machine: Some(machine), .. } => list_of(&machine, session).await,
+        Image::Ls { machine: None, layers } => list(layers, session).await,
+        Image::Rm { image, yes } => remove(image, yes, session).await,
+        Image::Gc { dry_run } => collect(dry_run, session).await,
     }
 }
 
-async fn list(machine: Option<&MachineName>, session: &Session) -> Result<(), Failure> {
-    let images = match machine {
-        Some(machine) => session.client.images_of(machine).await?,
-        None => session.client.images().await?,
-    };
+async fn list(layers: bool, session: &Session) -> Result<(), Failure> {
+    let images = session.client.held_images().await?;
+    if session.output.json {
+        return session.output.value(&images);
+    }
+    let rows = images.iter().flat_map(|image| {
+        let mut rows = vec![row(image)];
+        if layers {
+            rows.extend(image.layers.iter().map(|layer| {
+                let shared = match layer.shared_with {
+                    0 => String::new(),
+                    1 => "in one more image".to_owned(),
+                    others => format!("in {others} more images"),
+                };
+                vec![
+                    Cell::new(format!("  {}", short(&layer.digest))),
+                    Cell::new(""),
+                    Cell::new(time::size(layer.size_bytes)),
+                    Cell::new(""),
+                    Cell::new(shared),
+                    Cell::new(""),
+                ]
+            }));
+        }
+        rows
+    });
+    let header = ["IMAGE", "ID", "SIZE", "SHARED", "HELD BY", "USED BY"];
+    session.output.table(&header, rows.collect(), "No service uses an image, and no machine holds one.")
+}
+
+fn row(image: &HeldImageView) -> Vec<Cell> {
+    let used_by: Vec<String> = image
+        .used_by
+        .iter()
+        .map(|it| if it.current { it.service.to_string() } else { format!("{} (earlier)", it.service) })
+        .collect();
+    let held_by: Vec<String> = image.machines.iter().map(holder).collect();
+    vec![
+        Cell::new(image.references.join("\n")),
+        Cell::new(short(&image.id)),
+        Cell::new(image.size_bytes.map(time::size).unwrap_or_default()),
+        Cell::new(image.shared_bytes.filter(|bytes| *bytes > 0).map(time::size).unwrap_or_default()),
+        Cell::new(held_by.join(", ")),
+        Cell::new(used_by.join(", ")),
+    ]
+}
+
+fn holder(holder: &ImageHolderView) -> String {
+    let machine = &holder.machine;
+    match holder {
+        ImageHolderView { lost: true, .. } => format!("{machine} (lost)"),
+        ImageHolderView { transfer: Some(it), .. } if it.of > 0 => {
+            let percent = it.bytes.saturating_mul(100) / it.of;
+            format!("{machine} ({} {percent} %)", it.step.as_str())
+        }
+        ImageHolderView { transfer: Some(it), .. } => format!("{machine} ({})", it.step.as_str()),
+        ImageHolderView { engine: true, store: true, .. } => machine.to_string(),
+        ImageHolderView { engine: true, store: false, .. } => format!("{machine} (engine)"),
+        ImageHolderView { engine: false, store: true, .. } => format!("{machine} (store)"),
+        _ => format!("{machine} (missing)"),
+    }
+}
+
+async fn list_of(machine: &MachineName, session: &Session) -> Result<(), Failure> {
+    let images = session.client.images_of(machine).await?;
     if session.output.json {
         return session.output.value(&images);
     }
@@ -44,7 +105,7 @@ async fn list(machine: Option<&MachineName>, session: &Session) -> Result<(), Fa
             let used_by: Vec<&str> = image.used_by.iter().map(AsRef::as_ref).collect();
             vec![
                 Cell::new(image.references.join("\n")),
-                Cell::new(image.id.trim_start_matches("sha256:").get(..12).unwrap_or(&image.id)),
+                Cell::new(short(&image.id)),
                 Cell::new(time::size(image.size_bytes)),
                 // Made reproducibly, without a date.
                 Cell::new(if image.created_at.0 == 0 { String::new() } else { time::age(now, image.created_at) }),
@@ -55,27 +116,75 @@ async fn list(machine: Option<&MachineName>, session: &Session) -> Result<(), Fa
     session.output.table(&["IMAGE", "ID", "SIZE", "AGE", "USED BY"], rows, "The engine has no image.")
 }
 
+fn short(id: &str) -> &str {
+    let hex = id.trim_start_matches("sha256:");
+    hex.get(..12).filter(|_| id.starts_with("sha256:")).unwrap_or(id)
+}
+
+async fn remove(image: String, yes: bool, session: &Session) -> Result<(), Failure> {
+    if !yes {
+        output::confirm(&format!("Remove {image} from all machines?"), "nothing was removed")?;
+    }
+    let removed = session.client.remove_image(&RemoveImageQuery { name: image }).await?;
+    tell(&removed, "Removed", session.output)
+}
+
+async fn collect(dry_run: bool, session: &Session) -> Result<(), Failure> {
+    let collected = session.client.collect_images(CollectQuery { dry_run }).await?;
+    tell(&collected, if dry_run { "Would remove" } else { "Removed" }, session.output)
+}
+
+fn tell(machines: &[CollectedView], verb: &str, output: Output) -> Result<(), Failure> {
+    if output.json {
+        return output.value(&machines);
+    }
+    for machine in machines {
+        for image in &machine.images {
+            let name = image.references.first().map_or_else(|| short(&image.id), String::as_str);
+            let of = match (image.engine, image.store) {
+                (true, true) => "its engine and its store",
+                (true, false) => "its engine",
+                (false, true) => "its store",
+                (false, false) => "the names in its engine",
+            };
+            output.line(&format!("{}: {verb} {name} ({of}).", machine.machine))?;
+        }
+        if let Some(problem) = &machine.problem {
+            output.note(&format!("{}: {problem}", machine.machine));
+        }
+    }
+    let freed = machines.iter().map(|machine| machine.freed_bytes).sum::<u64>();
+    match machines.iter().all(|machine| machine.images.is_empty()) {
+        true => output.line("There is no image that nothing needs."),
+        false if freed > 0 => output.line(&format!("{} are given back within minutes.", time::size(freed))),
+        false => Ok(()),
+    }
+}
+
 async fn push(source: &str, session: &Session) -> Result<(), Failure> {
     let path = Path::new(source);
     let looks_like_a_path =
         path.extension().is_some_and(|end| end == "tar" || end == "tgz") || source.starts_with(['.', '/']);
-    let loaded = if path.is_file() {
+    let pushed = if path.is_file() {
         push_archive(path, session).await?
     } else if looks_like_a_path {
         return Err(Failure::Usage(format!("there is no file `{source}`")));
     } else {
         push_from_engine(source, session).await?
     };
-    let (verb, loaded) = match loaded {
-        Pushed::Sent(loaded) => ("Pushed", loaded),
-        Pushed::WasThere(images) => ("The node already has", LoadedImages { images }),
+    let names = if pushed.images.is_empty() { pushed.id.clone() } else { pushed.images.join(", ") };
+    let Pushed { layers, sent_layers, sent_bytes, .. } = pushed;
+    let sentence = match (layers, sent_layers) {
+        (0, _) if sent_bytes == 0 => format!("The node already has {names}."),
+        (0, _) => format!("Pushed {names}."),
+        (_, 0) => format!("Pushed {names}: the cluster had all of its {layers} layers."),
+        _ => format!("Pushed {names}: {sent_layers} of {layers} layers, {}.", time::size(sent_bytes)),
     };
-    session.output.done(&format!("{verb} {}.", loaded.images.join(", ")), &loaded)
+    session.output.done(&sentence, &pushed)
 }
 
-enum Pushed {
-    Sent(LoadedImages),
-    WasThere(Vec<String>),
+fn was_there(id: String, images: Vec<String>) -> Pushed {
+    Pushed { id, images, layers: 0, sent_layers: 0, sent_bytes: 0 }
 }
 
 async fn push_from_engine(image: &str, session: &Session) -> Result<Pushed, Failure> {
@@ -92,23 +201,40 @@ async fn push_from_engine(image: &str, session: &Session) -> Result<Pushed, Fail
         }
         other => unavailable(other),
     })?;
-    if let Some(id) = &inspected.id
-        && has(session, id, &[with_tag(image)]).await?
-    {
-        return Ok(Pushed::WasThere(vec![image.to_owned()]));
+    let id = inspected.id.unwrap_or_default();
+    if has(session, &id, &[with_tag(image)]).await? {
+        return Ok(was_there(id, vec![image.to_owned()]));
     }
-    let mut archive = tempfile::NamedTempFile::new().map_err(Failure::io("make a file in", std::env::temp_dir()))?;
-    let bar =
-        output::bar(session.output, "Reading the image", inspected.size.and_then(|size| u64::try_from(size).ok()));
-    let mut blocks = std::pin::pin!(docker.export_image(image));
-    while let Some(block) = within(blocks.next()).await? {
-        let block = block.map_err(unavailable)?;
-        archive.write_all(&block).map_err(Failure::io("write", archive.path()))?;
-        bar.inc(block.len() as u64);
-    }
-    archive.flush().map_err(Failure::io("write", archive.path()))?;
-    bar.finish_and_clear();
-    upload(archive.path(), session).await.map(Pushed::Sent)
+    // What the engine calls its layers is what it calls them in an archive, too, unless it keeps them compressed.
+    let digests: Vec<String> = inspected.root_fs.and_then(|it| it.layers).unwrap_or_default();
+    let digests: Vec<String> = digests.iter().map(|digest| digest.trim_start_matches("sha256:").to_owned()).collect();
+    let lacking = session.client.lacking(digests.clone()).await?.layers;
+    let unneeded: BTreeSet<String> = digests.into_iter().filter(|digest| !lacking.contains_key(digest)).collect();
+    let size = inspected.size.and_then(|size| u64::try_from(size).ok());
+    let mut reading = Progress::new(session.output, "Reading the image", size);
+    let name = image.to_owned();
+    let saved = async_stream(docker, name);
+    let layers = blocking(move || {
+        let read = |bytes| reading.reached(bytes, size.unwrap_or_default().max(bytes));
+        Layers::spooled(Incoming::of(saved), &unneeded, read)
+    });
+    let layers = layers.await?.ok_or_else(|| {
+        Failure::Other(format!("what this machine's engine saves of `{image}` can't be read; push it as an archive"))
+    })?;
+    send(&layers, session).await
+}
+
+fn async_stream(docker: Docker, image: String) -> futures::stream::BoxStream<'static, std::io::Result<bytes::Bytes>> {
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(4);
+    tokio::spawn(async move {
+        let mut blocks = std::pin::pin!(docker.export_image(&image));
+        while let Some(block) = blocks.next().await {
+            if sender.send(block.map_err(std::io::Error::other)).await.is_err() {
+                return;
+            }
+        }
+    });
+    Box::pin(futures::stream::poll_fn(move |context| receiver.poll_recv(context)))
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
@@ -117,19 +243,26 @@ async fn within<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
 }
 
 async fn push_archive(path: &Path, session: &Session) -> Result<Pushed, Failure> {
-    let owned = path.to_owned();
-    let images = tokio::task::spawn_blocking(move || images_in(&owned))
-        .await
-        .map_err(|error| Failure::Other(error.to_string()))?
-        .map_err(Failure::io("read", path))?;
-    let mut present = !images.is_empty();
-    for image in &images {
-        present = present && has(session, &image.id, &image.references).await?;
+    let size = std::fs::metadata(path).map_err(Failure::io("read", path))?.len();
+    let mut reading = Progress::new(session.output, "Reading the archive", Some(size));
+    let file = path.to_owned();
+    let layers = blocking(move || Layers::in_archive(&file, |bytes| reading.reached(bytes, size))).await?;
+    let Some(layers) = layers else { return upload(path, session).await };
+    if !layers.references().is_empty() && has(session, &layers.id(), layers.references()).await? {
+        return Ok(was_there(layers.id(), layers.references().to_vec()));
     }
-    if present {
-        return Ok(Pushed::WasThere(images.into_iter().flat_map(|image| image.references).collect()));
-    }
-    upload(path, session).await.map(Pushed::Sent)
+    send(&layers, session).await
+}
+
+async fn send(layers: &Layers, session: &Session) -> Result<Pushed, Failure> {
+    let mut sending = Progress::new(session.output, "Sending", Some(0));
+    let pushed = session.client.push(layers, |bytes, of| {
+        sending.reached(bytes, of);
+        if bytes == of {
+            sending.now("The node's engine loads it");
+        }
+    });
+    Ok(pushed.await?)
 }
 
 /// Does the node's engine have this image, under all these references?
@@ -140,27 +273,27 @@ async fn has(session: &Session, id: &str, references: &[String]) -> Result<bool,
         .any(|image| image.id == id && references.iter().all(|reference| image.references.contains(reference))))
 }
 
-async fn upload(path: &Path, session: &Session) -> Result<LoadedImages, Failure> {
+/// As a whole, for what this program can't take apart.
+async fn upload(path: &Path, session: &Session) -> Result<Pushed, Failure> {
     let size = std::fs::metadata(path).map_err(Failure::io("read", path))?.len();
-    let reading = output::bar(session.output, "Computing its digest", Some(size));
-    let archive = Archive::open(path, {
-        let reading = reading.clone();
-        move |read| reading.set_position(read)
-    })
-    .await?;
-    reading.finish_and_clear();
-    let sending = output::bar(session.output, "Sending", Some(archive.size()));
-    let loaded = session
-        .client
-        .upload(&archive, |sent| {
-            sending.set_position(sent);
-            if sent == size {
-                sending.set_message("The node's engine loads it");
-            }
-        })
-        .await;
-    sending.finish_and_clear();
-    Ok(loaded?)
+    let mut reading = Progress::new(session.output, "Computing its digest", Some(size));
+    let archive = Archive::open(path, move |read| reading.reached(read, size)).await?;
+    let mut sending = Progress::new(session.output, "Sending", Some(archive.size()));
+    let loaded = session.client.upload(&archive, |sent| {
+        sending.reached(sent, size);
+        if sent == size {
+            sending.now("The node's engine loads it");
+        }
+    });
+    let images = loaded.await?.images;
+    Ok(Pushed { id: String::new(), images, layers: 0, sent_layers: 0, sent_bytes: size })
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 /// `notes` is short for `notes:latest`.
@@ -169,47 +302,10 @@ fn with_tag(image: &str) -> String {
     if name.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct ArchivedImage {
-    id: String,
-    references: Vec<String>,
-}
-
-/// What an archive of `docker save` holds, as its manifest says. Empty for what is no such archive, or is compressed: the
-/// node's engine is the judge of those.
-fn images_in(path: &Path) -> io::Result<Vec<ArchivedImage>> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Entry {
-        config: String,
-        #[serde(default)]
-        repo_tags: Option<Vec<String>>,
-    }
-
-    let mut archive = tar::Archive::new(File::open(path)?);
-    let Ok(entries) = archive.entries_with_seek() else { return Ok(Vec::new()) };
-    for entry in entries {
-        let Ok(entry) = entry else { return Ok(Vec::new()) };
-        if entry.path().is_ok_and(|path| path == Path::new("manifest.json")) {
-            let mut text = String::new();
-            entry.take(MANIFEST_MAX).read_to_string(&mut text)?;
-            let Ok(manifest) = serde_json::from_str::<Vec<Entry>>(&text) else { return Ok(Vec::new()) };
-            let image = |entry: Entry| {
-                // The configuration's file is named for its digest, which is the image's id.
-                let name = entry.config.rsplit('/').next().unwrap_or_default();
-                ArchivedImage {
-                    id: format!("sha256:{}", name.trim_end_matches(".json")),
-                    references: entry.repo_tags.unwrap_or_default(),
-                }
-            };
-            return Ok(manifest.into_iter().map(image).collect());
-        }
-    }
-    Ok(Vec::new())
-}
-
 #[cfg(test)]
 mod tests {
+    use flotilla_api::rest::{ImageStep, TransferView};
+
     use super::*;
 
     #[test]
@@ -225,18 +321,27 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_tells_its_images_and_what_is_none_tells_nothing() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let mut tar = tar::Builder::new(file.reopen().unwrap());
-        let manifest = br#"[{"Config":"blobs/sha256/ab","RepoTags":["notes:1"],"Layers":[]}]"#;
-        let mut header = tar::Header::new_gnu();
-        header.set_size(manifest.len() as u64);
-        tar.append_data(&mut header, "manifest.json", &manifest[..]).unwrap();
-        tar.into_inner().unwrap();
-        let expected = ArchivedImage { id: "sha256:ab".into(), references: vec!["notes:1".into()] };
-        assert_eq!(images_in(file.path()).unwrap(), [expected]);
-
-        std::fs::write(file.path(), "no archive at all").unwrap();
-        assert_eq!(images_in(file.path()).unwrap(), []);
+    fn who_holds_an_image_is_told_from_who_is_getting_it() {
+        let there = ImageHolderView {
+            machine: "atlas".parse().unwrap(),
+            engine: true,
+            store: true,
+            wanted: true,
+            lost: false,
+            transfer: None,
+            observed_at: None,
+        };
+        let with = |change: &dyn Fn(&mut ImageHolderView)| {
+            let mut it = there.clone();
+            change(&mut it);
+            holder(&it)
+        };
+        assert_eq!(holder(&there), "atlas");
+        assert_eq!(with(&|it| it.lost = true), "atlas (lost)");
+        assert_eq!(with(&|it| it.store = false), "atlas (engine)");
+        assert_eq!(with(&|it| (it.engine, it.store) = (false, false)), "atlas (missing)");
+        let fetching = |of| Some(TransferView { step: ImageStep::Fetching, bytes: 30, of });
+        assert_eq!(with(&|it| it.transfer = fetching(120)), "atlas (fetching 25 %)");
+        assert_eq!(with(&|it| it.transfer = fetching(0)), "atlas (fetching)");
     }
 }

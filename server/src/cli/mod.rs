@@ -13,6 +13,7 @@ mod image;
 pub(crate) mod local;
 mod machines;
 mod output;
+mod progress;
 mod services;
 mod state;
 mod time;

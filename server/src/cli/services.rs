@@ -128,7 +128,7 @@ pub(super) async fn inspect(service: &ServiceName, session: &Session) -> Result<
 
 fn describe(detail: &ServiceDetail, output: Output) -> Result<(), Failure> {
     let now = clock::now();
-    let ServiceDetail { view, spec, placements, standby, revisions } = detail;
+    let ServiceDetail { view, spec, placements, standby, standby_ready, revisions } = detail;
     let mut lines = vec![
         ("Service", format!("{} (stack {})", view.service, view.stack)),
         ("State", format!("{} for {}", view.state.as_str(), time::age(now, view.since))),
@@ -146,8 +146,11 @@ fn describe(detail: &ServiceDetail, output: Output) -> Result<(), Failure> {
         ("Health check", spec.health.as_ref().map(|health| health.test.join(" ")).unwrap_or_default()),
     ];
     if !standby.is_empty() {
-        let names: Vec<&str> = standby.iter().map(AsRef::as_ref).collect();
-        lines.push(("Standby", names.join(", ")));
+        let told = |machine| match standby_ready.contains(machine) {
+            true => machine.to_string(),
+            false => format!("{machine} (without the image yet)"),
+        };
+        lines.push(("Standby", standby.iter().map(told).collect::<Vec<_>>().join(", ")));
     }
     lines.extend(spec.volumes.iter().map(|mount| {
         let read_only = if mount.read_only { ", read only" } else { "" };

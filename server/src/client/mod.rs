@@ -5,6 +5,7 @@ mod copy;
 mod dockerignore;
 mod error;
 mod exec;
+mod layers;
 mod lines;
 mod socket;
 pub mod tunnel;
@@ -15,10 +16,11 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use flotilla_api::{
     ApiError, InstanceId, MachineName, Revision, ServiceName, TokenId, VolumeName,
     rest::{
-        ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken, DeployRequest,
-        DeployResponse, Deployed, DiffQuery, DrainQuery, EventView, ExplainView, ImageView, IssuedToken, LogLine,
-        LogQuery, MachineDetail, MachineView, RemoveMachineQuery, RemoveQuery, RestoreRequest, Restored,
-        RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView, VolumeDetail, VolumeDiff, VolumeView,
+        ChangeMachine, ClusterView, CollectQuery, CollectedView, CreateInvitation, CreateToken, CreatedInvitation,
+        CreatedToken, DeployRequest, DeployResponse, Deployed, DiffQuery, DrainQuery, EventView, ExplainView,
+        HeldImageView, ImageView, IssuedToken, LogLine, LogQuery, MachineDetail, MachineView, RemoveImageQuery,
+        RemoveMachineQuery, RemoveQuery, RestoreRequest, Restored, RollbackRequest, ScaleRequest, ServiceDetail,
+        ServiceView, TokenView, VolumeDetail, VolumeDiff, VolumeView,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
@@ -28,6 +30,7 @@ use url::Url;
 pub use context::BuildContext;
 pub use error::Error;
 pub use exec::{Exec, ExecEvent, ExecInput, ExecOutput};
+pub use layers::{Layers, Pushed};
 pub use lines::Lines;
 pub use upload::{Archive, PIECE_LEN};
 
@@ -242,6 +245,24 @@ impl Client {
 
     pub async fn images(&self) -> Result<Vec<ImageView>, Error> {
         self.get("images").await
+    }
+
+    /// Who holds which image.
+    pub async fn held_images(&self) -> Result<Vec<HeldImageView>, Error> {
+        self.get("images/held").await
+    }
+
+    /// From all machines; refused where a service needs it.
+    pub async fn remove_image(&self, query: &RemoveImageQuery) -> Result<Vec<CollectedView>, Error> {
+        let mut url = self.url("images");
+        url.query_pairs_mut().append_pair("name", &query.name);
+        self.json(self.authorised(self.http.delete(url)).timeout(ENGINE_TIMEOUT)).await
+    }
+
+    /// What nothing needs is removed from all machines, or only listed.
+    pub async fn collect_images(&self, query: CollectQuery) -> Result<Vec<CollectedView>, Error> {
+        let path = format!("images/gc?dry_run={}", query.dry_run);
+        self.json(self.request(Method::POST, &path).timeout(ENGINE_TIMEOUT)).await
     }
 
     /// Those of another machine's engine.

@@ -29,10 +29,12 @@ const ATTEMPTS_MAX: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
-/// An image archive on this machine's disk, read once for its digest.
-#[derive(Clone, Debug)]
+/// An image archive on this machine's disk, read once for its digest; or a layer in one.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Archive {
     path: PathBuf,
+    /// Where it begins in the file.
+    start: u64,
     digest: String,
     size: u64,
 }
@@ -60,11 +62,16 @@ impl Archive {
                 Ok((hex(&sha.finalize()), size))
             };
             match read() {
-                Ok((digest, size)) => Ok(Self { path, digest, size }),
+                Ok((digest, size)) => Ok(Self { path, start: 0, digest, size }),
                 Err(source) => Err(Error::File { path, source }),
             }
         })
         .await
+    }
+
+    /// A stretch of a file, whose digest is known.
+    pub(super) fn within(path: &Path, start: u64, size: u64, digest: String) -> Self {
+        Self { path: path.to_owned(), start, digest, size }
     }
 
     /// SHA-256, 64 hexadecimal digits.
@@ -77,12 +84,12 @@ impl Archive {
     }
 
     async fn piece(&self, offset: u64) -> Result<Bytes, Error> {
-        let path = self.path.clone();
+        let (path, at) = (self.path.clone(), self.start + offset);
         let wanted = usize::try_from(self.size - offset).unwrap_or(usize::MAX).min(PIECE_LEN);
         blocking(move || {
             let read = || -> io::Result<Bytes> {
                 let mut file = File::open(&path)?;
-                file.seek(SeekFrom::Start(offset))?;
+                file.seek(SeekFrom::Start(at))?;
                 let mut piece = vec![0; wanted];
                 file.read_exact(&mut piece)?;
                 Ok(piece.into())
@@ -96,7 +103,29 @@ impl Archive {
 impl Client {
     /// Sends the archive and has the engine load it. After a broken connection it goes on where the node has got to, and
     /// what an earlier, broken off upload has sent is not sent again. `progress` is told the bytes that the node has.
-    pub async fn upload(&self, archive: &Archive, mut progress: impl FnMut(u64)) -> Result<LoadedImages, Error> {
+    pub async fn upload(&self, archive: &Archive, progress: impl FnMut(u64)) -> Result<LoadedImages, Error> {
+        self.send_all(archive, progress, async || {
+            let path = format!("images/uploads/{}/finish", archive.digest);
+            self.json(self.request(Method::POST, &path).timeout(ENGINE_TIMEOUT)).await
+        })
+        .await
+    }
+
+    /// Sends a layer, and has the node keep it, in the same way.
+    pub(super) async fn upload_layer(&self, layer: &Archive, progress: impl FnMut(u64)) -> Result<(), Error> {
+        self.send_all(layer, progress, async || {
+            let path = format!("images/layers/{}", layer.digest);
+            self.done(self.request(Method::POST, &path).timeout(ENGINE_TIMEOUT)).await
+        })
+        .await
+    }
+
+    async fn send_all<T>(
+        &self,
+        archive: &Archive,
+        mut progress: impl FnMut(u64),
+        finish: impl AsyncFn() -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let mut offset = None;
         let mut attempts = 0;
         let mut pause = FIRST_PAUSE;
@@ -108,7 +137,7 @@ impl Client {
                         (attempts, pause) = (0, FIRST_PAUSE);
                         continue;
                     }
-                    match self.finish_upload(archive).await {
+                    match finish().await {
                         Err(error) if error.is_transient() || error.code() == Some(ErrorCode::UploadNotFound) => error,
                         result => return result,
                     }
@@ -166,14 +195,9 @@ impl Client {
             None => Ok(end),
         }
     }
-
-    async fn finish_upload(&self, archive: &Archive) -> Result<LoadedImages, Error> {
-        let path = format!("images/uploads/{}/finish", archive.digest);
-        self.json(self.request(Method::POST, &path).timeout(ENGINE_TIMEOUT)).await
-    }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

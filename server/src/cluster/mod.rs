@@ -25,7 +25,7 @@ use flotilla_core::{
     State,
     lease::{Grant, Mono, Renewal, START_LEFT_MS},
     node::Leader,
-    report::{DataReports, Report},
+    report::{DataReports, Report, StoredImages},
     schedule::{Input, Standing},
 };
 use futures::future::BoxFuture;
@@ -98,7 +98,7 @@ impl Cluster {
     pub fn run(
         &self,
         engine: &Engine,
-        data: watch::Receiver<DataReports>,
+        stores: (watch::Receiver<DataReports>, watch::Receiver<StoredImages>),
         listening: SocketAddr,
         relay_port: Option<u16>,
     ) -> Vec<(&'static str, JoinHandle<()>)> {
@@ -117,7 +117,7 @@ impl Cluster {
                 "the reports",
                 tokio::spawn(until_stopped(
                     self.shared.stop.clone(),
-                    reports::run(self.shared.clone(), engine.clone(), data),
+                    reports::run(self.shared.clone(), engine.clone(), stores),
                 )),
             ),
         ]

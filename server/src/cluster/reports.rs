@@ -10,7 +10,7 @@ use std::{
 use flotilla_api::{InstanceId, NodeId, UnixMillis};
 use flotilla_core::{
     Actor, Command, CommandV1, Entry,
-    report::{DataReports, Report, Usage},
+    report::{DataReports, Report, StoredImages, Usage},
     state::MACHINES_MAX,
 };
 use tokio::{
@@ -73,7 +73,11 @@ impl Reports {
 }
 
 /// Tells the others how this node does, whenever that changes.
-pub(super) async fn run(shared: Arc<Shared>, engine: Engine, mut data: watch::Receiver<DataReports>) {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    engine: Engine,
+    (mut data, mut stored): (watch::Receiver<DataReports>, watch::Receiver<StoredImages>),
+) {
     let mut observed = engine.watch_observed();
     let mut memory = engine.watch_memory();
     let mut status = engine.watch_status();
@@ -88,7 +92,8 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, mut data: watch::Re
             usage = (Instant::now(), engine.usage().await);
         }
         let written = data.borrow_and_update().clone();
-        let report = report(&shared, &engine, &machine, &usage.1, &written).await;
+        let stored_images = stored.borrow_and_update().clone();
+        let report = report(&shared, &engine, &machine, &usage.1, (&written, stored_images)).await;
         shared.reports.take(shared.parts.node.clone(), report.clone());
         shared.led.notify_one();
         tell(&shared, &report, &connected.borrow_and_update().clone());
@@ -101,6 +106,7 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, mut data: watch::Re
                 changed = status.changed() => changed.is_ok(),
                 changed = images.changed() => changed.is_ok(),
                 changed = data.changed() => changed.is_ok(),
+                changed = stored.changed() => changed.is_ok(),
                 changed = states.changed() => changed.is_ok(),
                 changed = connected.changed() => changed.is_ok(),
                 () = sleep_until(told + TELL_EVERY) => true,
@@ -118,7 +124,7 @@ async fn report(
     engine: &Engine,
     machine: &Machine,
     usage: &BTreeMap<InstanceId, Usage>,
-    data: &DataReports,
+    (data, stored_images): (&DataReports, StoredImages),
 ) -> Report {
     let state = shared.parts.store.state();
     Report {
@@ -135,6 +141,7 @@ async fn report(
         links: shared.parts.peers.links(),
         images: engine.held_images().borrow().iter().cloned().collect(),
         data: data.clone(),
+        stored_images,
     }
 }
 

@@ -27,8 +27,9 @@ pub enum Error {
     ImageNotLocal { image: String },
     #[error("image `{image}` could not be pulled from registry {registry}: {why}")]
     Pull { image: String, registry: String, why: String },
-    #[error("image `{image}` could not be fetched from `{machine}`, which has it: {why}")]
-    Transfer { image: String, machine: String, why: String },
+    /// It is not where it should be. Holds the whole sentence.
+    #[error("{}", .0.message)]
+    Image(ApiError),
     #[error("the upload is no image archive that Docker Engine can load: {0}; make one with `docker save`")]
     Archive(String),
     #[error("image `{image}` could not be built: {why}")]
@@ -69,7 +70,8 @@ impl Error {
         match self {
             Self::Unavailable(_) => ErrorCode::EngineUnavailable,
             // None of them speaks against what was to be started; the reconciler knows the code.
-            Self::Fence(_) | Self::Transfer { .. } => ErrorCode::ServiceUnavailable,
+            Self::Image(error) if error.code == ErrorCode::DiskFull => ErrorCode::DiskFull,
+            Self::Fence(_) | Self::Image(_) => ErrorCode::ServiceUnavailable,
             Self::Data(error) => error.code,
             Self::Timeout { .. } => ErrorCode::Timeout,
             Self::Refused { .. } => ErrorCode::EngineFailed,

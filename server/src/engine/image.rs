@@ -137,13 +137,13 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Is it the engine's id of an image?
-pub(super) fn is_id(text: &str) -> bool {
-    is_digest(text)
-}
-
 fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Does the engine list what one is called by the other?
+pub(super) fn is_same_name(name: &str, other: &str) -> bool {
+    name == other || Reference::parse(name).is_ok_and(|reference| reference.familiar() == other)
 }
 
 /// A name that an image can be given: no digest, which only its content gives.

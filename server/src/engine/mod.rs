@@ -11,6 +11,7 @@ mod error;
 mod exec;
 mod hijack;
 mod image;
+mod image_store;
 mod labels;
 mod logs;
 mod observe;
@@ -20,15 +21,15 @@ mod reconciler;
 mod scratch;
 mod spare;
 mod stats;
+mod stored;
 mod takedown;
 mod traffic;
-mod transfer;
 pub mod uploads;
 mod volume;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, io,
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -45,7 +46,7 @@ use flotilla_core::{
     reconcile::{self, Memory, Observed, Status, View},
     report::Usage,
 };
-use futures::{Stream, future::BoxFuture, stream::BoxStream};
+use futures::{Stream, StreamExt as _, future::BoxFuture, stream::BoxStream};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     task::JoinHandle,
@@ -59,13 +60,13 @@ pub use data::{Begun, Data, NoData};
 pub use error::Error;
 pub use exec::{Exec, ExecEvent, ExecInput, ExecOutput};
 pub use image::PullProgress;
+pub use image_store::{ImageArchive, ImageStore, Moves, Moving, NoImageStore, Progress};
 pub use others::{NoOthers, Others, Told};
 use reconciler::Reconciler;
 pub use takedown::{answers, pull_the_plug, take_down};
 pub use traffic::{Traffic, Visit};
-pub use transfer::LABEL as IMAGE_LABEL;
 
-use crate::{clock, fence::Fence, peers};
+use crate::{clock, fence::Fence};
 
 /// Pulls at once. More would only share the same line.
 const PULLS_AT_ONCE: usize = 3;
@@ -104,6 +105,7 @@ pub struct Surroundings {
     pub fence: Fence,
     pub others: Arc<dyn Others>,
     pub data: Arc<dyn Data>,
+    pub images: Arc<dyn ImageStore>,
 }
 
 impl fmt::Debug for Surroundings {
@@ -136,6 +138,7 @@ struct Shared {
     fence: Fence,
     others: Arc<dyn Others>,
     data: Arc<dyn Data>,
+    images: Arc<dyn ImageStore>,
     client: watch::Sender<Option<Client>>,
     status: watch::Sender<EngineView>,
     observed: watch::Sender<Option<Arc<Observed>>>,
@@ -146,8 +149,6 @@ struct Shared {
     turn: address::Turn,
     traffic: Traffic,
     pulls: Semaphore,
-    /// Images on their way to other machines.
-    sent: Semaphore,
     /// Images of services that are on this machine.
     held: watch::Sender<BTreeSet<String>>,
     images_changed: Notify,
@@ -187,6 +188,7 @@ impl Engine {
             fence: surroundings.fence.clone(),
             others: Arc::clone(&surroundings.others),
             data: Arc::clone(&surroundings.data),
+            images: Arc::clone(&surroundings.images),
             client: watch::Sender::new(None),
             status: watch::Sender::new(connecting),
             observed: watch::Sender::new(None),
@@ -197,7 +199,6 @@ impl Engine {
             turn: address::Turn::default(),
             traffic: Traffic::default(),
             pulls: Semaphore::new(PULLS_AT_ONCE),
-            sent: Semaphore::new(transfer::SENT_AT_ONCE),
             held: watch::Sender::default(),
             images_changed: Notify::new(),
             spares: spare::Spares::default(),
@@ -299,8 +300,7 @@ impl Engine {
         if let Some(id) = image::local(&client, image).await? {
             return Ok(id);
         }
-        let _permit = self.shared.pulls.acquire().await.map_err(|_| Error::Cancelled)?;
-        image::ensure(&client, image, progress).await
+        provision::pull(&self.shared, &client, image, image, progress).await
     }
 
     /// Images of the state's services that are on this machine, by what the state calls them: for reports.
@@ -308,9 +308,43 @@ impl Engine {
         self.shared.held.subscribe()
     }
 
-    /// Serves a stream `image/<id>` that another machine opened: sends the image, or says why not.
-    pub async fn serve_image(&self, id: &str, to: peers::Stream) {
-        transfer::serve(&self.shared, id, to).await;
+    /// Bytes of an image's layers; `None` where the engine does not have it.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    pub async fn image_size(&self, id: &str) -> Result<Option<u64>, Error> {
+        stored::size(&self.shared.client().await?, id).await
+    }
+
+    /// An image as `docker save` writes it, and how many bytes its layers have.
+    ///
+    /// # Errors
+    /// The engine does not have it, or does not answer.
+    pub async fn save_image(&self, id: &str) -> Result<(u64, BoxStream<'static, io::Result<Bytes>>), Error> {
+        let client = self.shared.client().await?;
+        let size = stored::size(&client, id).await?.ok_or_else(|| Error::ImageNotLocal { image: id.to_owned() })?;
+        Ok((size, stored::save(&client, id)))
+    }
+
+    /// Has the engine load an image of the store, and gives it names; the engine's id of it.
+    ///
+    /// # Errors
+    /// A name is none, the image is damaged, or the engine does not take it.
+    pub async fn load_stored(&self, id: &str, names: &[String]) -> Result<String, Error> {
+        names.iter().try_for_each(|name| image::check_tag(name))?;
+        let client = self.shared.client().await?;
+        let name = names.first().map_or(id, String::as_str);
+        stored::load(&self.shared, &client, id, name, names).await
+    }
+
+    /// Takes names from an image, and the image with its last one. True if it is gone.
+    ///
+    /// # Errors
+    /// A container needs it, or the engine does not answer.
+    pub async fn forget_image(&self, id: &str, names: &BTreeSet<String>) -> Result<bool, Error> {
+        let forgotten = stored::forget(&self.shared.client().await?, id, names).await;
+        self.shared.images_changed.notify_one();
+        forgotten
     }
 
     /// The images on this machine that are called `name` (a reference or an id), or all; and which services use them.
@@ -340,6 +374,12 @@ impl Engine {
         match images {
             Ok(images) => {
                 archive.discard().await?;
+                for name in &images {
+                    if let Some(id) = image::local(&client, name).await? {
+                        let names = if *name == id { Vec::new() } else { vec![name.clone()] };
+                        self.shared.images.brought(&id, &names);
+                    }
+                }
                 self.shared.images_changed.notify_one();
                 Ok(LoadedImages { images })
             }
@@ -365,7 +405,14 @@ impl Engine {
         let options = build::options(query)?;
         let permit = permit(&self.shared.builds, "builds")?;
         let client = self.shared.client().await?;
-        Ok(build::run(client, query.image.clone(), options, context, permit))
+        let (shared, name) = (Arc::clone(&self.shared), query.image.clone());
+        let lines = build::run(client, query.image.clone(), options, context, permit);
+        let noted = lines.inspect(move |line| {
+            if let BuildLine::Done { image } = line {
+                shared.images.brought(image, std::slice::from_ref(&name));
+            }
+        });
+        Ok(Box::pin(noted))
     }
 
     /// What a service's instances, or one of them, print. Dropping the stream ends the reading.

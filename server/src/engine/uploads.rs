@@ -443,6 +443,23 @@ impl Archive {
         Ok(ReaderStream::with_capacity(file, READ_CHUNK))
     }
 
+    /// The file that holds it.
+    ///
+    /// # Errors
+    /// The file can't be opened.
+    pub fn open(&self) -> Result<fs::File, Error> {
+        let path = self.uploads.inner.spool(&self.digest);
+        fs::File::open(&path).map_err(|source| disk("read", &path, source))
+    }
+
+    /// Bytes.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn size(&self) -> Result<u64, Error> {
+        Ok(self.uploads.view(&self.digest)?.size)
+    }
+
     /// Deletes it.
     ///
     /// # Errors

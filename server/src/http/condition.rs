@@ -122,6 +122,12 @@ pub(super) async fn detail(app: &App, name: &ServiceName) -> Option<ServiceDetai
         spec: service.spec().clone(),
         placements: service.placements.iter().filter_map(|placement| moment.placement(service, placement)).collect(),
         standby: service.standby.iter().filter_map(|machine| moment.name_of(machine)).collect(),
+        standby_ready: service
+            .standby
+            .iter()
+            .filter(|machine| moment.has_image(app, machine, service))
+            .filter_map(|machine| moment.name_of(machine))
+            .collect(),
         revisions: revisions.collect(),
     })
 }

@@ -8,6 +8,7 @@ mod copies;
 mod fleet;
 mod forward;
 mod gate;
+mod holdings;
 mod listener;
 mod machine;
 mod members;
@@ -37,6 +38,7 @@ use crate::{
     auth::Authority,
     config::Config,
     engine::{Engine, uploads::Uploads},
+    images::Images,
     mesh::{
         Mesh,
         nodes::{NodeMesh, SIGNAL_PATH},
@@ -69,6 +71,7 @@ pub struct App {
     pub authority: Authority,
     pub engine: Engine,
     pub volumes: Volumes,
+    pub images: Images,
     pub uploads: Uploads,
     pub mesh: Mesh,
     /// The links to other nodes.
@@ -98,6 +101,7 @@ pub struct Parts {
     pub authority: Authority,
     pub engine: Engine,
     pub volumes: Volumes,
+    pub images: Images,
     pub uploads: Uploads,
     pub mesh: Mesh,
     pub nodes: Arc<NodeMesh>,
@@ -119,6 +123,7 @@ impl App {
             authority,
             engine,
             volumes,
+            images,
             uploads,
             mesh,
             nodes,
@@ -142,6 +147,7 @@ impl App {
             authority,
             engine,
             volumes,
+            images,
             uploads,
             mesh,
             nodes,

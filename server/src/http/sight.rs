@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use flotilla_api::{InstanceId, NodeId, ServiceName, UnixMillis};
 use flotilla_core::{
-    State,
+    State, images,
     reconcile::{Memory, Observed, View, Views},
     report::{Report, Usage},
+    state::Service,
 };
 
 use super::App;
@@ -52,6 +53,16 @@ impl Moment {
         match self.sights.get(machine)? {
             Sight::Own { .. } => None,
             Sight::Told { received, report } => Some((*received, report)),
+        }
+    }
+
+    /// Does the machine say that its engine has the image of the service's current revision?
+    pub(super) fn has_image(&self, app: &App, machine: &NodeId, service: &Service) -> bool {
+        let key = images::key(service.spec());
+        match self.sights.get(machine) {
+            Some(Sight::Own { .. }) => app.engine.held_images().borrow().contains(key),
+            Some(Sight::Told { report, .. }) => report.images.iter().any(|image| image == key),
+            None => false,
         }
     }
 

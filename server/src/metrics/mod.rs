@@ -4,6 +4,7 @@ mod cluster;
 mod consensus;
 mod fence;
 mod figure;
+mod images;
 mod relay;
 mod tunnel;
 mod volumes;
@@ -198,6 +199,11 @@ impl Metrics {
     /// Shows how volumes do, too.
     pub fn watch_volumes(&self, volumes: crate::volumes::Volumes) {
         self.register(|registry| registry.register_collector(Box::new(volumes::Copies(volumes))));
+    }
+
+    /// Shows how images do, too.
+    pub fn watch_images(&self, images: crate::images::Images) {
+        self.register(|registry| registry.register_collector(Box::new(images::Holdings(images))));
     }
 
     /// Shows what the fence did, too.

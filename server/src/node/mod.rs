@@ -26,6 +26,7 @@ use crate::{
     fence::{self, Fence},
     http::{self, App, Attempts, Domain, Listener, Reception},
     identity::{self, DataDir, Identity},
+    images::{self, Images},
     mesh::{
         self, Certificate, Mesh, Port,
         nodes::{NodeConfig, NodeMesh},
@@ -66,6 +67,8 @@ pub enum Error {
     Fence(#[from] fence::Error),
     #[error(transparent)]
     Volumes(#[from] volumes::Error),
+    #[error(transparent)]
+    Images(#[from] images::Error),
     #[error(transparent)]
     Mesh(#[from] mesh::Error),
     #[error(transparent)]
@@ -208,13 +211,16 @@ struct Assembled {
 impl Assembled {
     async fn begin(self, reception: &Reception, identity: &Identity, directory: DataDir, address: SocketAddr) -> Node {
         let Self { app, cluster, volumes } = self;
+        let images = app.images.clone();
         let relay = relay::start(&app.config, app.domain.to_string(), identity).await;
         if let Some(relay) = &relay {
             app.metrics.watch_relay(relay);
         }
         let relay_port = relay.as_ref().map(|relay| relay.address().port());
-        let mut tasks = cluster.run(&app.engine, volumes.watch_reports(), address, relay_port);
+        let mut tasks =
+            cluster.run(&app.engine, (volumes.watch_reports(), images.watch_reports()), address, relay_port);
         tasks.extend(volumes.run(&app.engine));
+        tasks.extend(images.run(&app.engine));
         tasks.push(("the watch over services", tokio::spawn(http::tell_changes(app.clone()))));
         reception.open(app.clone());
         Node { app, volumes, address, tasks, relay, _directory: directory }
@@ -257,19 +263,28 @@ fn assemble(
     };
     let cluster = Cluster::new(parts, stop.clone());
     let proposer = Arc::new(wiring::Proposals(store.clone()));
+    let data_dir = directory.path().canonicalize().map_err(|source| volumes::Error::File {
+        operation: "use",
+        path: directory.path().to_owned(),
+        source,
+    })?;
     let volumes = Volumes::open(volumes::Parts {
         node: node.clone(),
-        data_dir: directory.path().canonicalize().map_err(|source| volumes::Error::File {
-            operation: "use",
-            path: directory.path().to_owned(),
-            source,
-        })?,
+        data_dir: data_dir.clone(),
         state: store.watch(),
         fence: fence.clone(),
         proposer: proposer.clone(),
         network: nodes.clone(),
     })?;
     metrics.watch_volumes(volumes.clone());
+    let images = Images::open(images::Parts {
+        node: node.clone(),
+        data_dir,
+        state: store.watch(),
+        network: nodes.clone(),
+        volumes: volumes.clone(),
+    })?;
+    metrics.watch_images(images.clone());
     let engine = EngineConfig {
         docker_host: config.docker_host.clone(),
         data_dir: directory.path().to_owned(),
@@ -282,6 +297,7 @@ fn assemble(
         fence,
         others: Arc::new(cluster.clone()),
         data: Arc::new(volumes.clone()),
+        images: Arc::new(images.clone()),
     };
     let engine = Engine::start(engine, store.watch(), surroundings)?;
     let router = Router::of(&engine, node.clone(), store.watch());
@@ -304,6 +320,7 @@ fn assemble(
         cluster: cluster.clone(),
         engine: engine.clone(),
         volumes: volumes.clone(),
+        images: images.clone(),
         router,
         store: store.clone(),
         authority: authority.clone(),
@@ -319,6 +336,7 @@ fn assemble(
         authority,
         engine,
         volumes: volumes.clone(),
+        images,
         uploads,
         mesh,
         nodes,
@@ -364,6 +382,7 @@ impl Node {
         {
             tracing::warn!(%error, "leadership was not handed over");
         }
+        self.app.images.stop();
         self.volumes.stop().await;
         for (what, task) in self.tasks {
             if task.await.is_err() {

@@ -18,8 +18,9 @@ use crate::{
     auth::Authority,
     cluster::{Cluster, join},
     consensus::Consensus,
-    engine::{self, Engine},
+    engine::Engine,
     http::{self, App},
+    images::Images,
     peers::{Handler, Method, Stream, starting},
     route::{self, Router},
     store::Store,
@@ -40,6 +41,7 @@ pub(super) struct Rest {
     pub(super) cluster: Cluster,
     pub(super) engine: Engine,
     pub(super) volumes: Volumes,
+    pub(super) images: Images,
     pub(super) router: Router,
     pub(super) store: Store,
     pub(super) authority: Authority,
@@ -92,6 +94,7 @@ impl Handler for Answering {
             let rest = this.rest.get().ok_or_else(starting)?;
             match method {
                 Method::Offer | Method::Holds | Method::Recall => rest.volumes.answer(&from, method, &body).await,
+                Method::Image | Method::Layers => rest.images.answer(&rest.engine, method, &body).await,
                 _ => rest.cluster.answer(&from, method, &body),
             }
         })
@@ -117,8 +120,6 @@ impl Handler for Answering {
             let Ok(rest) = timeout(STARTING, this.rest.wait()).await else { return };
             if let Some(instance) = label.strip_prefix(route::LABEL) {
                 rest.router.serve(instance, stream).await;
-            } else if let Some(image) = label.strip_prefix(engine::IMAGE_LABEL) {
-                rest.engine.serve_image(image, stream).await;
             } else if label == volumes::LABEL {
                 rest.volumes.serve(&from, stream).await;
             } else if label == http::PEER_LABEL

@@ -61,6 +61,10 @@ methods! {
     Holds = 25;
     /// What a generation is that the asked machine may have.
     Recall = 26;
+    /// Whether the asked machine has an image, and what it is in its store.
+    Image = 27;
+    /// Which of some layers the asked machine has.
+    Layers = 28;
     /// A signalling message for a third node, to be passed on.
     Signal = 32;
     /// First contact of a machine that wants to join.

@@ -54,7 +54,9 @@ pub use compare::{Comparison, Difference};
 use directories::{Beginning, Directories};
 pub use import::Refused;
 use record::Shown;
+pub(crate) use replica::Lines;
 pub use wire::LABEL;
+pub(crate) use wire::{answered, ask};
 use writer::{Word, Words};
 
 /// After a writer that failed.
@@ -386,6 +388,17 @@ impl Volumes {
         self.shared.reports.borrow().iter().map(age).collect()
     }
 
+    /// What other things share with the volumes.
+    pub(crate) fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    /// Something in the store was forgotten whose room is to be freed.
+    pub(crate) fn freed(&self) {
+        self.shared.garbage.store(true, Relaxed);
+        self.shared.history.notify_one();
+    }
+
     pub fn figures(&self) -> Figures {
         let counters = &self.shared.counters;
         Figures {
@@ -418,8 +431,8 @@ impl Volumes {
 }
 
 /// Hands on what is written, piece by piece.
-struct Pieces {
-    sender: mpsc::Sender<io::Result<Bytes>>,
+pub(crate) struct Pieces {
+    pub(crate) sender: mpsc::Sender<io::Result<Bytes>>,
 }
 
 impl io::Write for Pieces {

@@ -187,7 +187,9 @@ async fn fetch_all(shared: Arc<Shared>, service: ServiceName) {
 
 async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Figures, Error> {
     let _turn = shared.wanted.fetches.acquire().await.map_err(|_| Error::Stopped)?;
-    let mut lines = Lines::open(shared, from, offer).await?;
+    let connected = shared.parts.network.connected().borrow().clone();
+    let others = offer.holders.iter().filter(|id| *id != from && **id != shared.parts.node && connected.contains(*id));
+    let mut lines = Lines::open(&shared.parts.network, std::iter::once(from).chain(others)).await?;
     let mut sum = Figures::default();
     let mut fetched = Vec::new();
     for (volume, root) in &offer.volumes {
@@ -201,7 +203,7 @@ async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Fig
         let (store, key) = (shared.store.clone(), layout::key(&offer.service, volume));
         let runtime = Handle::current();
         let (fetch, back) = super::blocking(move || {
-            let fetch = lines.drive(Fetch::begin(&store, &key, generation)?, &runtime)?;
+            let fetch = lines.drive(Fetch::begin(&store, &key, generation)?, &runtime, |_| {})?;
             Ok((fetch, lines))
         })
         .await?;
@@ -264,7 +266,7 @@ enum Came {
 }
 
 /// The connections to the machines that are asked.
-struct Lines {
+pub(crate) struct Lines {
     /// Absent where nobody answers any more.
     lines: Vec<Option<Line>>,
     answers: mpsc::Receiver<Came>,
@@ -314,17 +316,16 @@ impl More {
 }
 
 impl Lines {
-    async fn open(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Self, Error> {
-        let connected = shared.parts.network.connected().borrow().clone();
-        let others =
-            offer.holders.iter().filter(|id| *id != from && **id != shared.parts.node && connected.contains(*id));
+    /// # Errors
+    /// None of them can be asked.
+    pub(crate) async fn open(network: &Network, machines: impl Iterator<Item = &NodeId>) -> Result<Self, Error> {
         let (sender, answers) = mpsc::channel(2 * NAMES_MAX);
-        let (mut lines, mut machines, mut why) = (Vec::new(), Vec::new(), String::new());
-        for machine in std::iter::once(from).chain(others).take(SOURCES_MAX) {
-            match shared.parts.network.stream(machine, wire::LABEL).await {
+        let (mut lines, mut reached, mut why) = (Vec::new(), Vec::new(), String::new());
+        for machine in machines.take(SOURCES_MAX) {
+            match network.stream(machine, wire::LABEL).await {
                 Ok(stream) => {
                     lines.push(Some(Line::over(lines.len(), stream, sender.clone())));
-                    machines.push(machine.clone());
+                    reached.push(machine.clone());
                 }
                 Err(error) => why = error.to_string(),
             }
@@ -332,12 +333,20 @@ impl Lines {
         if lines.is_empty() {
             return Err(Error::NoSource { why });
         }
-        let more = More { network: Arc::clone(&shared.parts.network), machines, answers: sender };
+        let more = More { network: Arc::clone(network), machines: reached, answers: sender };
         Ok(Self { lines, answers, more: Some(more), why })
     }
 
-    /// Until all of it is here. Blocking.
-    fn drive(&mut self, mut fetch: Fetch, runtime: &Handle) -> Result<Fetch, Error> {
+    /// Until all of it is here. Blocking; `told` how much has come.
+    ///
+    /// # Errors
+    /// Nobody who is asked has the rest of it, or it can't be kept.
+    pub(crate) fn drive(
+        &mut self,
+        mut fetch: Fetch,
+        runtime: &Handle,
+        mut told: impl FnMut(Figures),
+    ) -> Result<Fetch, Error> {
         let mut saved = 0;
         loop {
             if fetch.figures().bytes >= STRIPED_FROM
@@ -377,6 +386,7 @@ impl Lines {
                 Some(Came::Line(line)) => self.lines.push(Some(line)),
                 None => return Err(Error::NoSource { why: self.why.clone() }),
             }
+            told(fetch.figures());
             if fetch.figures().bytes - saved >= SAVED_EVERY {
                 saved = fetch.figures().bytes;
                 fetch.save()?;

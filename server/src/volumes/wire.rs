@@ -138,7 +138,7 @@ async fn read_names(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<Hash>
 }
 
 /// Asks for objects.
-pub(super) async fn ask(to: &mut (impl AsyncWrite + Unpin), names: &[Hash]) -> io::Result<()> {
+pub(crate) async fn ask(to: &mut (impl AsyncWrite + Unpin), names: &[Hash]) -> io::Result<()> {
     let asking = async {
         let mut message = Vec::with_capacity(2 + names.len() * Hash::LEN);
         message.extend_from_slice(&u16::try_from(names.len()).map_err(io::Error::other)?.to_be_bytes());
@@ -150,7 +150,7 @@ pub(super) async fn ask(to: &mut (impl AsyncWrite + Unpin), names: &[Hash]) -> i
 }
 
 /// The next object that was asked for, as it is laid down; `None` where the other machine does not have it.
-pub(super) async fn answered(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
+pub(crate) async fn answered(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
     let reading = async {
         let len = from.read_u32().await?;
         if len == ABSENT {

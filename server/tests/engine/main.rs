@@ -9,4 +9,5 @@ mod nodes;
 mod outage;
 mod playground;
 mod spares;
+mod stored;
 mod uploads;

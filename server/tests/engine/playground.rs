@@ -17,7 +17,7 @@ use bytes::Bytes;
 use flotilla::{
     clock,
     cluster::Alone,
-    engine::{Engine, EngineConfig, NoData, NoOthers, Others, Proposer, Surroundings},
+    engine::{Engine, EngineConfig, ImageStore, NoData, NoImageStore, NoOthers, Others, Proposer, Surroundings},
     fence::{self, Fence},
 };
 use flotilla_api::{ApiError, Grant, NodeId, Scope, ServiceName, TokenId, UnixMillis, rest::ServiceState};
@@ -163,13 +163,19 @@ impl Playground {
     ) -> Engine {
         let config =
             EngineConfig { docker_host, data_dir: data_dir.to_owned(), cluster_id: self.cluster.clone(), node_id };
-        self.start_among(config, fence, Arc::new(NoOthers::default()))
+        self.start_among(config, fence, Arc::new(NoOthers::default()), Arc::new(NoImageStore::default()))
     }
 
-    pub(crate) fn start_among(&self, config: EngineConfig, fence: Fence, others: Arc<dyn Others>) -> Engine {
+    pub(crate) fn start_among(
+        &self,
+        config: EngineConfig,
+        fence: Fence,
+        others: Arc<dyn Others>,
+        images: Arc<dyn ImageStore>,
+    ) -> Engine {
         let proposer: Arc<dyn Proposer> = self.log.clone();
         let data = Arc::new(NoData);
-        let surroundings = Surroundings { proposer, lease: Arc::new(Alone), fence, others, data };
+        let surroundings = Surroundings { proposer, lease: Arc::new(Alone), fence, others, data, images };
         Engine::start(config, self.log.state.subscribe(), surroundings).unwrap()
     }
 
@@ -207,6 +213,10 @@ impl Playground {
         let text = format!("services:\n{}", services.replace("$IMAGE", &self.image));
         let composition = flotilla_core::compose::read(&text, Some("test"), &BTreeMap::new()).unwrap();
         self.apply(CommandV1::Deploy { stack: composition.stack, services: composition.services });
+    }
+
+    pub(crate) fn proposer(&self) -> Arc<dyn Proposer> {
+        self.log.clone()
     }
 
     pub(crate) fn state(&self) -> Arc<State> {
@@ -359,6 +369,11 @@ fn node() -> NodeId {
 
 /// An image as `docker save` writes it, made of the machine's own static busybox. `mark` makes it a different image.
 pub(crate) fn archive(reference: &str, mark: &str) -> Vec<u8> {
+    archive_of(reference, mark, &[])
+}
+
+/// The same with more layers above.
+pub(crate) fn archive_of(reference: &str, mark: &str, above: &[Vec<u8>]) -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     for directory in ["bin/", "tmp/", "etc/"] {
         entry(&mut layer, directory, 0o755, 0, &[]);
@@ -378,19 +393,23 @@ pub(crate) fn archive(reference: &str, mark: &str) -> Vec<u8> {
     entry(&mut layer, "etc/passwd", 0o644, 0, b"root:x:0:0::/:/bin/sh\nsailor:x:1000:1000::/:/bin/sh\n");
     entry(&mut layer, "seed/", 0o750, 1000, &[]);
     entry(&mut layer, "seed/hello", 0o640, 1000, b"ahoy");
-    let layer = layer.into_inner().unwrap();
+    let layers: Vec<Vec<u8>> = [layer.into_inner().unwrap()].into_iter().chain(above.iter().cloned()).collect();
+    let diff_ids: Vec<String> = layers.iter().map(|layer| format!("sha256:{}", digest(layer))).collect();
     let config = serde_json::json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
         "config": { "Cmd": ["sleep", "3600"], "Env": ["PATH=/bin"], "Labels": { "mark": mark } },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))] },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
     })
     .to_string();
+    let paths: Vec<String> = (0..layers.len()).map(|number| format!("{number}/layer.tar")).collect();
     let manifest =
-        serde_json::json!([{ "Config": "config.json", "RepoTags": [reference], "Layers": ["layer.tar"] }]).to_string();
+        serde_json::json!([{ "Config": "config.json", "RepoTags": [reference], "Layers": paths }]).to_string();
     let mut archive = tar::Builder::new(Vec::new());
     entry(&mut archive, "config.json", 0o644, 0, config.as_bytes());
-    entry(&mut archive, "layer.tar", 0o644, 0, &layer);
+    for (path, layer) in paths.iter().zip(&layers) {
+        entry(&mut archive, path, 0o644, 0, layer);
+    }
     entry(&mut archive, "manifest.json", 0o644, 0, manifest.as_bytes());
     archive.into_inner().unwrap()
 }

@@ -16,6 +16,7 @@ mod compose_text;
 mod durability;
 mod fleet;
 mod format;
+mod holdings;
 mod incidents;
 mod live;
 mod log_buffer;

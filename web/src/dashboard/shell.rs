@@ -15,8 +15,8 @@ use super::{
     fleet::Fleet,
     live::{Link, Live},
     pages::{
-        access::Access, activity::Activity, cluster::Cluster, deploy::Deploy, machine::Machine, service::Service,
-        services::Services, volume::Volume, volumes::Volumes,
+        access::Access, activity::Activity, cluster::Cluster, deploy::Deploy, images::Images, machine::Machine,
+        service::Service, services::Services, volume::Volume, volumes::Volumes,
     },
     query::Phase,
     session::{Notice, Session, Status},
@@ -70,6 +70,7 @@ pub(crate) fn Shell() -> impl IntoView {
                             <Route path=path!("/") view=Services/>
                             <Route path=path!("/deploy") view=|| allowed("Deploy", You::operates, || view! { <Deploy/> }.into_any())/>
                             <Route path=path!("/services/:name") view=|| allowed("Service", You::operates, || view! { <Service/> }.into_any())/>
+                            <Route path=path!("/images") view=|| allowed("Images", You::operates, || view! { <Images/> }.into_any())/>
                             <Route path=path!("/volumes") view=|| allowed("Volumes", You::operates, || view! { <Volumes/> }.into_any())/>
                             <Route path=path!("/volumes/:service/:volume") view=|| allowed("Volume", You::operates, || view! { <Volume/> }.into_any())/>
                             <Route path=path!("/cluster") view=|| allowed("Cluster", You::operates, || view! { <Cluster/> }.into_any())/>
@@ -157,6 +158,7 @@ fn Navigation() -> impl IntoView {
                 {item("/", Icon::Services, "Services")}
                 {move || you.operates().then(|| item("/deploy", Icon::Deploy, "Deploy"))}
                 {move || you.operates().then(|| item("/volumes", Icon::Volume, "Volumes"))}
+                {move || you.operates().then(|| item("/images", Icon::Image, "Images"))}
                 {move || you.operates().then(|| item("/cluster", Icon::Cluster, "Cluster"))}
                 {move || you.administers().then(|| item("/access", Icon::Access, "Access"))}
                 {move || you.operates().then(|| item("/activity", Icon::Activity, "Activity"))}

@@ -17,7 +17,10 @@ use flotilla_api::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::command::{ClusterRecord, Command, CommandV1, Entry, InvitationRecord, MachineRecord, TokenRecord};
+use crate::{
+    command::{ClusterRecord, Command, CommandV1, Entry, ImageChange, InvitationRecord, MachineRecord, TokenRecord},
+    dependency,
+};
 
 pub use data::{
     Copies, DATA_REPLICAS_MAX, Data, GENERATION_VOLUMES_MAX, Generation, GenerationName, InvalidGeneration, Sources,
@@ -37,6 +40,9 @@ pub const TOKENS_MAX: usize = 10_000;
 pub const INVITATIONS_MAX: usize = 1_000;
 /// Characters of a token's or invitation's name, so that a list of them stays readable.
 pub const TOKEN_NAME_MAX: usize = 100;
+/// Images that one note is about; the engine's longest name of one has 512 characters.
+pub const NOTED_IMAGES_MAX: usize = 100;
+const IMAGE_NAME_MAX: usize = 512;
 /// Characters of a note on a revision; what the engine said may be long, its beginning tells.
 pub const NOTE_MAX: usize = 500;
 /// Machines of one cluster: what a home or an office has. More is another kind of system.
@@ -292,6 +298,7 @@ impl State {
             CommandV1::SetLease { term, lease_ms } => self.set_lease(*term, *lease_ms),
             CommandV1::CommitGenerations { machine, generations } => self.commit_generations(machine, generations),
             CommandV1::Restore { service, generation } => self.restore(service, *generation),
+            CommandV1::NoteImages { change, images } => note_images(*change, images),
         }
     }
 
@@ -316,6 +323,26 @@ impl Applied {
     fn done(event: Event) -> Self {
         Self { outcome: Outcome::Done, events: vec![event] }
     }
+}
+
+fn note_images(change: ImageChange, images: &[String]) -> Result<Applied, Rejected> {
+    let is_name =
+        |name: &String| (1..=IMAGE_NAME_MAX).contains(&name.len()) && name.chars().all(|c| c.is_ascii_graphic());
+    if images.is_empty() || images.len() > NOTED_IMAGES_MAX || !images.iter().all(is_name) {
+        let why = format!("a note is about 1 to {NOTED_IMAGES_MAX} images, each by a name or an id");
+        return Err(Rejected::new(ErrorCode::InvalidRequest, why));
+    }
+    let names = dependency::listed(images.iter());
+    let (kind, done) = match change {
+        ImageChange::Pushed => ("image-pushed", "pushed"),
+        ImageChange::Removed => ("image-removed", "removed from all machines"),
+        ImageChange::Collected => ("images-collected", "removed, as nothing needs them any more"),
+    };
+    let message = match images {
+        [_] => format!("The image {names} was {}.", done.replace("them", "it")),
+        _ => format!("The images {names} were {done}."),
+    };
+    Ok(Applied::done(Event::new(kind, None, message)))
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]

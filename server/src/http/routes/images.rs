@@ -9,18 +9,26 @@ use axum::{
 };
 use flotilla_api::{
     ErrorCode, MachineName, NodeId,
-    rest::{BeginUpload, ImageView, LoadedImages, UploadView},
+    rest::{
+        AskLayers, BeginUpload, CollectQuery, CollectedView, HeldImageView, ImageView, LackingLayers, LoadedImages,
+        PushImage, PushedImage, RemoveImageQuery, UploadView,
+    },
 };
+use flotilla_core::{CommandV1, command::ImageChange, images, state::NOTED_IMAGES_MAX};
 use futures::future::join_all;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use crate::http::{
-    App,
-    answer::{Answer, Asked, Failure, Json, Segment, read_json},
-    caller::{Caller, Operator},
-    forward::{self, OnBehalf},
+use crate::{
+    http::{
+        App,
+        answer::{Answer, Asked, Failure, Json, Segment, check_is_json, read_json},
+        caller::{Caller, Operator},
+        forward::{self, OnBehalf},
+        holdings,
+    },
+    images::Collected,
 };
 
 /// How long other machines are waited for that may know an image's name.
@@ -28,6 +36,15 @@ const ASKING: Duration = Duration::from_secs(3);
 
 /// Bytes of another machine's answer about one image.
 const NAMED_MAX: usize = 256 * 1024;
+
+/// Bytes of another machine's answer on what it removed.
+const COLLECTED_MAX: usize = 1024 * 1024;
+
+/// How long another machine may take to remove images: its engine deletes their files.
+const COLLECTING: Duration = Duration::from_secs(60);
+
+/// An image's configuration as a JSON string may have each byte escaped, and its layers besides.
+const PUSH_MAX: usize = 10 * 1024 * 1024;
 
 const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
 const UPLOAD_LENGTH: HeaderName = HeaderName::from_static("upload-length");
@@ -122,7 +139,7 @@ pub(super) async fn append(
 
 pub(super) async fn finish(
     State(app): State<Arc<App>>,
-    Operator(_): Operator,
+    Operator(caller): Operator,
     Segment(digest): Segment<String>,
 ) -> Answer<Json<LoadedImages>> {
     let limit = app.config.limits.build();
@@ -131,7 +148,162 @@ pub(super) async fn finish(
         let message = format!("Docker Engine did not load the image within {} s; finish it again", limit.as_secs());
         Failure::new(ErrorCode::Timeout, message)
     })?;
-    Ok(Json(loaded?))
+    let loaded = loaded?;
+    note(&app, &caller, ImageChange::Pushed, loaded.images.clone()).await;
+    Ok(Json(loaded))
+}
+
+/// Who holds which image.
+pub(super) async fn held(State(app): State<Arc<App>>, Operator(_): Operator) -> Json<Vec<HeldImageView>> {
+    Json(holdings::views(&app))
+}
+
+pub(super) async fn lacking(
+    State(app): State<Arc<App>>,
+    Operator(_): Operator,
+    Json(asked): Json<AskLayers>,
+) -> Answer<Json<LackingLayers>> {
+    Ok(Json(app.images.lacking(&app.uploads, &asked).await?))
+}
+
+pub(super) async fn keep_layer(
+    State(app): State<Arc<App>>,
+    Operator(_): Operator,
+    Segment(digest): Segment<String>,
+) -> Answer<StatusCode> {
+    app.images.keep_layer(&app.uploads, &digest).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn push(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    request: Request,
+) -> Answer<Json<PushedImage>> {
+    check_is_json(&request)?;
+    let arriving = read_json::<PushImage>(request.into_body(), PUSH_MAX);
+    let pushed = timeout(app.request_timeout(), arriving).await.map_err(|_| {
+        Failure::new(ErrorCode::Timeout, "what the image is made of did not arrive in time; push it again")
+    })??;
+    let limit = app.config.limits.build();
+    let pushed = timeout(limit, app.images.push(&app.engine, pushed)).await.map_err(|_| {
+        let message = format!("Docker Engine did not load the image within {} s; push it again", limit.as_secs());
+        Failure::new(ErrorCode::Timeout, message)
+    })??;
+    let names = if pushed.references.is_empty() { vec![pushed.id.clone()] } else { pushed.references.clone() };
+    note(&app, &caller, ImageChange::Pushed, names).await;
+    Ok(Json(pushed))
+}
+
+/// From all machines that can be reached; refused where a service needs it.
+pub(super) async fn remove(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    Asked(RemoveImageQuery { name }): Asked<RemoveImageQuery>,
+    request: Request,
+) -> Answer<Json<Vec<CollectedView>>> {
+    let is_passed_on = request.extensions().get::<OnBehalf>().is_some();
+    if !is_passed_on {
+        refuse_used(&app, &caller, &name).await?;
+    }
+    let own = app.images.remove(&app.engine, &name).await?;
+    let mut removed = vec![collected(&app, Ok(own))];
+    if is_passed_on {
+        return Ok(Json(removed));
+    }
+    let encoded: String = url::form_urlencoded::byte_serialize(name.as_bytes()).collect();
+    removed.extend(ask_all(&app, &caller, Method::DELETE, &format!("/api/v1/images?name={encoded}")).await);
+    if removed.iter().all(|it| it.images.is_empty() && it.problem.is_none()) {
+        let why = format!("no machine has an image `{name}`; `flotilla image ls` shows all");
+        return Err(Failure::new(ErrorCode::ImageNotFound, why));
+    }
+    note(&app, &caller, ImageChange::Removed, vec![name]).await;
+    Ok(Json(removed))
+}
+
+/// On all machines that can be reached.
+pub(super) async fn collect(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    Asked(CollectQuery { dry_run }): Asked<CollectQuery>,
+    request: Request,
+) -> Answer<Json<Vec<CollectedView>>> {
+    let own = app.images.collect(&app.engine, dry_run).await;
+    let mut all = vec![collected(&app, own.map_err(Failure::from))];
+    if request.extensions().get::<OnBehalf>().is_some() {
+        return Ok(Json(all));
+    }
+    all.extend(ask_all(&app, &caller, Method::POST, &format!("/api/v1/images/gc?dry_run={dry_run}")).await);
+    let gone = all.iter().flat_map(|it| &it.images);
+    let names: std::collections::BTreeSet<String> =
+        gone.map(|image| image.references.first().unwrap_or(&image.id).clone()).collect();
+    if !dry_run && !names.is_empty() {
+        note(&app, &caller, ImageChange::Collected, names.into_iter().take(NOTED_IMAGES_MAX).collect()).await;
+    }
+    Ok(Json(all))
+}
+
+/// Whatever the name means on any machine must not be needed: each refuses again by itself.
+async fn refuse_used(app: &App, caller: &Caller, name: &str) -> Answer<()> {
+    let state = app.store.state();
+    let mut ids: std::collections::BTreeSet<String> = std::collections::BTreeSet::from([name.to_owned()]);
+    if let Some(image) = meaning(app, caller, name).await {
+        ids.insert(image.id);
+    }
+    let named = |service: &flotilla_core::state::Service| {
+        let specs = service.revisions.values().map(|record| &record.spec);
+        specs.filter(|spec| spec.image == name).map(|spec| images::key(spec).to_owned()).collect::<Vec<_>>()
+    };
+    ids.extend(state.services.values().flat_map(named));
+    for id in ids {
+        crate::images::refuse_used(&state, &id, std::slice::from_ref(&name.to_owned()))?;
+    }
+    Ok(())
+}
+
+fn collected(app: &App, own: Answer<Collected>) -> CollectedView {
+    let state = app.store.state();
+    let machine = state.machines.get(&app.node).map(|machine| machine.name().clone());
+    let machine = machine.unwrap_or_else(|| "removed".parse().unwrap_or_else(|_| unreachable!("it is a name")));
+    match own {
+        Ok(Collected { images, freed_bytes }) => CollectedView { machine, images, freed_bytes, problem: None },
+        Err(Failure(error)) => {
+            CollectedView { machine, images: Vec::new(), freed_bytes: 0, problem: Some(error.message) }
+        }
+    }
+}
+
+/// What the other machines did; one that can't be asked says why.
+async fn ask_all(app: &App, caller: &Caller, method: Method, path: &str) -> Vec<CollectedView> {
+    let state = app.store.state();
+    let others = state.machines.iter().filter(|(id, _)| **id != app.node);
+    let asked = others.map(|(id, machine)| {
+        let (name, method) = (machine.name().clone(), method.clone());
+        async move {
+            let asked = async {
+                let answer = forward::ask(app, id, caller, method, path, &HeaderMap::new()).await?;
+                let answer = forward::refusal(answer).await?;
+                read_json::<Vec<CollectedView>>(Body::new(answer.into_body()), COLLECTED_MAX).await
+            };
+            let late = || Err(Failure::new(ErrorCode::Timeout, format!("`{name}` did not answer in time")));
+            match timeout(COLLECTING, asked).await.unwrap_or_else(|_| late()) {
+                Ok(views) => views,
+                Err(Failure(error)) => {
+                    let problem = Some(error.message);
+                    vec![CollectedView { machine: name.clone(), images: Vec::new(), freed_bytes: 0, problem }]
+                }
+            }
+        }
+    });
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
+/// What was done was done, whether the trail tells of it or not.
+async fn note(app: &App, caller: &Caller, change: ImageChange, images: Vec<String>) {
+    let noted = app.propose(caller.actor(), CommandV1::NoteImages { change, images }).await;
+    if let Err(error) = noted {
+        tracing::warn!(error = ?error, "the audit trail does not tell what became of an image");
+    }
 }
 
 fn position(view: &UploadView) -> [(HeaderName, HeaderValue); 2] {

@@ -49,6 +49,8 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/volumes/{service}/{volume}", get(volumes::detail))
         .route("/volumes/{service}/{volume}/diff", get(volumes::diff))
         .route("/images", get(images::list))
+        .route("/images/held", get(images::held))
+        .route("/images/lacking", post(images::lacking))
         .route("/images/uploads", post(images::begin))
         .route("/audit", get(cluster::audit))
         .route("/tokens", get(tokens::list).post(tokens::create))
@@ -62,6 +64,9 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
     // These move images or go on for as long as somebody reads; each has limits of its own.
     let lasting = Router::new()
         .route("/deployments", post(deployments::deploy))
+        .route("/images", post(images::push).delete(images::remove))
+        .route("/images/gc", post(images::collect))
+        .route("/images/layers/{digest}", post(images::keep_layer))
         .route("/images/uploads/{digest}", head(images::offset).patch(images::append))
         .route("/images/uploads/{digest}/finish", post(images::finish))
         .route("/builds", post(builds::build))

@@ -136,6 +136,7 @@ pub(super) fn report(containers: Vec<Container>, seen_before_ms: u64) -> Report 
         links: Vec::new(),
         images: Vec::new(),
         data: BTreeMap::new(),
+        stored_images: Default::default(),
     }
 }
 

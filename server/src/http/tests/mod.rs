@@ -129,6 +129,7 @@ async fn beside_in_demo(running: &Running, members: Arc<dyn Members>, demo_socke
         authority: app.authority.clone(),
         engine: app.engine.clone(),
         volumes: app.volumes.clone(),
+        images: app.images.clone(),
         uploads: app.uploads.clone(),
         mesh: app.mesh.clone(),
         nodes: app.nodes.clone(),
@@ -383,7 +384,8 @@ fn the_manual_lists_every_route() {
     let manual = include_str!("../../../../docs/API.md");
     for (method, path, _) in access::ROUTES {
         let path = path.strip_prefix("/api/v1").unwrap().split('?').next().unwrap();
-        let path = path.replace("/ghost", "/{}").replace("/uploads/0", "/uploads/{}");
+        let path =
+            path.replace("/ghost", "/{}").replace("/uploads/0", "/uploads/{}").replace("/layers/0", "/layers/{}");
         let listed = manual.lines().any(|line| {
             let route = ["{service}", "{digest}", "{id}", "{machine}"]
                 .iter()

@@ -10,9 +10,9 @@ use flotilla_api::{
     MachineName, Revision, TokenId, UnixMillis,
     rest::{
         BindToken, ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken,
-        DemoAnswer, DeployRequest, DeployResponse, Deployed, EventView, ExplainView, IssuedToken, LogLine, LogQuery,
-        MachineDetail, MachineView, PlacedView, RedeemInvitation, RevisionView, RollbackRequest, ScaleRequest,
-        ServiceDetail, ServiceView, TokenView, VolumeDetail, VolumeView,
+        DemoAnswer, DeployRequest, DeployResponse, Deployed, EventView, ExplainView, HeldImageView, IssuedToken,
+        LogLine, LogQuery, MachineDetail, MachineView, PlacedView, RedeemInvitation, RevisionView, RollbackRequest,
+        ScaleRequest, ServiceDetail, ServiceView, TokenView, VolumeDetail, VolumeView,
     },
     spec::ServiceSpec,
 };
@@ -114,6 +114,10 @@ impl Client {
         self.ask("POST", &format!("/demo/machines/{}/start", segment(name)), None, OUTAGE).await
     }
 
+    pub(crate) async fn held_images(&self) -> Result<Vec<HeldImageView>, Failure> {
+        self.get("/images/held").await
+    }
+
     pub(crate) async fn volumes(&self) -> Result<Vec<VolumeView>, Failure> {
         self.get("/volumes").await
     }
@@ -134,11 +138,12 @@ impl Client {
             spec: ServiceSpec,
             placements: Vec<PlacedView>,
             standby: Vec<MachineName>,
+            standby_ready: Vec<MachineName>,
             revisions: Vec<RevisionView>,
         }
         let answer = self.send("GET", &format!("/services/{}", segment(name)), None, QUESTION).await?;
-        let Beside { spec, placements, standby, revisions } = read(&answer.text)?;
-        Ok(ServiceDetail { view: read(&answer.text)?, spec, placements, standby, revisions })
+        let Beside { spec, placements, standby, standby_ready, revisions } = read(&answer.text)?;
+        Ok(ServiceDetail { view: read(&answer.text)?, spec, placements, standby, standby_ready, revisions })
     }
 
     pub(crate) async fn explain(&self, name: &str) -> Result<ExplainView, Failure> {

@@ -38,6 +38,7 @@ pub(crate) enum Icon {
     Plug,
     Plus,
     Volume,
+    Image,
 }
 
 impl Icon {
@@ -107,6 +108,7 @@ impl Icon {
             }
             Self::Plug => r#"<path d="M7 3v3.500M13 3v3.500M5 6.500h10v2.800a5 5 0 0 1-10 0zM10 14.300V17.500"/>"#,
             Self::Plus => r#"<path d="M10 4v12M4 10h12"/>"#,
+            Self::Image => r#"<path d="m10 3 7 3.5-7 3.5-7-3.5zM3.3 10 10 13.4 16.7 10M3.3 13.5l6.7 3.4 6.7-3.4"/>"#,
             Self::Volume => {
                 r#"<ellipse cx="10" cy="5.2" rx="6.2" ry="2.4"/><path d="M3.8 5.2v9.6c0 1.3 2.8 2.4 6.2 2.4s6.2-1.1 6.2-2.4V5.2M3.8 10c0 1.3 2.8 2.4 6.2 2.4s6.2-1.1 6.2-2.4"/>"#
             }

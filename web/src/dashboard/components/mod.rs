@@ -23,7 +23,7 @@ pub(crate) use page::{Page, Section, arrived};
 pub(crate) use prose::Prose;
 pub(crate) use qr::QrImage;
 pub(crate) use shown::{Empty, Problem, shown};
-pub(crate) use state::{StateBadge, appearance};
+pub(crate) use state::{StateBadge, appearance, badge};
 pub(crate) use time::{Ago, Until};
 pub(crate) use toast::{Act, Refusal, ToastRegion, Toasts};
 pub(crate) use volume::{

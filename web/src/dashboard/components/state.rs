@@ -23,7 +23,7 @@ pub(crate) fn StateBadge(state: ServiceState) -> impl IntoView {
 }
 
 /// A state as it is called, drawn and coloured; `state` is its name for programs.
-pub(super) fn badge((icon, name, tone): (Icon, &'static str, &'static str), state: &'static str) -> impl IntoView {
+pub(crate) fn badge((icon, name, tone): (Icon, &'static str, &'static str), state: &'static str) -> impl IntoView {
     view! {
         <span class=format!("badge tone-{tone}") data-state=state>
             <Glyph icon/>

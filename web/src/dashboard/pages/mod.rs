@@ -4,6 +4,7 @@ pub(crate) mod access;
 pub(crate) mod activity;
 pub(crate) mod cluster;
 pub(crate) mod deploy;
+pub(crate) mod images;
 pub(crate) mod machine;
 pub(crate) mod service;
 pub(crate) mod services;

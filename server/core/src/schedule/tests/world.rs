@@ -370,6 +370,7 @@ impl World {
             links: machine.links.clone(),
             images: machine.images.clone(),
             data: BTreeMap::new(),
+            stored_images: Default::default(),
         });
         self.keep(id);
     }

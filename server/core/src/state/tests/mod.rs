@@ -1,4 +1,5 @@
 mod data;
+mod images;
 mod machines;
 mod placements;
 

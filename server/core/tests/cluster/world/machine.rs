@@ -260,6 +260,7 @@ impl World {
             links,
             images: Vec::new(),
             data: BTreeMap::new(),
+            stored_images: Default::default(),
         });
         daemon.reports.insert(node.id.clone(), report.clone());
         for other in 0..self.nodes.len() {

@@ -14,12 +14,15 @@ use crate::dashboard::{
 #[component]
 pub(crate) fn Placements(detail: Signal<ServiceDetail>) -> impl IntoView {
     let placed = Memo::new(move |_| {
-        detail.with(|detail| (detail.placements.clone(), detail.standby.clone(), detail.view.revision))
+        detail.with(|detail| {
+            let standby = (detail.standby.clone(), detail.standby_ready.clone());
+            (detail.placements.clone(), standby, detail.view.revision)
+        })
     });
     let content = move || {
         let (placements, standby, current) = placed.get();
-        let standby =
-            standby_sentence(&standby).map(|sentence| view! { <p class="faint placements-note">{sentence}</p> });
+        let standby = standby_sentence(&standby.0, &standby.1)
+            .map(|sentence| view! { <p class="faint placements-note">{sentence}</p> });
         if placements.is_empty() {
             return view! { <p class="faint none">"It is placed nowhere."</p> {standby} }.into_any();
         }
@@ -62,14 +65,26 @@ fn row(placed: PlacedView, current: Revision) -> impl IntoView {
 }
 
 /// "boreas and clio stand by: they have the image, and can take over at once."
-fn standby_sentence(machines: &[MachineName]) -> Option<String> {
+fn standby_sentence(machines: &[MachineName], ready: &[MachineName]) -> Option<String> {
+    let (ready, waiting): (Vec<&MachineName>, Vec<&MachineName>) =
+        machines.iter().partition(|machine| ready.contains(machine));
+    let ready = listed(&ready).map(|(names, many)| {
+        let (stand, have) = if many { ("stand", "they have") } else { ("stands", "it has") };
+        format!("{names} {stand} by: {have} the image, and can take over at once.")
+    });
+    let waiting = listed(&waiting).map(|(names, many)| {
+        let (have, stand) = if many { ("have", "stand") } else { ("has", "stands") };
+        format!("{names} {stand} by, and {have} told nothing of the image yet.")
+    });
+    let sentences: Vec<String> = ready.into_iter().chain(waiting).collect();
+    (!sentences.is_empty()).then(|| sentences.join(" "))
+}
+
+/// "atlas, boreas and clio", and whether they are several.
+fn listed(machines: &[&MachineName]) -> Option<(String, bool)> {
     let (last, others) = machines.split_last()?;
-    let names: Vec<&str> = others.iter().map(AsRef::as_ref).collect();
-    Some(if names.is_empty() {
-        format!("{last} stands by: it has the image, and can take over at once.")
-    } else {
-        format!("{} and {last} stand by: they have the image, and can take over at once.", names.join(", "))
-    })
+    let names: Vec<&str> = others.iter().map(|machine| machine.as_str()).collect();
+    Some(if names.is_empty() { (last.to_string(), false) } else { (format!("{} and {last}", names.join(", ")), true) })
 }
 
 #[cfg(test)]
@@ -79,12 +94,22 @@ mod tests {
     #[test]
     fn who_stands_by_is_told_in_a_sentence() {
         let machines = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<MachineName>>();
-        assert_eq!(standby_sentence(&[]), None);
-        assert!(standby_sentence(&machines(&["clio"])).unwrap().starts_with("clio stands by: it has"));
+        let sentence = |all: &[&str], ready: &[&str]| standby_sentence(&machines(all), &machines(ready));
+        assert_eq!(sentence(&[], &[]), None);
+        assert_eq!(
+            sentence(&["clio"], &["clio"]).unwrap(),
+            "clio stands by: it has the image, and can take over at once."
+        );
+        assert_eq!(sentence(&["clio"], &[]).unwrap(), "clio stands by, and has told nothing of the image yet.");
         assert!(
-            standby_sentence(&machines(&["atlas", "boreas", "clio"]))
+            sentence(&["atlas", "boreas", "clio"], &["atlas", "boreas", "clio"])
                 .unwrap()
-                .starts_with("atlas, boreas and clio stand by")
+                .starts_with("atlas, boreas and clio stand by: they have")
+        );
+        assert_eq!(
+            sentence(&["atlas", "boreas", "clio"], &["clio"]).unwrap(),
+            "clio stands by: it has the image, and can take over at once. \
+             atlas and boreas stand by, and have told nothing of the image yet."
         );
     }
 }

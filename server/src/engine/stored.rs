@@ -1,0 +1,184 @@
+//! Images between this engine and the store of images: taken in from here, and loaded from there.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use bollard::query_parameters::ListImagesOptions;
+use bytes::Bytes;
+use flotilla_api::{ApiError, rest::ImageStep, spec::ServiceSpec};
+use futures::{StreamExt, stream, stream::BoxStream};
+use tokio::time::timeout;
+
+use super::{
+    Error, Shared,
+    connection::{CALL_LIMIT, Client},
+    image,
+};
+
+/// Images that the engine is asked about at once.
+const INSPECTED_AT_ONCE: usize = 8;
+
+/// The engine, or the store, is gone when nothing has moved for so long.
+const STALL: Duration = Duration::from_secs(60);
+
+const MEGABYTE: u64 = 1_000_000;
+
+/// Gets the image of a specification from the store, which gets it from those of other machines; `None` where none has it.
+///
+/// # Errors
+/// One has it, and it could not be brought here; or the engine did not take it.
+pub(super) async fn fetch(
+    shared: &Shared,
+    client: &Client,
+    spec: &ServiceSpec,
+    id: &str,
+) -> Result<Option<String>, Error> {
+    let image = &spec.image;
+    let progress = |bytes: u64, of: u64| {
+        let (bytes, of) = (bytes / MEGABYTE, of.div_ceil(MEGABYTE));
+        let sentence = format!("getting image `{image}` from other machines: {bytes} of {of} MB");
+        shared.activity(&spec.name, Some(sentence));
+    };
+    if !shared.images.bring(id, image, &progress).await.map_err(Error::Image)? {
+        return Ok(None);
+    }
+    let is_name = image::check_tag(image).is_ok();
+    let names = if is_name && image::local(client, image).await?.is_none() { vec![image.clone()] } else { Vec::new() };
+    load(shared, client, id, image, &names).await.map(Some)
+}
+
+/// Has the engine load an image that is in the store, and gives it names; the engine's id of it.
+pub(super) async fn load(
+    shared: &Shared,
+    client: &Client,
+    id: &str,
+    name: &str,
+    names: &[String],
+) -> Result<String, Error> {
+    if let Some(id) = image::local(client, id).await? {
+        // It was there before: whose it is stays as it was.
+        for name in names {
+            image::tag(client, &id, name).await?;
+        }
+        return Ok(id);
+    }
+    let present = present_layers(client, &shared.images.diff_ids(id).await.map_err(Error::Image)?).await?;
+    let loaded = match load_above(shared, client, (id, name), names, present).await {
+        // The image with those layers may have gone just now.
+        Err(Error::Archive(why)) if present > 0 => {
+            tracing::info!(image = id, why, "loading all layers of an image");
+            load_above(shared, client, (id, name), names, 0).await?
+        }
+        loaded => loaded?,
+    };
+    // An engine that names images by another digest has it under another id.
+    let id = match image::local(client, id).await? {
+        Some(id) => id,
+        None => {
+            let name = loaded.into_iter().next().ok_or_else(|| Error::ImageNotLocal { image: name.to_owned() })?;
+            image::local(client, &name).await?.ok_or(Error::ImageNotLocal { image: name })?
+        }
+    };
+    shared.images.brought(&id, names);
+    shared.images_changed.notify_one();
+    Ok(id)
+}
+
+async fn load_above(
+    shared: &Shared,
+    client: &Client,
+    (id, name): (&str, &str),
+    names: &[String],
+    left_out: usize,
+) -> Result<Vec<String>, Error> {
+    let archive = shared.images.archive(id, names, left_out).await.map_err(Error::Image)?;
+    let moving = shared.images.moves().begin(id, name, ImageStep::Loading, archive.len);
+    let (len, mut read) = (archive.len, 0);
+    let bytes = archive.bytes.inspect(move |piece| {
+        read += piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        moving.reached(read, len.max(read));
+    });
+    let loaded = image::load(client, bytes).await;
+    loaded.map_err(|error| match why(&archive.failed) {
+        Some(why) => Error::Image(why),
+        None => error,
+    })
+}
+
+fn why(failed: &Mutex<Option<ApiError>>) -> Option<ApiError> {
+    failed.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// How many layers, from the lowest, the engine has: those of an image that begins with them. It skips what it has, by all that is below.
+async fn present_layers(client: &Client, diff_ids: &[String]) -> Result<usize, Error> {
+    let listed = client.docker().list_images(Some(ListImagesOptions { all: true, ..Default::default() }));
+    let summaries = client.call("list its images", CALL_LIMIT, listed).await?;
+    let ids: BTreeSet<String> = summaries.into_iter().map(|summary| summary.id).collect();
+    let shared = stream::iter(ids).map(|id| async move {
+        let inspected = client.call("look an image up", CALL_LIMIT, client.docker().inspect_image(&id)).await;
+        let layers = inspected.ok().and_then(|it| it.root_fs?.layers).unwrap_or_default();
+        layers.iter().zip(diff_ids).take_while(|(here, wanted)| here == wanted).count()
+    });
+    Ok(shared.buffer_unordered(INSPECTED_AT_ONCE).fold(0, |most, count| async move { most.max(count) }).await)
+}
+
+/// Bytes of an image's layers, as the engine counts them; `None` where it does not have it.
+pub(super) async fn size(client: &Client, id: &str) -> Result<Option<u64>, Error> {
+    match client.call("look an image up", CALL_LIMIT, client.docker().inspect_image(id)).await {
+        Ok(inspected) => Ok(Some(u64::try_from(inspected.size.unwrap_or_default()).unwrap_or_default())),
+        Err(error) if error.is_absent() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What `docker save` writes of an image.
+pub(super) fn save(client: &Client, id: &str) -> BoxStream<'static, io::Result<Bytes>> {
+    let (client, id) = (client.clone(), id.to_owned());
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(4);
+    tokio::spawn(async move {
+        let mut saved = std::pin::pin!(client.docker().export_image(&id));
+        loop {
+            let piece = match timeout(STALL, saved.next()).await {
+                Ok(Some(piece)) => piece.map_err(io::Error::other),
+                Ok(None) => return,
+                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "Docker Engine does not go on")),
+            };
+            if sender.send(piece).await.is_err() {
+                return;
+            }
+        }
+    });
+    Box::pin(stream::poll_fn(move |context| receiver.poll_recv(context)))
+}
+
+/// Takes names from an image, and the image with its last one: never by force. True if it is gone.
+///
+/// # Errors
+/// A container needs it.
+pub(super) async fn forget(client: &Client, id: &str, names: &BTreeSet<String>) -> Result<bool, Error> {
+    let inspect = || client.call("look an image up", CALL_LIMIT, client.docker().inspect_image(id));
+    let given = match inspect().await {
+        Ok(inspected) => inspected.repo_tags.unwrap_or_default(),
+        Err(error) if error.is_absent() => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    // A name may belong to another image by now.
+    let is_ours = |tag: &String| names.iter().any(|name| image::is_same_name(name, tag));
+    for tag in given.iter().filter(|tag| is_ours(tag)) {
+        image::remove(client, tag).await?;
+    }
+    let left = match inspect().await {
+        Ok(inspected) => inspected.repo_tags.unwrap_or_default(),
+        Err(error) if error.is_absent() => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    if !left.is_empty() {
+        return Ok(false);
+    }
+    image::remove(client, id).await?;
+    Ok(true)
+}

@@ -1,0 +1,271 @@
+//! Which images are in the store and in the engine: what this machine shall have is taken in, and what nobody needs goes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use flotilla_api::{UnixMillis, rest::CollectedImage};
+use flotilla_core::{State, images};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::{Digest, Error, Images, Shared, Stored, free, layer_key, travel};
+use crate::{clock, engine::Engine};
+
+/// Somebody may have pulled or removed an image by hand.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
+
+/// After an image that could not be taken in.
+const AGAIN: Duration = Duration::from_secs(120);
+
+/// What nobody needs is looked for so often. It is in no hurry.
+const COLLECT_EVERY: Duration = Duration::from_secs(600);
+
+/// Layers of a push that was never finished. Milliseconds.
+const LAYERS_KEPT_MS: u64 = 24 * 3_600_000;
+
+/// A disk with less free space than this part of it is nearly full.
+const NEARLY_FULL: u64 = 10;
+
+/// What a collection removed, or would.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    pub images: Vec<CollectedImage>,
+    /// Of layers, unpacked, that no other image of the store has. Their room is given back within minutes.
+    pub freed_bytes: u64,
+}
+
+pub(super) async fn run(shared: Arc<Shared>, engine: Engine) {
+    let mut states = shared.state.clone();
+    let mut held = engine.held_images();
+    let mut failed: BTreeMap<Digest, Instant> = BTreeMap::new();
+    let mut collected = Instant::now();
+    let mut tick = interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let state = states.borrow_and_update().clone();
+        let in_engine = held.borrow_and_update().clone();
+        failed.retain(|_, since| since.elapsed() < AGAIN);
+        let missing = missing(&shared, &state, &in_engine, &failed);
+        if let Some(id) = missing {
+            let taken = tokio::select! {
+                () = shared.stop.cancelled() => return,
+                taken = shared.take_in(&engine, &id) => taken,
+            };
+            if let Err(error) = taken {
+                tracing::warn!(image = %id, %error, "an image is not in the store, and no other machine can get it here");
+                failed.insert(id, Instant::now());
+            }
+            continue;
+        }
+        if let Err(error) = note_needed(&shared, &state) {
+            tracing::warn!(%error, "it was not noted which images are needed");
+        }
+        if collected.elapsed() >= COLLECT_EVERY {
+            collected = Instant::now();
+            match collect(&shared, &engine, Why::ByItself).await {
+                Ok(Collected { images, .. }) if images.is_empty() => {}
+                Ok(Collected { images, .. }) => {
+                    tracing::info!(images = images.len(), "images that nobody needs were removed");
+                }
+                Err(error) => tracing::warn!(%error, "images that nobody needs could not be removed"),
+            }
+        }
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            changed = states.changed() => if changed.is_err() { return },
+            changed = held.changed() => if changed.is_err() { return },
+            () = shared.changed.notified() => {}
+            _ = tick.tick() => {}
+        }
+    }
+}
+
+/// An image that this machine shall have, and that only its engine has.
+fn missing(
+    shared: &Shared,
+    state: &State,
+    in_engine: &BTreeSet<String>,
+    failed: &BTreeMap<Digest, Instant>,
+) -> Option<Digest> {
+    let stock = shared.stock();
+    images::wanted(state, &shared.node)
+        .into_keys()
+        .filter(|key| in_engine.contains(*key))
+        .filter_map(|key| key.starts_with("sha256:").then(|| key.parse().ok())?)
+        .find(|id| !stock.contains_key(id) && !failed.contains_key(id))
+}
+
+fn note_needed(shared: &Shared, state: &State) -> Result<(), Error> {
+    let needed: BTreeSet<&str> = state
+        .services
+        .values()
+        .flat_map(|service| service.revisions.values())
+        .filter_map(|record| record.spec.image_id.as_deref())
+        .collect();
+    shared.record.needed(needed.into_iter(), clock::now())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// What nobody has needed for a while goes.
+    ByItself,
+    /// Whatever nobody needs goes, or only would.
+    Asked { dry_run: bool },
+}
+
+/// Is an image named by a revision that could run?
+fn is_used(state: &State, id: &str, names: &BTreeSet<String>) -> bool {
+    !images::uses(state, |key| key == id || names.contains(key)).is_empty()
+}
+
+async fn collect(shared: &Arc<Shared>, engine: &Engine, why: Why) -> Result<Collected, Error> {
+    let (state, now) = (shared.state.borrow().clone(), clock::now());
+    let is_full = is_nearly_full(shared)?;
+    let goes = |id: &str, names: &BTreeSet<String>, came: UnixMillis| {
+        let since = shared.record.unneeded_since(id, came);
+        let is_old = why != Why::ByItself || images::is_disposable(since, now, is_full);
+        is_old && !is_used(&state, id, names) && shared.moves.of(id).is_none()
+    };
+    let dry_run = why == Why::Asked { dry_run: true };
+    let mut gone: BTreeMap<String, CollectedImage> = BTreeMap::new();
+    let brought = shared.record.all();
+    for (id, brought) in brought.iter().filter(|(id, brought)| goes(id, &brought.names, brought.at)) {
+        let forgotten = match dry_run {
+            true => Ok(true),
+            false => engine.forget_image(id, &brought.names).await,
+        };
+        match forgotten {
+            Ok(engine_too) => {
+                let references = brought.names.iter().cloned().collect();
+                let image = CollectedImage { id: id.clone(), references, engine: engine_too, store: false };
+                gone.insert(id.clone(), image);
+                if !dry_run {
+                    shared.record.forget(id)?;
+                }
+            }
+            // A container of somebody else's, or of ours that is about to go.
+            Err(error) => tracing::debug!(image = id, %error, "an image that nobody needs stays in the engine"),
+        }
+    }
+    let before = shared.stock().clone();
+    for (id, came) in before.iter().map(|(id, stored)| (id, stored.at)) {
+        let names = brought.get(&id.id()).map(|brought| brought.names.clone()).unwrap_or_default();
+        if !goes(&id.id(), &names, came) {
+            continue;
+        }
+        if !dry_run {
+            shared.forget(id)?;
+            shared.counters.removed.fetch_add(1, Relaxed);
+        }
+        let new =
+            || CollectedImage { id: id.id(), references: names.iter().cloned().collect(), engine: false, store: false };
+        gone.entry(id.id()).or_insert_with(new).store = true;
+    }
+    if !dry_run {
+        for digest in travel::stale_layers(shared, now.0.saturating_sub(LAYERS_KEPT_MS))? {
+            shared.store.forget_volume(&layer_key(&digest))?;
+            shared.volumes.freed();
+        }
+    }
+    let stays: BTreeSet<Digest> = layers(&before, |id| !gone.get(&id.id()).is_some_and(|image| image.store));
+    let went = before.iter().filter(|(id, _)| gone.get(&id.id()).is_some_and(|image| image.store));
+    let unshared: BTreeMap<&Digest, u64> = went
+        .flat_map(|(_, stored)| stored.layers.iter().map(|(digest, len)| (digest, *len)))
+        .filter(|(digest, _)| !stays.contains(*digest))
+        .collect();
+    let freed_bytes = unshared.values().sum();
+    Ok(Collected { images: gone.into_values().collect(), freed_bytes })
+}
+
+/// Layers of the images that are meant.
+fn layers(stock: &BTreeMap<Digest, Stored>, is_meant: impl Fn(&Digest) -> bool) -> BTreeSet<Digest> {
+    let meant = stock.iter().filter(|(id, _)| is_meant(id));
+    meant.flat_map(|(_, stored)| stored.layers.iter().map(|(digest, _)| digest.clone())).collect()
+}
+
+fn is_nearly_full(shared: &Shared) -> Result<bool, Error> {
+    let looked = rustix::fs::statvfs(&shared.data_dir).map_err(|errno| Error::File {
+        operation: "look at",
+        path: shared.data_dir.clone(),
+        source: errno.into(),
+    })?;
+    let all = looked.f_blocks.saturating_mul(looked.f_frsize);
+    Ok(free(&shared.data_dir)? < (all / NEARLY_FULL).max(2 * super::DISK_RESERVE))
+}
+
+impl Images {
+    /// Removes what no revision of a service names from this machine's store, and from its engine what was brought there for one; or
+    /// says what it would remove.
+    ///
+    /// # Errors
+    /// The store can't be read or written. What the engine does not give up stays.
+    pub async fn collect(&self, engine: &Engine, dry_run: bool) -> Result<Collected, Error> {
+        collect(&self.shared, engine, Why::Asked { dry_run }).await
+    }
+
+    /// Removes an image from this machine's store and engine: what a reference means on it, or an id.
+    ///
+    /// # Errors
+    /// A revision of a service names it, or a container needs it.
+    pub async fn remove(&self, engine: &Engine, name: &str) -> Result<Collected, Error> {
+        let state = self.shared.state.borrow().clone();
+        let here = engine.images(Some(name)).await?;
+        let mut ids: BTreeMap<String, Vec<String>> =
+            here.into_iter().map(|image| (image.id, image.references)).collect();
+        let by_name = |id: &Digest| id.id() == name || self.shared.record.names(&id.id()).iter().any(|it| it == name);
+        for id in self.shared.stock().keys().filter(|id| by_name(id)) {
+            ids.entry(id.id()).or_default();
+        }
+        let mut images = Vec::new();
+        for (id, references) in ids {
+            refuse_used(&state, &id, &references)?;
+            let is_id = name.starts_with("sha256:");
+            let had = engine.image_size(&id).await?.is_some();
+            // A reference is a name of it, and others may stay.
+            if had && is_id {
+                for reference in &references {
+                    engine.remove_image(reference).await?;
+                }
+                engine.remove_image(&id).await?;
+            } else if had {
+                engine.remove_image(name).await?;
+            }
+            let engine_too = had && engine.image_size(&id).await?.is_none();
+            let mut store = false;
+            if (engine_too || !had)
+                && let Ok(digest) = id.parse::<Digest>()
+                && self.shared.root(&digest).is_some()
+            {
+                self.shared.forget(&digest)?;
+                store = true;
+            }
+            if engine_too || !had {
+                self.shared.record.forget(&id)?;
+            }
+            if had || store {
+                images.push(CollectedImage { id, references, engine: engine_too, store });
+            }
+        }
+        Ok(Collected { images, freed_bytes: 0 })
+    }
+}
+
+/// # Errors
+/// [`Error::InUse`] names a service that could not be started, or be rolled back, without it.
+pub fn refuse_used(state: &State, id: &str, names: &[String]) -> Result<(), Error> {
+    let mut uses = images::uses(state, |key| key == id || names.iter().any(|name| name == key));
+    uses.sort_by_key(|it| !it.current);
+    let Some(first) = uses.first() else { return Ok(()) };
+    let image = names.first().map_or(id, String::as_str);
+    let images::Use { service, revision, current } = first;
+    Err(Error::InUse(if *current {
+        format!("image `{image}` is used by `{service}`; remove the service, or deploy it with another image, first")
+    } else {
+        format!(
+            "image `{image}` is that of revision {revision} of `{service}`, which can be rolled back to; remove the service first, \
+             or let it be: it goes when the revision is forgotten"
+        )
+    }))
+}

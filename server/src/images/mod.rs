@@ -1,0 +1,666 @@
+//! Images beyond one engine: each lies in the store of objects of every machine that runs its service or may start it, and travels from
+//! store to store; an engine takes it from there. No registry is asked for what some machine has. The decisions are `flotilla_core`'s;
+//! ADR 17 has the whole.
+
+pub(crate) mod archive;
+mod keep;
+mod push;
+mod record;
+mod travel;
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+use flotilla_api::{ApiError, ErrorCode, NodeId, UnixMillis, rest::ImageStep};
+use flotilla_core::{
+    State,
+    report::{STORED_IMAGES_TOLD, StoredImage, StoredImages},
+};
+use flotilla_data::{
+    Hash, Session, Store,
+    store::{self, Generation, News},
+    tree::{self, File},
+};
+use futures::{StreamExt as _, future::BoxFuture, stream::BoxStream};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Notify, mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock,
+    engine::{self, Engine, ImageArchive, ImageStore, Moves, Progress, uploads},
+    peers::{Method, Network},
+    volumes::{self, Volumes},
+};
+use archive::Image;
+pub use archive::{Digest, Error as ArchiveError};
+pub use keep::{Collected, refuse_used};
+use record::Record;
+
+/// What is left free, so that the state log and the containers can go on. Bytes.
+const DISK_RESERVE: u64 = uploads::DISK_RESERVE_DEFAULT;
+
+/// Pieces of an archive that wait, and bytes of each.
+const PIECES: usize = 8;
+const PIECE: usize = 256 * 1024;
+
+/// The engine at the other end of an archive is gone when nothing has moved for so long.
+const STALL: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// Why an image is not where it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("image `{image}` can't be stored: {source}")]
+    Archive {
+        image: String,
+        #[source]
+        source: ArchiveError,
+    },
+    #[error("image `{image}` could not be fetched: {source}")]
+    Fetch {
+        image: String,
+        #[source]
+        source: volumes::Error,
+    },
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Digest(#[from] archive::InvalidDigest),
+    #[error("`{0}` is not in this machine's store")]
+    NotHere(String),
+    #[error("the machine that has `{0}` does not send it: it has been busy with it for too long")]
+    Late(String),
+    #[error(
+        "the disk is too full: `{image}` needs {needed} bytes, and {free} are free; make room, or run `flotilla image gc`"
+    )]
+    DiskFull { image: String, needed: u64, free: u64 },
+    #[error("{0}")]
+    Invalid(String),
+    /// Holds the whole sentence.
+    #[error("{0}")]
+    InUse(String),
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    #[error(transparent)]
+    Upload(#[from] uploads::Error),
+    #[error("could not {operation} `{}`: {source}", path.display())]
+    File { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error("the node failed inside; look at its log")]
+    Panicked,
+    #[error("the node stops")]
+    Stopped,
+}
+
+impl Error {
+    fn code(&self) -> ErrorCode {
+        let full = |error: &store::Error| error.is_full();
+        match self {
+            Self::Archive { source: ArchiveError::Store(error), .. } | Self::Store(error) if full(error) => {
+                ErrorCode::DiskFull
+            }
+            Self::Archive {
+                source:
+                    ArchiveError::Tree(
+                        tree::Error::Store(error) | tree::Error::Stream(flotilla_data::stream::Error::Store(error)),
+                    )
+                    | ArchiveError::Stream(flotilla_data::stream::Error::Store(error)),
+                ..
+            } if full(error) => ErrorCode::DiskFull,
+            Self::DiskFull { .. } => ErrorCode::DiskFull,
+            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorCode::DiskFull,
+            Self::Archive {
+                source: ArchiveError::Format(_) | ArchiveError::Other(_) | ArchiveError::Damaged { .. },
+                ..
+            } => ErrorCode::ImageInvalid,
+            Self::Digest(_) | Self::Invalid(_) => ErrorCode::InvalidRequest,
+            Self::NotHere(_) => ErrorCode::ImageNotFound,
+            Self::InUse(_) => ErrorCode::ImageInUse,
+            Self::Engine(error) => error.code(),
+            Self::Upload(error) => error.code(),
+            Self::Fetch { .. } | Self::Late(_) | Self::Stopped => ErrorCode::ServiceUnavailable,
+            _ => ErrorCode::Internal,
+        }
+    }
+
+    /// Is what is here not what it should be, so that another machine has to be asked?
+    fn is_damage(&self) -> bool {
+        let store = |error: &store::Error| matches!(error, store::Error::Damaged { .. } | store::Error::Missing { .. });
+        match self {
+            Self::Archive { source, .. } => match source {
+                ArchiveError::Damaged { .. } | ArchiveError::Tree(tree::Error::Damaged) => true,
+                ArchiveError::Store(error)
+                | ArchiveError::Tree(tree::Error::Store(error))
+                | ArchiveError::Stream(flotilla_data::stream::Error::Store(error)) => store(error),
+                _ => false,
+            },
+            Self::Store(error) => store(error),
+            _ => false,
+        }
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+/// What images need of the rest of their node.
+#[derive(Clone)]
+pub struct Parts {
+    pub node: NodeId,
+    pub data_dir: PathBuf,
+    pub state: watch::Receiver<Arc<State>>,
+    pub network: Network,
+    /// Whose store they share.
+    pub volumes: Volumes,
+}
+
+/// A handle. Cheap to clone.
+#[derive(Clone)]
+pub struct Images {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: NodeId,
+    data_dir: PathBuf,
+    state: watch::Receiver<Arc<State>>,
+    network: Network,
+    volumes: Volumes,
+    store: Store,
+    /// What is in the store.
+    stock: Mutex<BTreeMap<Digest, Stored>>,
+    record: Record,
+    moves: Moves,
+    /// One at a time works on an image.
+    turns: Mutex<BTreeMap<Digest, Arc<AsyncMutex<()>>>>,
+    /// The store has another image, or the engine.
+    changed: Notify,
+    reports: watch::Sender<StoredImages>,
+    counters: Counters,
+    stop: CancellationToken,
+}
+
+/// An image that the store has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    root: Hash,
+    /// When it came.
+    pub at: UnixMillis,
+    /// Of its layers, unpacked.
+    pub bytes: u64,
+    /// From the bottom up.
+    pub layers: Vec<(Digest, u64)>,
+}
+
+/// Since the node started.
+#[derive(Debug, Default)]
+struct Counters {
+    fetches: AtomicU64,
+    fetched_bytes: AtomicU64,
+    pushed_layers: AtomicU64,
+    pushed_bytes: AtomicU64,
+    stored: AtomicU64,
+    loads: AtomicU64,
+    removed: AtomicU64,
+}
+
+/// For metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// In the store.
+    pub held: u64,
+    /// Bytes of their layers, unpacked, each layer once.
+    pub held_bytes: u64,
+    /// Images that came from other machines.
+    pub fetches: u64,
+    /// Bytes that came for them.
+    pub fetched_bytes: u64,
+    /// Layers that were pushed here.
+    pub pushed_layers: u64,
+    pub pushed_bytes: u64,
+    /// Images that were taken in from the engine.
+    pub stored: u64,
+    /// Images that the engine took from the store.
+    pub loads: u64,
+    /// Images that nobody needed any more.
+    pub removed: u64,
+}
+
+impl fmt::Debug for Images {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Images").field("data_dir", &self.shared.data_dir).finish_non_exhaustive()
+    }
+}
+
+impl Images {
+    /// # Errors
+    /// The store, or the record of what was brought here, can't be read.
+    pub fn open(parts: Parts) -> Result<Self, Error> {
+        let Parts { node, data_dir, state, network, volumes } = parts;
+        let store = volumes.store().clone();
+        let shared = Shared {
+            stock: Mutex::new(stock(&store)?),
+            record: Record::open(&data_dir)?,
+            store,
+            node,
+            data_dir,
+            state,
+            network,
+            volumes,
+            moves: Moves::default(),
+            turns: Mutex::default(),
+            changed: Notify::new(),
+            reports: watch::Sender::default(),
+            counters: Counters::default(),
+            stop: CancellationToken::new(),
+        };
+        shared.tell();
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    pub fn run(&self, engine: &Engine) -> Vec<(&'static str, JoinHandle<()>)> {
+        vec![
+            ("the store of images", tokio::spawn(keep::run(Arc::clone(&self.shared), engine.clone()))),
+            ("the reports on images", tokio::spawn(report(Arc::clone(&self.shared)))),
+        ]
+    }
+
+    /// Answers another machine.
+    ///
+    /// # Errors
+    /// What it said makes no sense here.
+    pub async fn answer(&self, engine: &Engine, method: Method, body: &[u8]) -> Result<Bytes, ApiError> {
+        match method {
+            Method::Image => travel::answer(&self.shared, engine, body).await,
+            Method::Layers => travel::answer_layers(&self.shared, body).await,
+            other => Err(ApiError::new(ErrorCode::NotFound, format!("{other:?} is nothing that images know"))),
+        }
+    }
+
+    /// What the store has.
+    pub fn stored(&self) -> BTreeMap<Digest, Stored> {
+        self.shared.stock().clone()
+    }
+
+    pub fn watch_reports(&self) -> watch::Receiver<StoredImages> {
+        self.shared.reports.subscribe()
+    }
+
+    pub fn figures(&self) -> Figures {
+        let counters = &self.shared.counters;
+        let stock = self.shared.stock();
+        let layers: BTreeMap<&Digest, u64> =
+            stock.values().flat_map(|stored| stored.layers.iter().map(|(digest, len)| (digest, *len))).collect();
+        Figures {
+            held: stock.len() as u64,
+            held_bytes: layers.values().sum(),
+            fetches: counters.fetches.load(Relaxed),
+            fetched_bytes: counters.fetched_bytes.load(Relaxed),
+            pushed_layers: counters.pushed_layers.load(Relaxed),
+            pushed_bytes: counters.pushed_bytes.load(Relaxed),
+            stored: counters.stored.load(Relaxed),
+            loads: counters.loads.load(Relaxed),
+            removed: counters.removed.load(Relaxed),
+        }
+    }
+
+    /// Takes an image in from the engine, unless the store has it.
+    ///
+    /// # Errors
+    /// The engine does not have it, or it can't be kept.
+    pub async fn store(&self, engine: &Engine, id: &str) -> Result<(), Error> {
+        self.shared.take_in(engine, &id.parse()?).await
+    }
+
+    pub fn stop(&self) {
+        self.shared.stop.cancel();
+    }
+}
+
+/// Under which an image is in the store.
+fn key(id: &Digest) -> String {
+    format!("{IMAGES}{id}")
+}
+
+/// Under which a layer is that belongs to no image yet.
+fn layer_key(digest: &Digest) -> String {
+    format!("{LAYERS}{digest}")
+}
+
+/// No service's name begins with a colon.
+const IMAGES: &str = ":image/";
+const LAYERS: &str = ":layer/";
+
+/// What is in the store, by its key without the prefix.
+fn kept(store: &Store, prefix: &str) -> Result<Vec<(Digest, Generation)>, Error> {
+    let mut kept = Vec::new();
+    for key in store.volumes(prefix)? {
+        if let Some(digest) = key.strip_prefix(prefix).and_then(|hex| hex.parse().ok())
+            && let Some(generation) = store.generations(&key)?.pop()
+        {
+            kept.push((digest, generation));
+        }
+    }
+    Ok(kept)
+}
+
+fn stock(store: &Store) -> Result<BTreeMap<Digest, Stored>, Error> {
+    let mut stock = BTreeMap::new();
+    for (id, generation) in kept(store, IMAGES)? {
+        match Image::read(store, &generation.root) {
+            Ok(image) => drop(stock.insert(id, Stored::of(&image, &generation))),
+            // It is fetched anew where somebody needs it.
+            Err(error) => {
+                tracing::warn!(image = %id, %error, "a stored image can't be read");
+                store.forget_volume(&key(&id))?;
+            }
+        }
+    }
+    Ok(stock)
+}
+
+impl Stored {
+    fn of(image: &Image, generation: &Generation) -> Self {
+        let len = |digest: &Digest| image.blobs.get(digest).map_or(0, |file| file.len);
+        Self {
+            root: generation.root,
+            at: UnixMillis(generation.taken_at),
+            bytes: image.size(),
+            layers: image.description.layers.iter().map(|digest| (digest.clone(), len(digest))).collect(),
+        }
+    }
+}
+
+impl Shared {
+    fn stock(&self) -> MutexGuard<'_, BTreeMap<Digest, Stored>> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn(&self, id: &Digest) -> Arc<AsyncMutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(id.clone()).or_default())
+    }
+
+    fn root(&self, id: &Digest) -> Option<Hash> {
+        self.stock().get(id).map(|stored| stored.root)
+    }
+
+    /// An image that is here.
+    fn image(&self, id: &Digest) -> Result<Image, Error> {
+        let root = self.root(id).ok_or_else(|| Error::NotHere(id.id()))?;
+        Image::read(&self.store, &root).map_err(|source| Error::Archive { image: id.id(), source })
+    }
+
+    /// All blobs that can be told from their digest: of images, and of layers that were sent ahead.
+    fn blobs(&self) -> Result<BTreeMap<Digest, File>, Error> {
+        let failed = |source| Error::Archive { image: "a layer".to_owned(), source };
+        let ids: Vec<Digest> = self.stock().keys().cloned().collect();
+        let mut blobs = BTreeMap::new();
+        for id in ids {
+            // It may have gone just now.
+            if let Ok(image) = self.image(&id) {
+                blobs.extend(image.blobs);
+            }
+        }
+        for (_, generation) in kept(&self.store, LAYERS)? {
+            blobs.extend(archive::read_layer(&self.store, &generation.root).map_err(failed)?);
+        }
+        Ok(blobs)
+    }
+
+    /// From now on the store has it. What is in the session becomes known with it.
+    fn add(&self, id: &Digest, image: &Image, session: &mut Session) -> Result<(), Error> {
+        let failed = |source| Error::Archive { image: id.id(), source };
+        let root = image.write(session).map_err(failed)?;
+        let generation = Generation { epoch: 0, sequence: 0, taken_at: clock::now().0, root };
+        session.commit(&News { generation: Some((key(id), generation)), sight: None })?;
+        self.added(id, Stored::of(image, &generation));
+        Ok(())
+    }
+
+    fn added(&self, id: &Digest, stored: Stored) {
+        self.stock().insert(id.clone(), stored);
+        self.tell();
+        self.changed.notify_one();
+    }
+
+    fn forget(&self, id: &Digest) -> Result<(), Error> {
+        self.store.forget_volume(&key(id))?;
+        self.stock().remove(id);
+        self.volumes.freed();
+        self.tell();
+        Ok(())
+    }
+
+    /// For the report of this machine.
+    fn tell(&self) {
+        let stock = self.stock();
+        let mut newest: Vec<(&Digest, &Stored)> = stock.iter().collect();
+        newest.sort_by_key(|(_, stored)| std::cmp::Reverse(stored.at));
+        let held = newest.into_iter().take(STORED_IMAGES_TOLD).map(|(id, stored)| StoredImage {
+            id: id.id(),
+            names: self.record.names(&id.id()),
+            bytes: stored.bytes,
+        });
+        let held = held.collect();
+        drop(stock);
+        let moving = self.moves.watch().borrow().values().cloned().collect();
+        let told = StoredImages { held, moving };
+        self.reports.send_if_modified(|known| std::mem::replace(known, told.clone()) != told);
+    }
+
+    /// There is room for so many bytes besides.
+    fn check_room(&self, image: &str, bytes: u64) -> Result<(), Error> {
+        let free = free(&self.data_dir)?;
+        let needed = bytes.saturating_add(DISK_RESERVE);
+        if free < needed { Err(Error::DiskFull { image: image.to_owned(), needed, free }) } else { Ok(()) }
+    }
+
+    async fn take_in(self: &Arc<Self>, engine: &Engine, id: &Digest) -> Result<(), Error> {
+        let turn = self.turn(id);
+        let _turn = turn.lock().await;
+        if self.root(id).is_some() {
+            return Ok(());
+        }
+        let (size, saved) = engine.save_image(&id.id()).await?;
+        let name = self.record.names(&id.id()).into_iter().next().unwrap_or_else(|| id.id());
+        self.check_room(&name, size)?;
+        let moving = self.moves.begin(&id.id(), &name, ImageStep::Storing, size);
+        let (shared, id) = (Arc::clone(self), id.clone());
+        let bytes = Incoming::of(saved);
+        blocking(move || {
+            let began = std::time::Instant::now();
+            let bytes = Counted { bytes, read: 0, told: |read| moving.reached(read, size.max(read)) };
+            let mut session = shared.store.session();
+            let image = archive::read(bytes, &id, &shared.blobs()?, &mut session)
+                .map_err(|source| Error::Archive { image: name.clone(), source })?;
+            shared.add(&id, &image, &mut session)?;
+            shared.counters.stored.fetch_add(1, Relaxed);
+            tracing::info!(image = %id, name, bytes = image.size(), took = ?began.elapsed(), "an image is in the store");
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Bytes that are free for us on the disk of a directory.
+fn free(directory: &Path) -> Result<u64, Error> {
+    let looked = rustix::fs::statvfs(directory);
+    let stat = looked.map_err(|errno| Error::File {
+        operation: "look at",
+        path: directory.to_owned(),
+        source: errno.into(),
+    })?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Tells the others what is on its way, too.
+async fn report(shared: Arc<Shared>) {
+    let mut moves = shared.moves.watch();
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            changed = moves.changed() => if changed.is_err() { return },
+        }
+        moves.borrow_and_update();
+        shared.tell();
+    }
+}
+
+impl ImageStore for Images {
+    fn bring<'a>(
+        &'a self,
+        id: &'a str,
+        name: &'a str,
+        progress: Progress<'a>,
+    ) -> BoxFuture<'a, Result<bool, ApiError>> {
+        Box::pin(async move {
+            let id = id.parse().map_err(Error::from)?;
+            Ok(travel::bring(&self.shared, &id, name, progress).await?)
+        })
+    }
+
+    fn diff_ids<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<String>, ApiError>> {
+        Box::pin(async move {
+            let (shared, id) = (Arc::clone(&self.shared), id.parse::<Digest>().map_err(Error::from)?);
+            let found = blocking(move || {
+                let read = |source| Error::Archive { image: id.id(), source };
+                shared.image(&id)?.diff_ids(&shared.store).map_err(read)
+            });
+            Ok(found.await?)
+        })
+    }
+
+    fn archive<'a>(
+        &'a self,
+        id: &'a str,
+        names: &'a [String],
+        left_out: usize,
+    ) -> BoxFuture<'a, Result<ImageArchive, ApiError>> {
+        Box::pin(async move {
+            let id = id.parse::<Digest>().map_err(Error::from)?;
+            Ok(self.shared.archive(id, names.to_vec(), left_out).await?)
+        })
+    }
+
+    fn brought(&self, id: &str, names: &[String]) {
+        self.shared.counters.loads.fetch_add(1, Relaxed);
+        if let Err(error) = self.shared.record.brought(id, names, clock::now()) {
+            // It stays for ever then, which is the lesser evil.
+            tracing::warn!(image = id, %error, "it was not noted that an image was brought here");
+        }
+        self.shared.tell();
+        self.shared.changed.notify_one();
+    }
+
+    fn moves(&self) -> &Moves {
+        &self.shared.moves
+    }
+}
+
+impl Shared {
+    async fn archive(self: &Arc<Self>, id: Digest, names: Vec<String>, left_out: usize) -> Result<ImageArchive, Error> {
+        let shared = Arc::clone(self);
+        let wanted = id.clone();
+        let image = blocking(move || shared.image(&wanted)).await?;
+        let len = image.size();
+        let failed = Arc::<Mutex<Option<ApiError>>>::default();
+        let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(PIECES);
+        let (shared, noted) = (Arc::clone(self), Arc::clone(&failed));
+        tokio::task::spawn_blocking(move || {
+            let pieces = volumes::Pieces { sender: sender.clone() };
+            let to = io::BufWriter::with_capacity(PIECE, pieces);
+            if let Err(source) = archive::write(&shared.store, &image, &names, left_out, to) {
+                let error = Error::Archive { image: id.id(), source };
+                if error.is_damage() {
+                    tracing::error!(image = %id, %error, "a stored image is damaged; it will be fetched anew");
+                    if let Err(error) = shared.forget(&id) {
+                        tracing::error!(image = %id, %error, "a damaged image could not be forgotten");
+                    }
+                }
+                let why = error.to_string();
+                *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.into());
+                // Whoever reads it takes no part of it for the whole.
+                let _ = sender.blocking_send(Err(io::Error::other(why)));
+            }
+        });
+        let bytes = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
+        Ok(ImageArchive { bytes: Box::pin(bytes), len, failed })
+    }
+}
+
+/// What arrives in an async task, read by one that blocks.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    piece: Bytes,
+}
+
+impl Incoming {
+    pub(crate) fn of(mut bytes: BoxStream<'static, io::Result<Bytes>>) -> Self {
+        let (sender, pieces) = mpsc::channel(PIECES);
+        tokio::spawn(async move {
+            loop {
+                let piece = match timeout(STALL, bytes.next()).await {
+                    Ok(Some(piece)) => piece,
+                    Ok(None) => return,
+                    Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing came for too long")),
+                };
+                let failed = piece.is_err();
+                if sender.send(piece).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Self { pieces, piece: Bytes::new() }
+    }
+}
+
+impl io::Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(piece) => self.piece = piece?,
+                None => return Ok(0),
+            }
+        }
+        let len = buffer.len().min(self.piece.len());
+        buffer[..len].copy_from_slice(&self.piece.split_to(len));
+        Ok(len)
+    }
+}
+
+/// Tells how much was read.
+struct Counted<R, F> {
+    bytes: R,
+    read: u64,
+    told: F,
+}
+
+impl<R: io::Read, F: Fn(u64)> io::Read for Counted<R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.bytes.read(buffer)?;
+        self.read += len as u64;
+        (self.told)(self.read);
+        Ok(len)
+    }
+}
+
+/// Work on files, which may take as long as a disk does.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Panicked))
+}

@@ -1,0 +1,393 @@
+//! Images from the stores of other machines.
+//!
+//! Who wants an image asks all machines that can be reached. One that has it in its store says which tree it is; one whose engine has
+//! it takes it in first, and says how far that is. Then the objects are fetched as those of a volume are: what is here already does not
+//! travel, several machines are asked at once, and what came before an interruption is not asked for again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use flotilla_api::{ApiError, ErrorCode, NodeId, rest::ImageStep};
+use flotilla_data::{
+    Hash,
+    fetch::{Fetch, Figures},
+    store::{self, Generation, News},
+    stream, tree,
+};
+use futures::future::join_all;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    Error, Shared, Stored, archive,
+    archive::{Digest, Image, LAYERS_MAX},
+    blocking, kept, key, layer_key,
+};
+use crate::{
+    clock,
+    engine::{Engine, Progress},
+    peers::Method,
+    volumes::{self, Lines},
+};
+
+/// How long a machine may take to say whether it has an image: it asks its engine.
+const ASKING: Duration = Duration::from_secs(5);
+
+/// How often one that is taking it in is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// One that gets no further for so long is not waited for any more.
+const STANDSTILL: Duration = Duration::from_secs(90);
+
+/// Damaged objects of one image that are fetched anew. Where there are more the disk is broken.
+const MENDED_MAX: usize = 4096;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Ask {
+    image: Digest,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+enum Answer {
+    Absent,
+    /// It will be there: so many bytes of so many are.
+    Coming {
+        bytes: u64,
+        of: u64,
+    },
+    Here {
+        /// Name of its tree.
+        root: String,
+        /// Of its layers, unpacked.
+        bytes: u64,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct AskLayers {
+    layers: Vec<Digest>,
+    /// Those that are there shall stay for a while, under roots of their own.
+    lend: bool,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct LayersThere {
+    /// Their roots, where they were to be lent.
+    layers: BTreeMap<Digest, Option<String>>,
+}
+
+fn write<T: Serialize>(message: &T) -> Result<Bytes, ApiError> {
+    let written = serde_json::to_vec(message).map(Bytes::from);
+    written.map_err(|error| ApiError::new(ErrorCode::Internal, format!("a message can't be written: {error}")))
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|error| {
+        let why = format!("a message on images can't be read ({error}); run the same version on both machines");
+        ApiError::new(ErrorCode::InvalidRequest, why)
+    })
+}
+
+/// Says whether an image is here; one that only the engine has is taken in.
+pub(super) async fn answer(shared: &Arc<Shared>, engine: &Engine, body: &[u8]) -> Result<Bytes, ApiError> {
+    let Ask { image } = read(body)?;
+    let here = shared.stock().get(&image).map(|it| Answer::Here { root: it.root.to_string(), bytes: it.bytes });
+    if let Some(here) = here {
+        return write(&here);
+    }
+    if let Some(moving) = shared.moves.of(&image.id()) {
+        return write(&Answer::Coming { bytes: moving.bytes, of: moving.of });
+    }
+    // An engine that does not answer does not have it, as far as anybody else is concerned.
+    let Ok(Some(size)) = engine.image_size(&image.id()).await else { return write(&Answer::Absent) };
+    let (shared, engine) = (Arc::clone(shared), engine.clone());
+    tokio::spawn(async move {
+        if let Err(error) = shared.take_in(&engine, &image).await {
+            tracing::warn!(%image, %error, "an image that another machine asks for could not be stored");
+        }
+    });
+    write(&Answer::Coming { bytes: 0, of: size })
+}
+
+/// Says which layers are here.
+pub(super) async fn answer_layers(shared: &Arc<Shared>, body: &[u8]) -> Result<Bytes, ApiError> {
+    let AskLayers { layers, lend } = read(body)?;
+    if layers.len() > LAYERS_MAX {
+        return Err(ApiError::new(ErrorCode::InvalidRequest, format!("at most {LAYERS_MAX} layers are asked for")));
+    }
+    let shared = Arc::clone(shared);
+    let there = blocking(move || {
+        let blobs = shared.blobs()?;
+        let mut there = LayersThere::default();
+        for digest in layers {
+            let Some(file) = blobs.get(&digest) else { continue };
+            let root = if lend { Some(shared.keep_layer(&digest, file.clone())?.to_string()) } else { None };
+            there.layers.insert(digest, root);
+        }
+        Ok(there)
+    });
+    write(&there.await?)
+}
+
+impl Shared {
+    /// Gives a layer that is in the store a name of its own, so that it stays until it belongs to an image; its root.
+    pub(super) fn keep_layer(&self, digest: &Digest, file: tree::File) -> Result<Hash, Error> {
+        let mut session = self.store.session();
+        let root = archive::write_layer(digest, file, &mut session)
+            .map_err(|source| Error::Archive { image: digest.to_string(), source })?;
+        let generation = Generation { epoch: 0, sequence: 0, taken_at: clock::now().0, root };
+        session.commit(&News { generation: Some((layer_key(digest), generation)), sight: None })?;
+        Ok(root)
+    }
+
+    async fn ask_all<T: DeserializeOwned>(&self, method: Method, body: &Bytes) -> Vec<(NodeId, T)> {
+        let connected = self.network.connected().borrow().clone();
+        let asked = connected.into_iter().map(|machine| {
+            let asked = self.network.call(&machine, method, body.clone(), ASKING);
+            async move { Some((machine, read(&asked.await.ok()?).ok()?)) }
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+}
+
+/// Brings an image into the store; false where no machine that can be reached has it, or will have it soon.
+pub(super) async fn bring(
+    shared: &Arc<Shared>,
+    id: &Digest,
+    name: &str,
+    progress: Progress<'_>,
+) -> Result<bool, Error> {
+    let turn = shared.turn(id);
+    let _turn = turn.lock().await;
+    if shared.root(id).is_some() {
+        return Ok(true);
+    }
+    let body = serde_json::to_vec(&Ask { image: id.clone() }).map(Bytes::from).map_err(|_| Error::Panicked)?;
+    let (mut furthest, mut since) = (0, Instant::now());
+    loop {
+        let answers: Vec<(NodeId, Answer)> = shared.ask_all(Method::Image, &body).await;
+        let mut trees: BTreeMap<(String, u64), Vec<NodeId>> = BTreeMap::new();
+        for (machine, answer) in &answers {
+            if let Answer::Here { root, bytes } = answer {
+                trees.entry((root.clone(), *bytes)).or_default().push(machine.clone());
+            }
+        }
+        // The same image is the same tree, unless engines of different kinds wrote it.
+        let mut trees: Vec<_> = trees.into_iter().collect();
+        trees.sort_by_key(|(_, machines)| std::cmp::Reverse(machines.len()));
+        let mut failed = None;
+        for ((root, bytes), machines) in trees {
+            match fetch(shared, id, name, (&root, bytes), &machines, progress).await {
+                Ok(()) => return Ok(true),
+                Err(error @ (Error::DiskFull { .. } | Error::Stopped)) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(image = %id, name, %error, "an image could not be fetched");
+                    failed = Some(error);
+                }
+            }
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let coming = answers.iter().filter_map(|(_, answer)| match answer {
+            Answer::Coming { bytes, of } => Some((*bytes, *of)),
+            _ => None,
+        });
+        let Some((bytes, of)) = coming.max() else { return Ok(false) };
+        progress(0, of);
+        if bytes > furthest {
+            (furthest, since) = (bytes, Instant::now());
+        }
+        if since.elapsed() > STANDSTILL {
+            return Err(Error::Late(name.to_owned()));
+        }
+        sleep(ASK_AGAIN).await;
+    }
+}
+
+async fn fetch(
+    shared: &Arc<Shared>,
+    id: &Digest,
+    name: &str,
+    (root, bytes): (&str, u64),
+    machines: &[NodeId],
+    progress: Progress<'_>,
+) -> Result<(), Error> {
+    shared.check_room(name, bytes)?;
+    let moving = shared.moves.begin(&id.id(), name, ImageStep::Fetching, bytes);
+    let generation = generation(root).ok_or_else(|| Error::Invalid(format!("`{root}` names no tree")))?;
+    let began = Instant::now();
+    let told = |figures: Figures| {
+        moving.reached(figures.bytes, bytes.max(figures.bytes));
+        progress(figures.bytes, bytes.max(figures.bytes));
+    };
+    let figures = get(shared, &key(id), name, generation, machines, told).await?;
+    let image = verified(shared, id, name, &generation, machines).await?;
+    shared.counters.fetches.fetch_add(1, Relaxed);
+    shared.counters.fetched_bytes.fetch_add(figures.bytes, Relaxed);
+    let Figures { objects, bytes: came } = figures;
+    tracing::info!(image = %id, name, bytes, objects, came, took = ?began.elapsed(), "an image was fetched");
+    shared.added(id, Stored::of(&image, &generation));
+    Ok(())
+}
+
+fn generation(root: &str) -> Option<Generation> {
+    Some(Generation { epoch: 0, sequence: 0, taken_at: clock::now().0, root: root.parse().ok()? })
+}
+
+/// Gets a tree under a name.
+async fn get(
+    shared: &Arc<Shared>,
+    key: &str,
+    name: &str,
+    generation: Generation,
+    machines: &[NodeId],
+    told: impl Fn(Figures) + Send + Sync,
+) -> Result<Figures, Error> {
+    let failed = |source| Error::Fetch { image: name.to_owned(), source };
+    let mut lines = Lines::open(&shared.network, machines.iter()).await.map_err(failed)?;
+    let (store, key) = (shared.store.clone(), key.to_owned());
+    let (sender, mut receiver) = tokio::sync::watch::channel(Figures::default());
+    let name = name.to_owned();
+    let runtime = tokio::runtime::Handle::current();
+    let work = blocking(move || {
+        let failed = |source| Error::Fetch { image: name.clone(), source };
+        let fetch = Fetch::begin(&store, &key, generation).map_err(|error| failed(error.into()))?;
+        let fetch = lines.drive(fetch, &runtime, |figures| drop(sender.send_replace(figures))).map_err(failed)?;
+        let figures = fetch.figures();
+        fetch.commit().map_err(|error| failed(error.into()))?;
+        Ok(figures)
+    });
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            figures = &mut work => return figures,
+            Ok(()) = receiver.changed() => told(*receiver.borrow_and_update()),
+        }
+    }
+}
+
+/// What came is the image that was asked for, and whole on this machine's disk. What is damaged here is fetched anew.
+async fn verified(
+    shared: &Arc<Shared>,
+    id: &Digest,
+    name: &str,
+    generation: &Generation,
+    machines: &[NodeId],
+) -> Result<Image, Error> {
+    for _ in 0..MENDED_MAX {
+        let (known, wanted, root, image) = (Arc::clone(shared), id.clone(), generation.root, name.to_owned());
+        let verified = blocking(move || {
+            let failed = |source| Error::Archive { image: image.clone(), source };
+            let found = Image::read(&known.store, &root).map_err(failed)?;
+            found.verify(&known.store).map_err(failed)?;
+            let by_manifest = found.description.index.is_some() && found.blobs.contains_key(&wanted);
+            if found.description.config == wanted || by_manifest {
+                Ok(found)
+            } else {
+                Err(failed(archive::Error::Other(wanted.id())))
+            }
+        });
+        let error = match verified.await {
+            Ok(image) => return Ok(image),
+            Err(error) => error,
+        };
+        let Some(object) = damaged(&error) else {
+            shared.store.forget_volume(&key(id))?;
+            shared.volumes.freed();
+            return Err(error);
+        };
+        tracing::warn!(image = %id, %object, "an object of an image is damaged here; it is fetched anew");
+        mend(shared, name, object, machines).await?;
+    }
+    Err(Error::Late(name.to_owned()))
+}
+
+/// The object that can't be read.
+fn damaged(error: &Error) -> Option<Hash> {
+    let Error::Archive { source, .. } = error else { return None };
+    let store = match source {
+        archive::Error::Store(error)
+        | archive::Error::Tree(tree::Error::Store(error) | tree::Error::Stream(stream::Error::Store(error)))
+        | archive::Error::Stream(stream::Error::Store(error)) => error,
+        _ => return None,
+    };
+    match store {
+        store::Error::Damaged { name, .. } => Some(*name),
+        _ => None,
+    }
+}
+
+/// Puts what another machine has in the place of an object that is damaged here.
+async fn mend(shared: &Arc<Shared>, name: &str, object: Hash, machines: &[NodeId]) -> Result<(), Error> {
+    let mut why = "none of them has it".to_owned();
+    for machine in machines {
+        let asked = async {
+            let mut stream = shared.network.stream(machine, volumes::LABEL).await.map_err(|error| error.to_string())?;
+            volumes::ask(&mut stream, &[object]).await.map_err(|error| error.to_string())?;
+            volumes::answered(&mut stream).await.map_err(|error| error.to_string())
+        };
+        let answered = timeout(2 * ASKING, asked).await.unwrap_or_else(|late| Err(late.to_string()));
+        let mended = match answered {
+            Ok(Some(coded)) => {
+                let store = shared.store.clone();
+                let mended = blocking(move || {
+                    let mut session = store.session();
+                    session.repair(&object, &coded)?;
+                    session.commit(&News::default())?;
+                    Ok(())
+                });
+                mended.await.map_err(|error| error.to_string())
+            }
+            Ok(None) => Err("it does not have it either".to_owned()),
+            Err(error) => Err(error),
+        };
+        match mended {
+            Ok(()) => return Ok(()),
+            Err(error) => why = error,
+        }
+    }
+    Err(Error::Fetch { image: name.to_owned(), source: volumes::Error::NoSource { why } })
+}
+
+/// Of these layers, the ones that other machines have.
+pub(super) async fn elsewhere(shared: &Shared, layers: &BTreeSet<Digest>) -> BTreeSet<Digest> {
+    let ask = AskLayers { layers: layers.iter().cloned().collect(), lend: false };
+    let Ok(body) = write(&ask) else { return BTreeSet::new() };
+    let answers: Vec<(NodeId, LayersThere)> = shared.ask_all(Method::Layers, &body).await;
+    answers.into_iter().flat_map(|(_, there)| there.layers.into_keys()).filter(|it| layers.contains(it)).collect()
+}
+
+/// Brings layers here that other machines have.
+pub(super) async fn bring_layers(shared: &Arc<Shared>, name: &str, layers: &BTreeSet<Digest>) -> Result<(), Error> {
+    let ask = AskLayers { layers: layers.iter().cloned().collect(), lend: true };
+    let body = write(&ask).map_err(|error| Error::Invalid(error.message))?;
+    let answers: Vec<(NodeId, LayersThere)> = shared.ask_all(Method::Layers, &body).await;
+    for digest in layers {
+        let lenders: Vec<(NodeId, String)> = answers
+            .iter()
+            .filter_map(|(machine, there)| Some((machine.clone(), there.layers.get(digest)?.clone()?)))
+            .collect();
+        let Some((_, root)) = lenders.first() else {
+            return Err(Error::Invalid(format!("the layer {digest} was not sent, and no machine has it; push again")));
+        };
+        let generation = generation(root).ok_or_else(|| Error::Invalid(format!("`{root}` names no tree")))?;
+        let machines: Vec<NodeId> =
+            lenders.iter().filter(|(_, other)| other == root).map(|(machine, _)| machine.clone()).collect();
+        let moving = shared.moves.begin(&digest.id(), name, ImageStep::Fetching, 0);
+        get(shared, &layer_key(digest), name, generation, &machines, |figures| moving.reached(figures.bytes, 0))
+            .await?;
+    }
+    Ok(())
+}
+
+/// Layers that were sent ahead and that no image has taken up by now.
+pub(super) fn stale_layers(shared: &Shared, before: u64) -> Result<Vec<Digest>, Error> {
+    let kept = kept(&shared.store, super::LAYERS)?;
+    Ok(kept.into_iter().filter(|(_, generation)| generation.taken_at < before).map(|(digest, _)| digest).collect())
+}
