@@ -220,7 +220,8 @@ impl Contents {
             Ok(Some(text))
         };
         let Some(listed) = text(self.find(Path::new("manifest.json")))? else { return Ok(None) };
-        let Ok([listed]) = serde_json::from_str::<Vec<Listed>>(&listed).as_deref() else { return Ok(None) };
+        let Ok(listed) = serde_json::from_str::<Vec<Listed>>(&listed) else { return Ok(None) };
+        let [listed] = listed.as_slice() else { return Ok(None) };
         let Some(config) = text(self.find(&listed.config))? else { return Ok(None) };
         let Some(found) = listed.layers.iter().map(|path| self.find(path)).collect::<Option<Vec<&Part>>>() else {
             return Ok(None);

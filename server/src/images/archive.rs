@@ -13,7 +13,7 @@ use std::{
 };
 
 use flotilla_data::{
-    Hash, Session, Store,
+    Hash, Session,
     store::{self, Objects},
     stream::{self, Grain, Stream},
     tree::{self, Directory, Entry, File, Meta, Name, Node, Root, Totals},

@@ -89,6 +89,10 @@ fn missing(
     in_engine: &BTreeSet<String>,
     failed: &BTreeMap<Digest, Instant>,
 ) -> Option<Digest> {
+    // A machine that is alone would keep it for nobody.
+    if state.machines.len() < 2 {
+        return None;
+    }
     let stock = shared.stock();
     images::wanted(state, &shared.node)
         .into_keys()

@@ -167,6 +167,12 @@ pub struct Parts {
     pub volumes: Volumes,
 }
 
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("node", &self.node).field("data_dir", &self.data_dir).finish_non_exhaustive()
+    }
+}
+
 /// A handle. Cheap to clone.
 #[derive(Clone)]
 pub struct Images {

@@ -258,7 +258,10 @@ async fn get(
     let work = blocking(move || {
         let failed = |source| Error::Fetch { image: name.clone(), source };
         let fetch = Fetch::begin(&store, &key, generation).map_err(|error| failed(error.into()))?;
-        let fetch = lines.drive(fetch, &runtime, |figures| drop(sender.send_replace(figures))).map_err(failed)?;
+        let told = |figures| {
+            sender.send_replace(figures);
+        };
+        let fetch = lines.drive(fetch, &runtime, told).map_err(failed)?;
         let figures = fetch.figures();
         fetch.commit().map_err(|error| failed(error.into()))?;
         Ok(figures)

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use flotilla_api::{
     Grant,
-    rest::{CreateToken, RemoveMachineQuery},
+    rest::{CreateToken, HeldImageView, RemoveMachineQuery},
 };
 use flotilla_tests::{
     bed::{
@@ -149,4 +149,46 @@ async fn a_machine_joins_takes_over_and_leaves_under_load() -> Result<()> {
         visitor.leave_without_a_failure("join, take over, leave")?;
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_machine_that_joins_later_has_images_though_the_one_that_got_them_is_gone() -> Result<()> {
+    if !Bed::can_be_made()? {
+        return Ok(());
+    }
+    let mut cluster = Cluster::on(BedSpec::lan(4), 3).await?;
+    // The image was given to the first machine alone, which does not run it.
+    let (first, second, fourth) = (0, 1, 3);
+    cluster.deploy_to(second, &[PAGES]).await?;
+    held_by(&cluster, second, &[second]).await?;
+    cluster.bed.power_off(first)?;
+    cluster.join(fourth, second).await?;
+    cluster.bed.machine(fourth).node_serves().await?;
+    cluster.ready(fourth).await?;
+    let at = Instant::now();
+    cluster.avoid(&[0, 1, 2], true).await?;
+    cluster.runs_on(PAGES.name, fourth).await?;
+    eprintln!(
+        "MEASURED runs on a machine that joined, without the one that was given the image, after {:?}",
+        at.elapsed()
+    );
+    held_by(&cluster, second, &[fourth]).await
+}
+
+/// What a machine knows of who has the bed's image.
+async fn held(cluster: &Cluster, told_by: usize) -> Result<HeldImageView> {
+    let images = cluster.client(told_by)?.held_images().await?;
+    let used = |image: &HeldImageView| image.used_by.iter().any(|it| it.service.as_str() == PAGES.name);
+    images.into_iter().find(used).context("an image that the service uses")
+}
+
+/// Waits until these have it, to run and to give on.
+async fn held_by(cluster: &Cluster, told_by: usize, machines: &[usize]) -> Result<()> {
+    wait::holds(format!("the image on {machines:?}"), SETTLED_LIMIT, async || {
+        let held = held(cluster, told_by).await?;
+        let has = |name| held.machines.iter().any(|it| it.machine == name && it.engine && it.store);
+        let names = machines.iter().map(|&index| cluster.name(index)).collect::<Result<Vec<_>>>()?;
+        Ok(names.into_iter().all(has))
+    })
+    .await
 }

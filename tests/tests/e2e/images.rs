@@ -14,50 +14,63 @@ async fn an_image_is_pushed_without_a_registry_and_a_broken_push_goes_on() -> Re
     image::save(&name, &archive).await?;
     image::forget(&name).await?;
 
-    // A first half that arrived before the connection was lost.
-    let bytes = tokio::fs::read(&archive).await?;
-    let digest = body::sha256([&bytes]);
+    // The first half of a layer arrived before the connection was lost.
+    let layer = largest_layer(&archive)?;
+    let digest = body::sha256([&layer]);
     let http = reqwest::Client::new();
     let uploads = format!("{}/api/v1/images/uploads", cluster.api());
-    let begun: Value = http
-        .post(&uploads)
-        .bearer_auth(cluster.token())
-        .json(&json!({"digest": digest, "size": bytes.len()}))
-        .send()
-        .await?
-        .json()
-        .await?;
+    let begin =
+        || http.post(&uploads).bearer_auth(cluster.token()).json(&json!({"digest": digest, "size": layer.len()}));
+    let begun: Value = begin().send().await?.json().await?;
     ensure!(begun["offset"] == 0, "{begun}");
-    let half = bytes.len() / 2;
+    let half = layer.len() / 2;
     let piece = |from: usize, bytes: Vec<u8>| {
         let request = http.patch(format!("{uploads}/{digest}")).bearer_auth(cluster.token());
         request.header("Upload-Offset", from).body(bytes).send()
     };
-    ensure!(piece(0, bytes[..half].to_vec()).await?.status().is_success());
-    let wrong = piece(half + 1, bytes[half + 1..half + 100].to_vec()).await?;
+    ensure!(piece(0, layer[..half].to_vec()).await?.status().is_success());
+    let wrong = piece(half + 1, layer[half + 1..half + 100].to_vec()).await?;
     ensure!(wrong.status() == 409, "a gap is refused: {wrong:?}");
     let refusal: Value = wrong.json().await?;
     ensure!(refusal["code"] == "upload-offset", "{refusal}");
-    let begun: Value = http
-        .post(&uploads)
-        .bearer_auth(cluster.token())
-        .json(&json!({"digest": digest, "size": bytes.len()}))
-        .send()
-        .await?
-        .json()
-        .await?;
+    let begun: Value = begin().send().await?.json().await?;
     ensure!(begun["offset"] == half, "what arrived is kept: {begun}");
 
-    cluster.cli()?.ok(&["image", "push", &archive.display().to_string()]).await?;
+    let pushed: Value = cluster.cli()?.json(&["image", "push", &archive.display().to_string()]).await?;
+    let sent = pushed["sent_bytes"].as_u64().context("how much was sent")?;
+    ensure!(pushed["sent_layers"].as_u64() >= Some(1), "{pushed}");
+    ensure!(sent <= std::fs::metadata(&archive)?.len() - half as u64, "the first half was not sent again: {pushed}");
+    let again: Value = cluster.cli()?.json(&["image", "push", &archive.display().to_string()]).await?;
+    ensure!(again["sent_bytes"] == 0, "{again}");
     ensure!(image::present(&name).await, "the engine has the image");
     cluster.deploy(&super::echo(&name)).await?;
     let listed: Value = cluster.cli()?.json(&["image", "ls"]).await?;
-    ensure!(listed.to_string().contains(&name), "{listed}");
+    ensure!(listed.to_string().contains(&name) && listed[0]["used_by"][0]["service"] == "echo", "{listed}");
+    let refused = cluster.cli()?.fails(&["image", "rm", &name, "--yes"]).await?;
+    ensure!(refused.code == "image-in-use" && refused.message.contains("echo"), "{refused:?}");
     cluster.cli()?.ok(&["rm", "echo", "--yes"]).await?;
+    // The engine had the image before, by another name: collecting leaves it alone.
+    cluster.cli()?.ok(&["image", "gc"]).await?;
+    ensure!(image::present(&local).await);
+    let trail = cluster.client.audit().await?;
+    ensure!(trail.iter().any(|event| event.kind == "image-pushed" && event.message.contains(&name)), "{trail:?}");
     flotilla_tests::wait::holds("the name to be free", flotilla_tests::browser::PAGE_LIMIT, async || {
         Ok(image::forget(&name).await.is_ok())
     })
     .await
+}
+
+/// Of an archive of `docker save`.
+fn largest_layer(archive: &std::path::Path) -> Result<Vec<u8>> {
+    let mut largest = Vec::new();
+    for entry in tar::Archive::new(std::fs::File::open(archive)?).entries()? {
+        let mut entry = entry?;
+        if entry.size() > largest.len() as u64 {
+            largest.clear();
+            std::io::Read::read_to_end(&mut entry, &mut largest)?;
+        }
+    }
+    Ok(largest)
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ pub(crate) enum Holding {
 
 impl Holding {
     pub(crate) fn of(image: &HeldImageView) -> Self {
-        let is_there = |holder: &ImageHolderView| holder.lost || (holder.engine && holder.store);
+        let is_there = |holder: &ImageHolderView| holder.lost || holder.engine;
         if image.machines.iter().any(|holder| holder.transfer.is_some()) {
             Self::Travelling
         } else if image.used_by.is_empty() {
@@ -158,10 +158,11 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_held_when_every_machine_that_may_need_it_can_start_it_and_give_it_on() {
+    fn an_image_is_held_when_every_machine_that_may_need_it_can_start_it() {
         let whole = || holder("atlas", true, true);
         assert_eq!(Holding::of(&image(vec![whole(), holder("clio", true, true)])), Holding::Held);
-        assert_eq!(Holding::of(&image(vec![whole(), holder("clio", true, false)])), Holding::Missing);
+        assert_eq!(Holding::of(&image(vec![whole(), holder("clio", true, false)])), Holding::Held);
+        assert_eq!(Holding::of(&image(vec![whole(), holder("clio", false, true)])), Holding::Missing);
         assert_eq!(Holding::of(&image(vec![whole(), moving(1, 2)])), Holding::Travelling);
         let beside = ImageHolderView { wanted: false, ..holder("clio", true, false) };
         assert_eq!(Holding::of(&image(vec![whole(), beside])), Holding::Held, "nobody needs it there");

@@ -1,6 +1,9 @@
 //! An image goes into the store and out of it as what it was.
 
-use flotilla_data::store::{Generation, News};
+use flotilla_data::{
+    Store,
+    store::{Generation, News},
+};
 use serde_json::json;
 
 use super::*;
