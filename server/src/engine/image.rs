@@ -36,6 +36,9 @@ const PULL_LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
 /// The engine unpacks an archive of some gigabytes in minutes.
 const LOAD_LIMIT: Duration = Duration::from_secs(30 * 60);
 
+/// The engine deletes the files of some gigabytes on a busy disk.
+const REMOVE_LIMIT: Duration = Duration::from_secs(120);
+
 const DEFAULT_REGISTRY: &str = "docker.io";
 
 /// An image reference as Docker writes it: `[registry/]repository[:tag][@digest]`, or the id of a local image.
@@ -374,7 +377,7 @@ pub(super) async fn remove(client: &Client, image: &str) -> Result<(), Error> {
         Reference::parse(image)?;
     }
     let removed = client.docker().remove_image(image, None::<RemoveImageOptions>, None);
-    match client.call("remove an image", CALL_LIMIT, removed).await {
+    match client.call("remove an image", REMOVE_LIMIT, removed).await {
         Err(error) if error.is_absent() => Ok(()),
         other => other.map(drop),
     }

@@ -27,6 +27,9 @@ pub trait ImageStore: Send + Sync + fmt::Debug + 'static {
     fn bring<'a>(&'a self, id: &'a str, name: &'a str, progress: Progress<'a>)
     -> BoxFuture<'a, Result<bool, ApiError>>;
 
+    /// Engine's ids of the images that are here.
+    fn ids(&self) -> Vec<String>;
+
     /// What the engine calls the layers of an image that is here, from the bottom up.
     fn diff_ids<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<String>, ApiError>>;
 
@@ -118,6 +121,10 @@ pub struct NoImageStore(Moves);
 impl ImageStore for NoImageStore {
     fn bring<'a>(&'a self, _: &'a str, _: &'a str, _: Progress<'a>) -> BoxFuture<'a, Result<bool, ApiError>> {
         Box::pin(async { Ok(false) })
+    }
+
+    fn ids(&self) -> Vec<String> {
+        Vec::new()
     }
 
     fn diff_ids<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<String>, ApiError>> {

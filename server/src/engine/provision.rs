@@ -136,6 +136,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         if let Some(client) = client {
             let mut keys: BTreeSet<String> = wanted(&now).into_keys().collect();
             keys.extend(images::wanted(&now, &shared.config.node_id).into_keys().map(str::to_owned));
+            keys.extend(shared.images.ids());
             match image::held(&client, &keys).await {
                 Ok(held) => {
                     let missing = missing(&shared, &now, &held, &again);

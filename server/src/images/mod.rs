@@ -540,6 +540,10 @@ impl ImageStore for Images {
         })
     }
 
+    fn ids(&self) -> Vec<String> {
+        self.shared.stock().keys().map(Digest::id).collect()
+    }
+
     fn diff_ids<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<String>, ApiError>> {
         Box::pin(async move {
             let (shared, id) = (Arc::clone(&self.shared), id.parse::<Digest>().map_err(Error::from)?);
