@@ -16,6 +16,9 @@ use crate::{clock, engine::Engine};
 /// Somebody may have pulled or removed an image by hand.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 
+/// An image that came a moment ago is about to be started: it is taken in after that. Another machine that needs it sooner asks.
+const SETTLED: Duration = Duration::from_secs(30);
+
 /// After an image that could not be taken in.
 const AGAIN: Duration = Duration::from_secs(120);
 
@@ -39,23 +42,27 @@ pub struct Collected {
 pub(super) async fn run(shared: Arc<Shared>, engine: Engine) {
     let mut states = shared.state.clone();
     let mut held = engine.held_images();
-    let mut failed: BTreeMap<Digest, Instant> = BTreeMap::new();
+    // Not before this time.
+    let mut next: BTreeMap<Digest, Instant> = BTreeMap::new();
     let mut collected = Instant::now();
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let state = states.borrow_and_update().clone();
         let in_engine = held.borrow_and_update().clone();
-        failed.retain(|_, since| since.elapsed() < AGAIN);
-        let missing = missing(&shared, &state, &in_engine, &failed);
-        if let Some(id) = missing {
+        let missing = missing(&shared, &state, &in_engine);
+        next.retain(|id, _| missing.contains(id));
+        let due = missing
+            .into_iter()
+            .find(|id| *next.entry(id.clone()).or_insert_with(|| Instant::now() + SETTLED) <= Instant::now());
+        if let Some(id) = due {
             let taken = tokio::select! {
                 () = shared.stop.cancelled() => return,
                 taken = shared.take_in(&engine, &id) => taken,
             };
             if let Err(error) = taken {
                 tracing::warn!(image = %id, %error, "an image is not in the store, and no other machine can get it here");
-                failed.insert(id, Instant::now());
+                next.insert(id, Instant::now() + AGAIN);
             }
             continue;
         }
@@ -82,23 +89,19 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine) {
     }
 }
 
-/// An image that this machine shall have, and that only its engine has.
-fn missing(
-    shared: &Shared,
-    state: &State,
-    in_engine: &BTreeSet<String>,
-    failed: &BTreeMap<Digest, Instant>,
-) -> Option<Digest> {
+/// Images that this machine shall have, and that only its engine has.
+fn missing(shared: &Shared, state: &State, in_engine: &BTreeSet<String>) -> BTreeSet<Digest> {
     // A machine that is alone would keep it for nobody.
     if state.machines.len() < 2 {
-        return None;
+        return BTreeSet::new();
     }
     let stock = shared.stock();
     images::wanted(state, &shared.node)
         .into_keys()
         .filter(|key| in_engine.contains(*key))
         .filter_map(|key| key.starts_with("sha256:").then(|| key.parse().ok())?)
-        .find(|id| !stock.contains_key(id) && !failed.contains_key(id))
+        .filter(|id| !stock.contains_key(id))
+        .collect()
 }
 
 fn note_needed(shared: &Shared, state: &State) -> Result<(), Error> {
