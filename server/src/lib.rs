@@ -21,4 +21,5 @@ pub mod peers;
 pub mod route;
 pub mod store;
 pub mod tunnel;
+pub mod vault;
 pub mod volumes;

@@ -237,6 +237,7 @@ impl Cluster {
             stack: Some("tests".to_owned()),
             variables: [].into(),
             dry_run: false,
+            values: Vec::new(),
         };
         Ok(self.client.deploy(&request).await?)
     }

@@ -104,6 +104,11 @@ codes! {
     InstanceNotFound = "instance-not-found", 404;
     TokenNotFound = "token-not-found", 404;
     MachineNotFound = "machine-not-found", 404;
+    /// There is no such secret or config, or not this version of it.
+    ValueNotFound = "value-not-found", 404;
+    ValueInUse = "value-in-use", 409;
+    /// This machine does not have the key that a secret or config was sealed with, or it is another one.
+    ValueKeyMissing = "value-key-missing", 503;
     VolumeInUse = "volume-in-use", 409;
     ImageInUse = "image-in-use", 409;
 

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// A service name is a label of a host name (RFC 1123, 2.1), because its page lives at `<service>.<cluster domain>`.
 pub const NAME_MAX: usize = 40;
 
+/// Characters of a secret's or config's name, as Docker's own.
+pub const VALUE_NAME_MAX: usize = 64;
+
 /// Names that the shell, the node or a browser already uses as a host label.
 pub const RESERVED_NAMES: &[&str] = &["app", "api", "www", "localhost", "relay", "flotilla"];
 
@@ -56,6 +59,22 @@ fn check_volume(kind: &'static str, text: &str) -> Result<(), InvalidName> {
     }
     if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         return refuse("it must begin with a letter or digit");
+    }
+    Ok(())
+}
+
+/// Checks that `text` can name a secret or config, by Docker's rule: it is a file's name in a container.
+fn check_value(kind: &'static str, text: &str) -> Result<(), InvalidName> {
+    let refuse = |why| Err(InvalidName { kind, text: text.to_owned(), why });
+    if text.is_empty() || text.len() > VALUE_NAME_MAX {
+        return refuse("use 1 to 64 letters, digits, `_`, `.` and hyphens");
+    }
+    if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-')) {
+        return refuse("use only letters, digits, `_`, `.` and hyphens");
+    }
+    let at_an_end = |c: char| c.is_ascii_alphanumeric();
+    if !text.starts_with(at_an_end) || !text.ends_with(at_an_end) {
+        return refuse("it must begin and end with a letter or digit");
     }
     Ok(())
 }
@@ -134,6 +153,10 @@ label!(
     /// The name of a volume, unique within its service.
     VolumeName, "volume name", check_volume, reserved: &[]
 );
+label!(
+    /// The name of a secret or a config, unique among those of its kind in the cluster.
+    ValueName, "name of a secret or config", check_value, reserved: &[]
+);
 
 macro_rules! opaque_id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -192,6 +215,16 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "Notes", "a.b", "a_b", "é", "a b", &"x".repeat(41), "app", "localhost"] {
             assert!(bad.parse::<ServiceName>().is_err(), "{bad:?} was taken for a service name");
+        }
+    }
+
+    #[test]
+    fn a_value_name_is_a_file_name() {
+        for good in ["db-password", "shop_tls.key", "A", "0"] {
+            assert_eq!(good.parse::<ValueName>().unwrap().as_str(), good);
+        }
+        for bad in ["", ".", "..", "-a", "a-", "a.", "a/b", "a b", "é", &"x".repeat(65)] {
+            assert!(bad.parse::<ValueName>().is_err(), "{bad:?} was taken for a value's name");
         }
     }
 

@@ -15,7 +15,9 @@ pub mod spec;
 
 pub use error::{ApiError, ErrorCode};
 pub use grant::{Grant, Scope};
-pub use id::{InstanceId, InvalidName, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, VolumeName};
+pub use id::{
+    InstanceId, InvalidName, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, ValueName, VolumeName,
+};
 pub use join::JoinToken;
 
 /// Milliseconds since the Unix epoch, in UTC. Always a value that somebody passed in; nothing here reads a clock.

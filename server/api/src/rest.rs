@@ -22,6 +22,12 @@
 //! GET    /volumes  /volumes/{service}/{volume}         [VolumeView], VolumeDetail
 //! GET    /volumes/{service}/{volume}/export  ?ExportQuery  a tar archive
 //! POST   /services/{service}/restore   RestoreRequest  204
+//! GET    /secrets  /configs                            [ValueView]
+//! GET    /secrets/{name}  /configs/{name}              ValueView
+//! PUT    /secrets/{name}  /configs/{name}  SetValue    ValueSet
+//! DELETE /secrets/{name}  /configs/{name}              204
+//! GET    /configs/{name}/value   ?ValueQuery           the bytes
+//! POST   /cluster/rekey                                Rekeyed
 //! POST   /builds                 ?BuildQuery, a tar    BuildLine, newline-delimited
 //! GET    /images/held                                  [HeldImageView]
 //! POST   /images                 PushImage             PushedImage
@@ -43,6 +49,7 @@
 mod demo;
 mod image;
 mod machine;
+mod value;
 mod volume;
 
 use std::collections::BTreeMap;
@@ -55,6 +62,7 @@ pub use crate::explain::{ExplainView, MachineVerdict, ScorePart, Verdict};
 pub use demo::*;
 pub use image::*;
 pub use machine::*;
+pub use value::*;
 pub use volume::*;
 
 /// The largest compose file that is read. Bytes.
@@ -210,6 +218,10 @@ pub struct DeployRequest {
     /// Check everything, change nothing.
     #[serde(default)]
     pub dry_run: bool,
+    /// For entries under `secrets` and `configs` that name a file or a variable, which the node does not see. Those that differ from
+    /// what the cluster has become its newest version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<DeployedValue>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

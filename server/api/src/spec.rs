@@ -1,5 +1,7 @@
 //! What a service shall be: the result of reading a compose file, before anything runs.
 
+mod value;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -9,6 +11,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{ServiceName, StackName, VolumeName};
+
+pub use value::{Given, ValueKind, ValueUse};
 
 /// One service of a compose file, with every default filled in. Two equal specifications mean the same containers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +38,9 @@ pub struct ServiceSpec {
     pub volumes: Vec<VolumeMount>,
     #[serde(default)]
     pub tmpfs: Vec<String>,
+    /// Secrets and configs, in the order in which the file names them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<ValueUse>,
     #[serde(default)]
     pub resources: Resources,
     /// What its machine must have left for it.

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use flotilla_api::{
-    Grant, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, spec::ServiceSpec,
+    Grant, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, ValueName,
+    spec::{ServiceSpec, ValueKind},
 };
 use serde::{Deserialize, Serialize};
 
-pub use crate::state::{Availability, Copies, Generation, GenerationName, MachineFacts};
+pub use crate::state::{Availability, Copies, Generation, GenerationName, KeyId, MachineFacts, Sealed};
 
 /// One entry of the state log. All that varies from run to run (time, ids, secrets' hashes) was put in by whoever proposed
 /// it, so that applying it anywhere, at any time, has the same result.
@@ -167,6 +168,34 @@ pub enum CommandV1 {
         change: ImageChange,
         /// Names, or ids of those that have none.
         images: Vec<String>,
+    },
+    /// Makes a new version of a secret or config. It was sealed for this version, so that it can't be taken for another.
+    SetValue {
+        kind: ValueKind,
+        name: ValueName,
+        version: u64,
+        sealed: Sealed,
+        /// Services that use it get it at once, each as a new revision.
+        update: bool,
+    },
+    /// Forgets a secret or config with all of its versions. None of them may be in use.
+    RemoveValue {
+        kind: ValueKind,
+        name: ValueName,
+    },
+    /// From here on values are sealed with another key, which most voters have on their disks.
+    UseValueKey {
+        key: KeyId,
+        /// Absent where none was used before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instead_of: Option<KeyId>,
+    },
+    /// The same version, sealed with the key of now.
+    ResealValue {
+        kind: ValueKind,
+        name: ValueName,
+        version: u64,
+        sealed: Sealed,
     },
     /// How long leases shall be, as the jitter of the links demands. Milliseconds.
     SetLease {

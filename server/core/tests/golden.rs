@@ -9,15 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_api::{
     Grant, NodeId, Revision, Scope, ServiceName, TokenId, UnixMillis,
     spec::{
-        Attribute, Constraint, HealthCheck, OnFailure, OnLoss, Operator, PlacementRules, Resources, Restart,
-        ServiceSpec, UpdateOrder, UpdateRules, VolumeMount, VolumeRules,
+        Attribute, Constraint, Given, HealthCheck, OnFailure, OnLoss, Operator, PlacementRules, Resources, Restart,
+        ServiceSpec, UpdateOrder, UpdateRules, ValueKind, ValueUse, VolumeMount, VolumeRules,
     },
 };
 use flotilla_core::{
     Actor, Change, Command, CommandV1, Entry, State,
     command::{
-        Availability, ClusterRecord, Copies, Generation, GenerationName, ImageChange, InvitationRecord, MachineFacts,
-        MachineRecord, TokenRecord,
+        Availability, ClusterRecord, Copies, Generation, GenerationName, ImageChange, InvitationRecord, KeyId,
+        MachineFacts, MachineRecord, Sealed, TokenRecord,
     },
     state::Power,
 };
@@ -51,6 +51,7 @@ fn full() -> ServiceSpec {
             rules: VolumeRules::default(),
         }],
         tmpfs: vec!["/run:size=64m".to_owned()],
+        values: Vec::new(),
         resources: Resources { cpu_millis: Some(1_500), memory_bytes: Some(512 << 20) },
         reservations: Resources::default(),
         placement: PlacementRules::default(),
@@ -337,6 +338,54 @@ fn commands_of_images() -> Vec<(&'static str, CommandV1)> {
     vec![("note-images", CommandV1::NoteImages { change: ImageChange::Pushed, images })]
 }
 
+/// Once there were secrets and configs.
+fn commands_of_values() -> Vec<(&'static str, CommandV1)> {
+    let (secret, config) = (ValueKind::Secret, ValueKind::Config);
+    let name = |name: &str| name.parse().unwrap();
+    let sealed = |key: &str, letter: &str| Sealed { key: KeyId(key.to_owned()), bytes: letter.repeat(60).into() };
+    let set = |kind, of: &str, version, letter| CommandV1::SetValue {
+        kind,
+        name: name(of),
+        version,
+        sealed: sealed("first", letter),
+        update: true,
+    };
+    let file = |kind, of: &str, uid, target: &str| ValueUse {
+        kind,
+        name: name(of),
+        version: 0,
+        given: Given::File { target: target.to_owned(), uid, gid: uid, mode: 0o440 },
+    };
+    let values = vec![
+        file(secret, "db-password", Some(999), "/run/secrets/db-password"),
+        file(config, "db.conf", None, "/db.conf"),
+        ValueUse { given: Given::Variable("PASSWORD".to_owned()), ..file(secret, "db-password", None, "") },
+    ];
+    let given = ServiceSpec { values, ..bare() };
+    let rekey = CommandV1::UseValueKey { key: KeyId("second".to_owned()), instead_of: Some(KeyId("first".to_owned())) };
+    let reseal =
+        CommandV1::ResealValue { kind: secret, name: name("db-password"), version: 1, sealed: sealed("second", "d") };
+    vec![
+        ("set-secret", set(secret, "db-password", 1, "a")),
+        ("set-config", set(config, "db.conf", 1, "b")),
+        ("deploy-with-values", CommandV1::Deploy { stack: "shop".parse().unwrap(), services: vec![given] }),
+        ("set-secret-again", set(secret, "db-password", 2, "c")),
+        ("use-value-key", rekey),
+        ("reseal-value", reseal),
+        (
+            "set-spare-config",
+            CommandV1::SetValue {
+                kind: config,
+                name: name("spare"),
+                version: 1,
+                sealed: sealed("second", "e"),
+                update: false,
+            },
+        ),
+        ("remove-value", CommandV1::RemoveValue { kind: config, name: name("spare") }),
+    ]
+}
+
 /// Commands of one machine, and the index of the last of them.
 const AFTER_ONE: u64 = 18;
 
@@ -346,8 +395,11 @@ const AFTER_SEVERAL: u64 = 38;
 /// The index of the last command before earlier states of data could be had again.
 const AFTER_DATA: u64 = 44;
 
-/// The index of the last command before the audit trail told of images.
+/// The index of the last command before there were secrets and configs.
 const AFTER_HISTORY: u64 = 45;
+
+/// The index of the last command before the audit trail told of images.
+const AFTER_VALUES: u64 = 53;
 
 fn commands() -> Vec<(&'static str, CommandV1)> {
     let mut commands = commands_of_one();
@@ -358,6 +410,8 @@ fn commands() -> Vec<(&'static str, CommandV1)> {
     assert_eq!(commands.len() as u64, AFTER_DATA);
     commands.extend(commands_of_history());
     assert_eq!(commands.len() as u64, AFTER_HISTORY);
+    commands.extend(commands_of_values());
+    assert_eq!(commands.len() as u64, AFTER_VALUES);
     commands.extend(commands_of_images());
     commands
 }
@@ -438,9 +492,13 @@ fn every_command_has_a_golden_file() {
         CommandV1::CommitGenerations { .. } => "commit-generations",
         CommandV1::Restore { .. } => "restore",
         CommandV1::NoteImages { .. } => "note-images",
+        CommandV1::SetValue { .. } => "set-secret",
+        CommandV1::RemoveValue { .. } => "remove-value",
+        CommandV1::UseValueKey { .. } => "use-value-key",
+        CommandV1::ResealValue { .. } => "reseal-value",
     };
     let covered: BTreeSet<&str> = commands().iter().map(|(_, command)| name(command)).collect();
-    assert_eq!(covered.len(), 27);
+    assert_eq!(covered.len(), 31);
 }
 
 #[test]
@@ -472,6 +530,7 @@ fn a_snapshot_keeps_its_bytes() {
         ("state-at-last", AFTER_SEVERAL as usize),
         ("state-with-data", AFTER_DATA as usize),
         ("state-with-history", AFTER_HISTORY as usize),
+        ("state-with-values", AFTER_VALUES as usize),
     ] {
         let state = snapshot(entries_of);
         let written = serde_json::to_string_pretty(&state).unwrap() + "\n";
@@ -519,6 +578,10 @@ fn the_kept_entries_still_amount_to_the_kept_snapshot() {
         }
         if state.applied == AFTER_HISTORY {
             let kept = golden("state-with-history", "");
+            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
+        }
+        if state.applied == AFTER_VALUES {
+            let kept = golden("state-with-values", "");
             assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
         }
     }

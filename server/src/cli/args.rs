@@ -1,6 +1,7 @@
 //! What can be typed, and its help texts.
 
 mod image;
+mod value;
 mod volume;
 
 use std::{path::PathBuf, time::Duration};
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::styling};
 use flotilla_api::{JoinToken, MachineName, Scope, ServiceName, StackName, TokenId};
 
 pub(super) use image::Image;
+pub(super) use value::{Config, Configs, Secret, Secrets, ValueRm, ValueSet};
 pub(super) use volume::{Volume, VolumeArg, VolumeDiff, VolumeExport, VolumeImport, VolumeRestore, Volumes};
 
 use crate::{config, demo, fence};
@@ -26,7 +28,7 @@ Exit codes:
   2  wrong usage, or a file given to it that is not right
   3  the token is missing, expired, revoked or does not allow it
   4  no node answers, or not in time
-  5  there is no such service, revision, image, token, machine or context
+  5  there is no such service, revision, image, secret, config, token, machine or context
   6  deployed, but did not get healthy; drained, but not empty in time
   `exec` ends with the exit code of its command.
 
@@ -136,6 +138,18 @@ Variables (${NAME}) come from the environment, then from the file .env beside th
         after_help = "Examples:\n  flotilla volume ls\n  flotilla volume history notes/board"
     )]
     Volume(Volumes),
+    /// Set secrets, list them, and see who uses them
+    #[command(
+        visible_alias = "secrets",
+        after_help = "Examples:\n  flotilla secret set db-password < password.txt\n  flotilla secret ls"
+    )]
+    Secret(Secrets),
+    /// Set configs, list and print them, and see who uses them
+    #[command(
+        visible_alias = "configs",
+        after_help = "Examples:\n  flotilla config set nginx.conf --file nginx.conf\n  flotilla config cat nginx.conf"
+    )]
+    Config(Configs),
     /// Push images to the cluster without a registry, list who holds them, and remove them
     #[command(subcommand)]
     Image(Image),

@@ -10,12 +10,13 @@ use std::{
 use comfy_table::Cell;
 use flotilla_api::{
     ApiError, ErrorCode, StackName,
-    rest::{BuildLine, BuildQuery, COMPOSE_MAX, DeployRequest, DeployResponse},
+    rest::{BuildLine, BuildQuery, COMPOSE_MAX, DEPLOYED_VALUES_MAX, DeployRequest, DeployResponse, DeployedValue},
 };
-use flotilla_core::compose::{self, Build};
+use flotilla_core::compose::{self, Build, DeclaredValue, ValueSource};
 use futures::StreamExt;
+use zeroize::Zeroizing;
 
-use super::{Failure, Session, args::Deploy, dotenv, wait};
+use super::{Failure, Session, args::Deploy, dotenv, values, wait};
 use crate::client::{BuildContext, Error};
 
 /// As Docker Compose looks for them.
@@ -47,7 +48,9 @@ pub(super) async fn run(args: Deploy, session: &Session) -> Result<(), Failure> 
         }
     }
 
-    let request = DeployRequest { compose: source.text.clone(), stack: Some(stack), variables, dry_run: args.dry_run };
+    let values = brought(&composition.values, &source.directory)?;
+    let (compose, stack) = (source.text.clone(), Some(stack));
+    let request = DeployRequest { compose, stack, variables, dry_run: args.dry_run, values };
     let response = session.client.deploy(&request).await.map_err(|error| match error {
         Error::Api(error) if error.line.is_some() => refuse(error),
         other => other.into(),
@@ -63,6 +66,33 @@ pub(super) async fn run(args: Deploy, session: &Session) -> Result<(), Failure> 
         }
     }
     Ok(())
+}
+
+/// The secrets and configs that the file names a file or a variable for.
+fn brought(declared: &[DeclaredValue], directory: &Path) -> Result<Vec<DeployedValue>, Failure> {
+    let mut brought = Vec::new();
+    let mut size = 0;
+    for DeclaredValue { kind, key, source, .. } in declared {
+        let bytes = match source {
+            ValueSource::File(path) => values::read_file(&directory.join(path))?,
+            ValueSource::Environment(name) => {
+                let value = dotenv::variable(name, directory, |name| std::env::var(name).ok())?;
+                let missing =
+                    || Failure::Usage(format!("the {kind} `{key}` is the variable `{name}`, which is not set"));
+                Zeroizing::new(value.ok_or_else(missing)?.into_bytes())
+            }
+            ValueSource::Content(_) => continue,
+        };
+        size += bytes.len();
+        brought.push(DeployedValue { kind: *kind, key: key.clone(), value: values::encode(&bytes) });
+    }
+    if size > DEPLOYED_VALUES_MAX {
+        let max = DEPLOYED_VALUES_MAX / 1024;
+        let why =
+            format!("the files of secrets and configs have more than {max} KiB; bake what is large into the image");
+        return Err(Failure::Usage(why));
+    }
+    Ok(brought)
 }
 
 fn report(response: &DeployResponse, dry_run: bool, session: &Session) -> Result<(), Failure> {

@@ -22,20 +22,39 @@ pub(super) fn variables(
     directory: &Path,
     environment: impl Fn(&str) -> Option<String>,
 ) -> Result<BTreeMap<String, String>, Failure> {
-    let path = directory.join(".env");
-    let text = match read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(Failure::io("read", path)(error)),
-    };
-    let file = parse(&text, &environment)
-        .map_err(|(line, why)| Failure::Usage(format!("`{}`, line {line}: {why}", path.display())))?;
+    let file = load(directory, &environment)?;
     let value = |name: &String| environment(name).or_else(|| file.get(name).cloned());
     Ok(named(compose)
         .into_iter()
         .filter_map(|name| Some((value(&name)?, name)))
         .map(|(value, name)| (name, value))
         .collect())
+}
+
+/// One variable, found in the same places.
+///
+/// # Errors
+/// As [`variables`].
+pub(super) fn variable(
+    name: &str,
+    directory: &Path,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Option<String>, Failure> {
+    match environment(name) {
+        Some(value) => Ok(Some(value)),
+        None => Ok(load(directory, &environment)?.remove(name)),
+    }
+}
+
+fn load(directory: &Path, environment: &impl Fn(&str) -> Option<String>) -> Result<BTreeMap<String, String>, Failure> {
+    let path = directory.join(".env");
+    let text = match read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(Failure::io("read", path)(error)),
+    };
+    let wrong = |(line, why)| Failure::Usage(format!("`{}`, line {line}: {why}", path.display()));
+    parse(&text, environment).map_err(wrong)
 }
 
 fn read(path: &Path) -> io::Result<String> {

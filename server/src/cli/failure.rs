@@ -166,6 +166,7 @@ fn of_api(code: ErrorCode) -> ExitCode {
         | ErrorCode::InstanceNotFound
         | ErrorCode::TokenNotFound
         | ErrorCode::MachineNotFound
+        | ErrorCode::ValueNotFound
         | ErrorCode::ImageNotFound => ExitCode::NotFound,
         ErrorCode::Timeout => ExitCode::Unreachable,
         ErrorCode::ComposeInvalid

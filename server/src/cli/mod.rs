@@ -17,6 +17,7 @@ mod progress;
 mod services;
 mod state;
 mod time;
+mod values;
 mod volumes;
 pub(crate) mod wait;
 
@@ -67,6 +68,8 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Rollback(args) => services::roll_back(&args, &session).await,
         Verb::Scale(args) => services::scale(&args.services, &session).await,
         Verb::Volume(args) => volumes::run(args.verb, &session).await,
+        Verb::Secret(args) => values::secrets(args.verb, &session).await,
+        Verb::Config(args) => values::configs(args.verb, &session).await,
         Verb::Image(args) => image::run(args, &session).await,
         Verb::Token(args) => access::tokens(args, &session).await,
         Verb::Invite(args) => access::invite(args, &session).await,

@@ -4,6 +4,7 @@ use comfy_table::Cell;
 use flotilla_api::{
     ErrorCode, Revision, ServiceName, UnixMillis,
     rest::{InstanceView, LogLine, LogQuery, RemoveQuery, ServiceDetail, ServiceView},
+    spec::ValueKind,
 };
 use futures::StreamExt;
 use serde_json::json;
@@ -155,6 +156,10 @@ fn describe(detail: &ServiceDetail, output: Output) -> Result<(), Failure> {
     lines.extend(spec.volumes.iter().map(|mount| {
         let read_only = if mount.read_only { ", read only" } else { "" };
         ("Volume", format!("{} at {}{read_only}", mount.volume, mount.target))
+    }));
+    lines.extend(spec.values.iter().map(|it| {
+        let kind = if it.kind == ValueKind::Secret { "Secret" } else { "Config" };
+        (kind, format!("{} (version {}) at {}", it.name, it.version, it.given))
     }));
     // Values may be secrets that stand in a file for nobody's eyes; `--json` shows them to who asks for all.
     lines.extend(spec.environment.keys().map(|name| ("Environment", name.clone())));

@@ -14,14 +14,15 @@ mod upload;
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use flotilla_api::{
-    ApiError, InstanceId, MachineName, Revision, ServiceName, TokenId, VolumeName,
+    ApiError, InstanceId, MachineName, Revision, ServiceName, TokenId, ValueName, VolumeName,
     rest::{
         ChangeMachine, ClusterView, CollectQuery, CollectedView, CreateInvitation, CreateToken, CreatedInvitation,
         CreatedToken, DeployRequest, DeployResponse, Deployed, DiffQuery, DrainQuery, EventView, ExplainView,
-        HeldImageView, ImageView, IssuedToken, LogLine, LogQuery, MachineDetail, MachineView, RemoveImageQuery,
-        RemoveMachineQuery, RemoveQuery, RestoreRequest, Restored, RollbackRequest, ScaleRequest, ServiceDetail,
-        ServiceView, TokenView, VolumeDetail, VolumeDiff, VolumeView,
+        HeldImageView, ImageView, IssuedToken, LogLine, LogQuery, MachineDetail, MachineView, Rekeyed,
+        RemoveImageQuery, RemoveMachineQuery, RemoveQuery, RestoreRequest, Restored, RollbackRequest, ScaleRequest,
+        ServiceDetail, ServiceView, SetValue, TokenView, ValueSet, ValueView, VolumeDetail, VolumeDiff, VolumeView,
     },
+    spec::ValueKind,
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
@@ -186,6 +187,35 @@ impl Client {
         let named = named.iter().filter_map(|(key, name)| Some(format!("{key}={}", name.as_ref()?)));
         let query = named.collect::<Vec<_>>().join("&");
         self.get(&format!("volumes/{service}/{volume}/diff?{query}")).await
+    }
+
+    /// All secrets, or all configs.
+    pub async fn values(&self, kind: ValueKind) -> Result<Vec<ValueView>, Error> {
+        self.get(&format!("{kind}s")).await
+    }
+
+    pub async fn value(&self, kind: ValueKind, name: &ValueName) -> Result<ValueView, Error> {
+        self.get(&format!("{kind}s/{name}")).await
+    }
+
+    pub async fn set_value(&self, kind: ValueKind, name: &ValueName, value: &SetValue) -> Result<ValueSet, Error> {
+        self.json(self.request(Method::PUT, &format!("{kind}s/{name}")).json(value)).await
+    }
+
+    pub async fn remove_value(&self, kind: ValueKind, name: &ValueName) -> Result<(), Error> {
+        self.done(self.request(Method::DELETE, &format!("{kind}s/{name}"))).await
+    }
+
+    /// What a config is: the newest version, if none is named.
+    pub async fn config(&self, name: &ValueName, version: Option<u64>) -> Result<Vec<u8>, Error> {
+        let query = version.map(|version| format!("?version={version}")).unwrap_or_default();
+        let response = self.send(self.request(Method::GET, &format!("configs/{name}/value{query}"))).await?;
+        self.whole(response).await
+    }
+
+    /// Gives the cluster a new key, and seals all secrets and configs with it.
+    pub async fn rekey(&self) -> Result<Rekeyed, Error> {
+        self.json(self.request(Method::POST, "cluster/rekey").timeout(ENGINE_TIMEOUT)).await
     }
 
     pub async fn explain(&self, service: &ServiceName) -> Result<ExplainView, Error> {

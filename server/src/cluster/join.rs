@@ -22,6 +22,7 @@ use crate::{
     clock,
     identity::{self, DataDir, Identity, node_id},
     store::Store,
+    vault::{self, KeyText, Vault},
 };
 
 /// Version of what is said here.
@@ -66,6 +67,9 @@ struct Answer {
     cluster: ClusterRecord,
     /// The private key that signs the cluster's tokens, base64url without padding.
     cluster_key: String,
+    /// What secrets and configs are sealed with. An older node tells none; they are asked for later.
+    #[serde(default)]
+    value_keys: Vec<KeyText>,
     machines: BTreeMap<NodeId, Machine>,
 }
 
@@ -76,6 +80,7 @@ pub struct Member<'a> {
     pub authority: &'a Authority,
     /// The key that signs the cluster's tokens.
     pub cluster_key: &'a SigningKey,
+    pub vault: &'a Vault,
 }
 
 impl fmt::Debug for Member<'_> {
@@ -123,6 +128,7 @@ pub async fn answer_join(member: Member<'_>, public_key: &str, request: &[u8]) -
         version: VERSION,
         cluster,
         cluster_key: BASE64_URL_SAFE_NO_PAD.encode(member.cluster_key.to_bytes()),
+        value_keys: member.vault.key_texts(),
         machines: member.store.state().machines.clone(),
     };
     serde_json::to_vec(&answer)
@@ -285,6 +291,7 @@ where
     let node = node_id(&keys.node.verifying_key());
     let name = answer.machines.get(&node).map_or(wanted.name, |machine| machine.name().clone());
     Told { version: VERSION, cluster: answer.cluster.clone(), machines: answer.machines }.store(&directory)?;
+    vault::keep_keys(&directory, &answer.value_keys)?;
     // Last: from here on the directory is that of a member.
     Identity::keep_cluster_key(&directory, &cluster_key)?;
     Ok(Joined { cluster: answer.cluster, node, name })

@@ -11,7 +11,7 @@ mod propose;
 mod read;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod timing;
 mod types;
 mod wire;

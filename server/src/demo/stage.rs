@@ -351,8 +351,13 @@ impl Stage {
         let (mut specs, mut deployed) = (Vec::new(), Vec::new());
         for text in COMPOSE {
             specs.extend(compose::read(text, None, &variables).map_err(Error::Api)?.services);
-            let request =
-                DeployRequest { compose: text.to_owned(), stack: None, variables: variables.clone(), dry_run: false };
+            let request = DeployRequest {
+                compose: text.to_owned(),
+                stack: None,
+                variables: variables.clone(),
+                dry_run: false,
+                values: Vec::new(),
+            };
             deployed.extend(client.deploy(&request).await?.services);
         }
         let session = Session { client: client.clone(), output: self.output };

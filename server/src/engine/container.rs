@@ -20,6 +20,7 @@ use super::{
     Error,
     connection::{CALL_LIMIT, Client},
     labels::{self, Identity, Owner},
+    values::Told,
 };
 use crate::{fence::Fence, volumes::layout};
 
@@ -40,10 +41,11 @@ pub(super) async fn create(
     data_dir: &Path,
     identity: &Identity,
     spec: &ServiceSpec,
+    told: &Told,
     image: &str,
 ) -> Result<String, Error> {
     let network = network_of(client, owner, &spec.stack).await?;
-    let body = body(owner, network, data_dir, identity.to_labels(), spec, image);
+    let body = body(owner, network, data_dir, identity.to_labels(), spec, told, image);
     create_from(client, owner.container_name(&identity.instance), body).await
 }
 
@@ -198,6 +200,7 @@ pub(super) fn body(
     data_dir: &Path,
     ours: HashMap<String, String>,
     spec: &ServiceSpec,
+    told: &Told,
     image: &str,
 ) -> ContainerCreateBody {
     let mut labels: HashMap<_, _> = spec.labels.clone().into_iter().collect();
@@ -208,7 +211,13 @@ pub(super) fn body(
     ContainerCreateBody {
         hostname: spec.hostname.clone(),
         user: spec.user.clone(),
-        env: Some(spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect()),
+        env: Some(
+            spec.environment
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .chain(told.variables.iter().cloned())
+                .collect(),
+        ),
         cmd: spec.command.clone(),
         entrypoint: spec.entrypoint.clone(),
         healthcheck: spec.health.as_ref().map(|health| HealthConfig {
@@ -223,13 +232,13 @@ pub(super) fn body(
         working_dir: spec.working_dir.clone(),
         labels: Some(labels),
         stop_signal: spec.stop_signal.clone(),
-        host_config: Some(host_config(data_dir, spec, network.clone())),
+        host_config: Some(host_config(data_dir, spec, told, network.clone())),
         networking_config: Some(NetworkingConfig { endpoints_config: Some(HashMap::from([(network, endpoint)])) }),
         ..Default::default()
     }
 }
 
-fn host_config(data_dir: &Path, spec: &ServiceSpec, network: String) -> HostConfig {
+fn host_config(data_dir: &Path, spec: &ServiceSpec, told: &Told, network: String) -> HostConfig {
     let memory = spec.resources.memory_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
     HostConfig {
         network_mode: Some(network),
@@ -246,6 +255,7 @@ fn host_config(data_dir: &Path, spec: &ServiceSpec, network: String) -> HostConf
                     let source = layout::directory(data_dir, &spec.name, &mount.volume);
                     bind(&source, &mount.target, mount.read_only)
                 })
+                .chain(told.mounts.iter().cloned())
                 .collect(),
         ),
         tmpfs: Some(

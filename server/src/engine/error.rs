@@ -51,9 +51,12 @@ pub enum Error {
     /// It could not be frozen, or not be guarded, and so was not started.
     #[error(transparent)]
     Fence(#[from] fence::Error),
-    /// Its data is not there. Holds the whole sentence.
+    /// Its data, or a secret of it, is not there. Holds the whole sentence.
     #[error("{}", .0.message)]
     Data(ApiError),
+    /// No secret can be given to a container. Holds the whole sentence.
+    #[error("{0}")]
+    Values(String),
     #[error("could not {operation} `{}`: {source}", path.display())]
     Directory { operation: &'static str, path: PathBuf, source: std::io::Error },
     /// What was under way is no longer wanted, or the node stops.
@@ -71,7 +74,7 @@ impl Error {
             Self::Unavailable(_) => ErrorCode::EngineUnavailable,
             // None of them speaks against what was to be started; the reconciler knows the code.
             Self::Image(error) if error.code == ErrorCode::DiskFull => ErrorCode::DiskFull,
-            Self::Fence(_) | Self::Image(_) => ErrorCode::ServiceUnavailable,
+            Self::Fence(_) | Self::Image(_) | Self::Values(_) => ErrorCode::ServiceUnavailable,
             Self::Data(error) => error.code,
             Self::Timeout { .. } => ErrorCode::Timeout,
             Self::Refused { .. } => ErrorCode::EngineFailed,

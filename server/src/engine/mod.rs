@@ -25,6 +25,7 @@ mod stored;
 mod takedown;
 mod traffic;
 pub mod uploads;
+mod values;
 mod volume;
 
 use std::{
@@ -65,6 +66,7 @@ pub use others::{NoOthers, Others, Told};
 use reconciler::Reconciler;
 pub use takedown::{answers, pull_the_plug, take_down};
 pub use traffic::{Traffic, Visit};
+pub use values::{NoValues, Values};
 
 use crate::{clock, fence::Fence};
 
@@ -106,6 +108,7 @@ pub struct Surroundings {
     pub others: Arc<dyn Others>,
     pub data: Arc<dyn Data>,
     pub images: Arc<dyn ImageStore>,
+    pub values: Arc<dyn Values>,
 }
 
 impl fmt::Debug for Surroundings {
@@ -139,6 +142,8 @@ struct Shared {
     others: Arc<dyn Others>,
     data: Arc<dyn Data>,
     images: Arc<dyn ImageStore>,
+    values: Arc<dyn Values>,
+    files: values::Files,
     client: watch::Sender<Option<Client>>,
     status: watch::Sender<EngineView>,
     observed: watch::Sender<Option<Arc<Observed>>>,
@@ -182,6 +187,7 @@ impl Engine {
         let stop = CancellationToken::new();
         let connecting =
             EngineView::Unavailable { message: "connecting to Docker Engine".to_owned(), since: clock::now() };
+        let files = values::Files::new(&config.cluster_id, &config.node_id);
         let shared = Arc::new(Shared {
             host: Arc::new(DockerHost::find(config.docker_host.as_deref())?),
             config: EngineConfig { data_dir, ..config },
@@ -189,6 +195,8 @@ impl Engine {
             others: Arc::clone(&surroundings.others),
             data: Arc::clone(&surroundings.data),
             images: Arc::clone(&surroundings.images),
+            values: Arc::clone(&surroundings.values),
+            files,
             client: watch::Sender::new(None),
             status: watch::Sender::new(connecting),
             observed: watch::Sender::new(None),

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Shared, again::Again, connection::Client, image, spare, stored};
+use super::{Error, Shared, again::Again, connection::Client, image, spare, stored, values};
 
 /// Somebody may have pulled or removed an image by hand. One call of a few milliseconds.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
@@ -154,6 +154,9 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                     }
                     if looked.is_some() {
                         spare::keep(&shared, &client, &now, &held, &mut spares_again).await;
+                        if let Err(error) = values::sweep(&shared, &client).await {
+                            tracing::debug!(%error, "files of secrets stay that no container needs");
+                        }
                     }
                 }
                 Err(error) => tracing::debug!(%error, "the images are not known"),

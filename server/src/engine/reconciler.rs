@@ -26,7 +26,7 @@ use super::{
     container,
     labels::{Identity, Owner},
     observe::{self, Observer},
-    provision, scratch, spare, volume,
+    provision, scratch, spare, values, volume,
 };
 use crate::clock;
 
@@ -443,6 +443,8 @@ impl Worker {
                     epoch: *epoch,
                 };
                 let image = provision::image(&self.shared, client, spec, &self.cancel).await?;
+                let making = self.shared.files.making().await;
+                let told = values::told(&self.shared, spec, *revision).await?;
                 self.prepare(spec, *epoch, &image).await?;
                 if let Some(id) = spare::take(&self.shared, client, &identity, spec, &image).await {
                     match self.start_new(&id, &identity, spec).await {
@@ -454,11 +456,13 @@ impl Worker {
                         }
                     }
                 }
-                let id = container::create(client, owner, data_dir, &identity, spec, &image).await?;
+                let id = container::create(client, owner, data_dir, &identity, spec, &told, &image).await?;
+                drop(making);
                 self.start_new(&id, &identity, spec).await
             }
             Action::Start { container, service, .. } => {
                 container::one_network_each(client, owner).await?;
+                self.write_values(container, service).await?;
                 let (epoch, writes) = self.claim(container);
                 self.start(container, service, epoch, writes).await
             }
@@ -467,6 +471,7 @@ impl Worker {
                 let removed = self.retire(container, grace).await;
                 // If it failed the container may still be there to take requests.
                 self.shared.traffic.open(container);
+                self.sweep_values().await;
                 removed
             }
             Action::DeleteVolumes { service } => {
@@ -492,7 +497,11 @@ impl Worker {
     /// Starts a container for the first time. Of a try that fails nothing is left.
     async fn start_new(&self, id: &str, identity: &Identity, spec: &ServiceSpec) -> Result<(), Error> {
         let writes = spec.written().next().is_some();
-        let started = self.start(id, &spec.name, identity.epoch, writes).await;
+        let started = async {
+            values::write(&self.shared, spec, identity.revision).await?;
+            self.start(id, &spec.name, identity.epoch, writes).await
+        };
+        let started = started.await;
         if started.is_err()
             && let Err(second) = self.remove(id).await
         {
@@ -515,6 +524,23 @@ impl Worker {
             return Err(Error::Cancelled);
         }
         container::start(&self.client, container).await
+    }
+
+    /// Once more the files of a container that ran before: its machine may have been off.
+    async fn write_values(&self, container: &str, service: &ServiceName) -> Result<(), Error> {
+        let known = self.observed.containers.iter().find(|known| known.id == container);
+        let state = self.shared.state.borrow().clone();
+        let record = known.and_then(|known| state.services.get(service)?.revisions.get(&known.revision));
+        match (known, record) {
+            (Some(known), Some(record)) => values::write(&self.shared, &record.spec, known.revision).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn sweep_values(&self) {
+        if let Err(error) = values::sweep(&self.shared, &self.client).await {
+            tracing::debug!(%error, "files of secrets stay that no container needs");
+        }
     }
 
     /// Under which epoch a container that was made earlier would run, and whether it could write a volume.

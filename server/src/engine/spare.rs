@@ -14,7 +14,10 @@ use bollard::{
     models::{ContainerCreateBody, ContainerSummary, ContainerSummaryStateEnum},
     query_parameters::{ListContainersOptions, RenameContainerOptions},
 };
-use flotilla_api::{Revision, ServiceName, spec::ServiceSpec};
+use flotilla_api::{
+    Revision, ServiceName,
+    spec::{ServiceSpec, ValueKind},
+};
 use flotilla_core::State;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
@@ -25,7 +28,7 @@ use super::{
     connection::{CALL_LIMIT, Client},
     container, image,
     labels::{self, Identity, Owner},
-    provision, volume,
+    provision, values, volume,
 };
 
 /// The spare containers of this machine, one for each service at most. Absent until the engine was asked for them.
@@ -63,7 +66,8 @@ async fn body(
     let owner = &shared.owner();
     let network = container::network_of(client, owner, &spec.stack).await?;
     let labels = labels::of_revision(&spec.name, &spec.stack, revision);
-    Ok(container::body(owner, network, &shared.config.data_dir, labels, spec, image))
+    let told = values::told(shared, spec, revision).await?;
+    Ok(container::body(owner, network, &shared.config.data_dir, labels, spec, &told, image))
 }
 
 /// Equal for containers that would be made alike.
@@ -184,7 +188,7 @@ pub(super) async fn keep(
     let wanted: BTreeMap<&ServiceName, Wanted<'_>> = state
         .services
         .values()
-        .filter(|service| service.replicas > 0 && service.standby.contains(node))
+        .filter(|service| service.replicas > 0 && service.standby.contains(node) && !tells_secrets(service.spec()))
         .map(|service| (&service.name, Wanted { spec: service.spec(), revision: service.current }))
         .collect();
     let gone: Vec<Spare> = {
@@ -216,6 +220,11 @@ pub(super) async fn keep(
     }
 }
 
+/// The engine writes a container's variables to its disk when the container is made. As long as it does not run, it has no secret.
+fn tells_secrets(spec: &ServiceSpec) -> bool {
+    spec.values.iter().any(|it| it.kind == ValueKind::Secret && it.is_told_to_engine())
+}
+
 /// Sees to it that the spare container of a service is as it would be made now.
 async fn renew(shared: &Shared, client: &Client, wanted: &Wanted<'_>) -> Result<(), Error> {
     let name = &wanted.spec.name;
@@ -225,6 +234,7 @@ async fn renew(shared: &Shared, client: &Client, wanted: &Wanted<'_>) -> Result<
     }
     let image = image::local(client, &provision::key(wanted.spec)).await?;
     let Some(image) = image else { return Ok(()) };
+    let _making = shared.files.making().await;
     let mut body = body(shared, client, wanted.spec, wanted.revision, &image).await?;
     let key = key(&body)?;
     if let Some(known) = known {

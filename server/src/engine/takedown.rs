@@ -11,7 +11,7 @@ use super::{
     connection::{CALL_LIMIT, Client, DockerHost},
     container, image,
     labels::Owner,
-    scratch, volume,
+    scratch, values, volume,
 };
 use crate::fence::{self, Freezer, Frost};
 
@@ -48,6 +48,7 @@ pub async fn take_down(
     let mut outcome = remove_all(&client, &owner).await;
     let volumes = volume::delete_all(&client, &owner, data_dir).await;
     outcome = outcome.and(volumes);
+    values::take_away(cluster, node);
     for reference in images {
         match image::remove(&client, reference).await {
             // Another cluster's container has it: it is theirs now.
@@ -127,6 +128,8 @@ pub async fn pull_the_plug(docker_host: Option<&str>, cluster: &str, node: &Node
             Err(error) => return Err(error),
         }
     }
+    // What was in its memory is gone.
+    values::take_away(cluster, Some(node));
     Ok(())
 }
 

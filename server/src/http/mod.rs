@@ -45,6 +45,7 @@ use crate::{
     },
     metrics::Metrics,
     store::{ProposeError, Store},
+    vault::Vault,
     volumes::Volumes,
 };
 
@@ -72,6 +73,7 @@ pub struct App {
     pub engine: Engine,
     pub volumes: Volumes,
     pub images: Images,
+    pub vault: Vault,
     pub uploads: Uploads,
     pub mesh: Mesh,
     /// The links to other nodes.
@@ -102,6 +104,7 @@ pub struct Parts {
     pub engine: Engine,
     pub volumes: Volumes,
     pub images: Images,
+    pub vault: Vault,
     pub uploads: Uploads,
     pub mesh: Mesh,
     pub nodes: Arc<NodeMesh>,
@@ -124,6 +127,7 @@ impl App {
             engine,
             volumes,
             images,
+            vault,
             uploads,
             mesh,
             nodes,
@@ -148,6 +152,7 @@ impl App {
             engine,
             volumes,
             images,
+            vault,
             uploads,
             mesh,
             nodes,

@@ -6,6 +6,7 @@
 //!   keys/node.pem    Ed25519, PKCS#8: who this node is
 //!   keys/cluster.pem Ed25519, PKCS#8: signs the cluster's tokens
 //!   keys/webrtc.pem  certificate and key of the WebRTC connections
+//!   keys/values.json what secrets and configs are sealed with
 //!   joined.json      on a machine that joined: what it was told of the cluster then
 //!   state.db         the state log
 //!   uploads/         image archives on their way to the engine
@@ -120,6 +121,11 @@ impl DataDir {
 
     pub fn volumes(&self) -> PathBuf {
         self.path.join("volumes")
+    }
+
+    /// The keys of secrets and configs.
+    pub fn value_keys(&self) -> PathBuf {
+        self.key("values.json")
     }
 
     fn key(&self, name: &str) -> PathBuf {

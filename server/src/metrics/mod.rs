@@ -7,6 +7,7 @@ mod figure;
 mod images;
 mod relay;
 mod tunnel;
+mod vault;
 mod volumes;
 
 use std::{
@@ -204,6 +205,11 @@ impl Metrics {
     /// Shows how images do, too.
     pub fn watch_images(&self, images: crate::images::Images) {
         self.register(|registry| registry.register_collector(Box::new(images::Holdings(images))));
+    }
+
+    /// Shows how many secrets and configs there are, too.
+    pub fn watch_vault(&self, vault: crate::vault::Vault, store: crate::store::Store) {
+        self.register(|registry| registry.register_collector(Box::new(vault::Values(vault, store))));
     }
 
     /// Shows what the fence did, too.

@@ -17,6 +17,7 @@ use crate::{
     identity::{self, DataDir, Identity, hexadecimal},
     mesh::Certificate,
     store::Store,
+    vault,
 };
 
 /// How long the first invitation works: a person makes a cluster and opens the link. Milliseconds.
@@ -59,6 +60,7 @@ pub struct Initialised {
 pub async fn init(wanted: Init) -> Result<Initialised, Error> {
     let directory = DataDir::open(&wanted.data_dir)?;
     let identity = Identity::create(&directory, webrtc_certificate)?;
+    vault::create_key(&directory)?;
     let store = Store::open(&directory.state(), &identity.node_id()).await?;
     let made = begin(&wanted, &directory, &identity, &store).await;
     store.close().await;

@@ -36,6 +36,7 @@ use crate::{
     route::Router,
     store::{self, Store},
     tunnel::{self, Tunnel},
+    vault::Vault,
     volumes::{self, Volumes},
 };
 
@@ -205,12 +206,13 @@ struct Begun {
 struct Assembled {
     app: Arc<App>,
     cluster: Cluster,
+    vault: Vault,
     volumes: Volumes,
 }
 
 impl Assembled {
     async fn begin(self, reception: &Reception, identity: &Identity, directory: DataDir, address: SocketAddr) -> Node {
-        let Self { app, cluster, volumes } = self;
+        let Self { app, cluster, vault, volumes } = self;
         let images = app.images.clone();
         let relay = relay::start(&app.config, app.domain.to_string(), identity).await;
         if let Some(relay) = &relay {
@@ -221,6 +223,7 @@ impl Assembled {
             cluster.run(&app.engine, (volumes.watch_reports(), images.watch_reports()), address, relay_port);
         tasks.extend(volumes.run(&app.engine));
         tasks.extend(images.run(&app.engine));
+        tasks.push(("the keys of secrets", tokio::spawn(vault.run(app.stop.clone()))));
         tasks.push(("the watch over services", tokio::spawn(http::tell_changes(app.clone()))));
         reception.open(app.clone());
         Node { app, volumes, address, tasks, relay, _directory: directory }
@@ -285,6 +288,8 @@ fn assemble(
         volumes: volumes.clone(),
     })?;
     metrics.watch_images(images.clone());
+    let vault = Vault::open(directory, node.clone(), store.clone(), nodes.clone())?;
+    metrics.watch_vault(vault.clone(), store.clone());
     let engine = EngineConfig {
         docker_host: config.docker_host.clone(),
         data_dir: directory.path().to_owned(),
@@ -298,6 +303,7 @@ fn assemble(
         others: Arc::new(cluster.clone()),
         data: Arc::new(volumes.clone()),
         images: Arc::new(images.clone()),
+        values: Arc::new(vault.clone()),
     };
     let engine = Engine::start(engine, store.watch(), surroundings)?;
     let router = Router::of(&engine, node.clone(), store.watch());
@@ -325,6 +331,7 @@ fn assemble(
         store: store.clone(),
         authority: authority.clone(),
         cluster_key: identity.cluster.clone(),
+        vault: vault.clone(),
         app: tokio::sync::SetOnce::new(),
     });
     let app = App::new(http::Parts {
@@ -337,6 +344,7 @@ fn assemble(
         engine,
         volumes: volumes.clone(),
         images,
+        vault: vault.clone(),
         uploads,
         mesh,
         nodes,
@@ -348,7 +356,7 @@ fn assemble(
     });
     let app = Arc::new(app);
     peering.serve(&app);
-    Ok(Assembled { app, cluster, volumes })
+    Ok(Assembled { app, cluster, vault, volumes })
 }
 
 /// Every way that leads here, and loopback for browsers on this machine: that is whom a cluster on `.localhost` is for.
@@ -436,11 +444,22 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 /// connection. A directive that names one asks for it. A target begins with the name: `rtc` is `rtc_ice`, too.
 const CHATTY: &[(&str, &str)] = &[("openraft", "warn"), ("rtc", "error"), ("webrtc", "error")];
 
+/// Libraries that below `info` tell what they send, such as the variables of a container. No directive makes them.
+const INDISCREET: &[&str] = &["bollard"];
+
 fn quieted(level: &str) -> String {
+    let about = |directive: &str, library: &str| {
+        let rest = directive.trim_start_matches(|c: char| c.is_whitespace() || c == '"').strip_prefix(library);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['=', ':', '[']))
+    };
     let names = |library: &str| level.split(',').any(|directive| directive.trim_start().starts_with(library));
+    let kept = level.split(',').filter(|directive| !INDISCREET.iter().any(|library| about(directive, library)));
     let quiet =
         CHATTY.iter().filter(|(library, _)| !names(library)).map(|(library, level)| format!(",{library}={level}"));
-    format!("{level}{}", quiet.collect::<String>())
+    let discreet = INDISCREET.iter().map(|library| format!(",{library}=info"));
+    let mut filter = kept.collect::<Vec<_>>().join(",");
+    filter.extend(quiet.chain(discreet));
+    filter
 }
 
 /// Sends the log where the configuration says. Once in a process, before anything is logged.
@@ -468,7 +487,19 @@ mod tests {
 
     #[test]
     fn libraries_are_quiet_until_they_are_asked_for() {
-        assert_eq!(quieted("info"), "info,openraft=warn,rtc=error,webrtc=error");
-        assert_eq!(quieted("debug,openraft=info, rtc_ice=trace"), "debug,openraft=info, rtc_ice=trace,webrtc=error");
+        let discreet = "bollard=info";
+        assert_eq!(quieted("info"), format!("info,openraft=warn,rtc=error,webrtc=error,{discreet}"));
+        let asked = "debug,openraft=info, rtc_ice=trace";
+        assert_eq!(quieted(asked), format!("{asked},webrtc=error,{discreet}"));
+    }
+
+    #[test]
+    fn what_a_library_sends_is_never_told() {
+        for asked in ["debug,bollard=trace", "debug, bollard::docker=debug", "debug,bollard", "debug,bollard[x]=trace"]
+        {
+            assert!(quieted(asked).starts_with("debug,openraft=warn"), "{asked}: {}", quieted(asked));
+        }
+        // Another library may begin like one of them.
+        assert!(quieted("debug,bollardier=trace").starts_with("debug,bollardier=trace,"));
     }
 }

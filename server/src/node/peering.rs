@@ -24,6 +24,7 @@ use crate::{
     peers::{Handler, Method, Stream, starting},
     route::{self, Router},
     store::Store,
+    vault::Vault,
     volumes::{self, Volumes},
 };
 
@@ -46,6 +47,7 @@ pub(super) struct Rest {
     pub(super) store: Store,
     pub(super) authority: Authority,
     pub(super) cluster_key: SigningKey,
+    pub(super) vault: Vault,
     /// What answers calls of the API that another node passes on.
     pub(super) app: SetOnce<Weak<App>>,
 }
@@ -93,6 +95,7 @@ impl Handler for Answering {
         Box::pin(async move {
             let rest = this.rest.get().ok_or_else(starting)?;
             match method {
+                Method::Keys => rest.vault.answer(&from, &body),
                 Method::Offer | Method::Holds | Method::Recall => rest.volumes.answer(&from, method, &body).await,
                 Method::Image | Method::Layers => rest.images.answer(&rest.engine, method, &body).await,
                 _ => rest.cluster.answer(&from, method, &body),
@@ -108,8 +111,12 @@ impl Handler for Answering {
         let this = self.0.clone();
         Box::pin(async move {
             let rest = this.rest.get().ok_or_else(starting)?;
-            let member =
-                join::Member { store: &rest.store, authority: &rest.authority, cluster_key: &rest.cluster_key };
+            let member = join::Member {
+                store: &rest.store,
+                authority: &rest.authority,
+                cluster_key: &rest.cluster_key,
+                vault: &rest.vault,
+            };
             join::answer_join(member, &public_key, &body).await
         })
     }

@@ -65,6 +65,8 @@ methods! {
     Image = 27;
     /// Which of some layers the asked machine has.
     Layers = 28;
+    /// Of the keys that secrets and configs are sealed with.
+    Keys = 29;
     /// A signalling message for a third node, to be passed on.
     Signal = 32;
     /// First contact of a machine that wants to join.

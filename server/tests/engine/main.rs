@@ -11,3 +11,4 @@ mod playground;
 mod spares;
 mod stored;
 mod uploads;
+mod values;

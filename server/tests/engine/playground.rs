@@ -17,13 +17,19 @@ use bytes::Bytes;
 use flotilla::{
     clock,
     cluster::Alone,
-    engine::{Engine, EngineConfig, ImageStore, NoData, NoImageStore, NoOthers, Others, Proposer, Surroundings},
+    engine::{
+        Engine, EngineConfig, ImageStore, NoData, NoImageStore, NoOthers, Others, Proposer, Surroundings, Values,
+    },
     fence::{self, Fence},
+    vault::Opened,
 };
-use flotilla_api::{ApiError, Grant, NodeId, Scope, ServiceName, TokenId, UnixMillis, rest::ServiceState};
+use flotilla_api::{
+    ApiError, ErrorCode, Grant, NodeId, Scope, ServiceName, TokenId, UnixMillis, ValueName, rest::ServiceState,
+    spec::ValueKind,
+};
 use flotilla_core::{
     Actor, Command, CommandV1, Entry, State,
-    command::{Change, ClusterRecord, InvitationRecord, MachineFacts, MachineRecord},
+    command::{Change, ClusterRecord, InvitationRecord, KeyId, MachineFacts, MachineRecord, Sealed},
     reconcile::{self, Condition, Container, Status, View},
 };
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
@@ -39,6 +45,24 @@ pub(crate) struct Playground {
     pub(crate) data: tempfile::TempDir,
     pub(crate) docker: Docker,
     log: Arc<Log>,
+    values: Arc<Kept>,
+}
+
+/// Secrets and configs that nobody has to open.
+#[derive(Debug, Default)]
+struct Kept(Mutex<BTreeMap<(ValueKind, ValueName, u64), Opened>>);
+
+impl Values for Kept {
+    fn reveal<'a>(
+        &'a self,
+        kind: ValueKind,
+        name: &'a ValueName,
+        version: u64,
+    ) -> BoxFuture<'a, Result<Opened, ApiError>> {
+        let missing = || ApiError::new(ErrorCode::ValueKeyMissing, "the key is not here");
+        let found = self.0.lock().unwrap().get(&(kind, name.clone(), version)).cloned();
+        std::future::ready(found.ok_or_else(missing)).boxed()
+    }
 }
 
 /// A state log in memory.
@@ -125,7 +149,8 @@ impl Playground {
             },
         })
         .unwrap();
-        let playground = Self { cluster, image, data: tempfile::tempdir().unwrap(), docker, log };
+        let playground =
+            Self { cluster, image, data: tempfile::tempdir().unwrap(), docker, log, values: Arc::default() };
         playground.load(archive(&playground.image, &playground.cluster)).await;
         playground
     }
@@ -175,12 +200,28 @@ impl Playground {
     ) -> Engine {
         let proposer: Arc<dyn Proposer> = self.log.clone();
         let data = Arc::new(NoData);
-        let surroundings = Surroundings { proposer, lease: Arc::new(Alone), fence, others, data, images };
+        let values = self.values.clone();
+        let surroundings = Surroundings { proposer, lease: Arc::new(Alone), fence, others, data, images, values };
         Engine::start(config, self.log.state.subscribe(), surroundings).unwrap()
     }
 
     pub(crate) fn apply(&self, command: CommandV1) {
         self.log.apply(command).unwrap();
+    }
+
+    /// A new version, which whoever uses it gets.
+    pub(crate) fn set(&self, kind: ValueKind, name: &str, plain: &str) {
+        let name: ValueName = name.parse().unwrap();
+        let version = self.state().next_version(kind, &name);
+        let opened = Opened::new(plain.as_bytes().to_vec());
+        self.values.0.lock().unwrap().insert((kind, name.clone(), version), opened);
+        let sealed = Sealed { key: KeyId("key".into()), bytes: "A".repeat(60).into() };
+        self.apply(CommandV1::SetValue { kind, name, version, sealed, update: true });
+    }
+
+    /// Nobody can open any of them.
+    pub(crate) fn lose_values(&self) {
+        self.values.0.lock().unwrap().clear();
     }
 
     /// A second machine joins.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bollard::query_parameters::ListContainersOptions;
 use flotilla::engine::{Engine, take_down};
-use flotilla_api::NodeId;
+use flotilla_api::{NodeId, spec::ValueKind::Secret};
 use flotilla_core::{CommandV1, command::Change};
 
 use crate::playground::{PATIENCE, Playground, name, only};
@@ -154,4 +154,52 @@ async fn what_stands_by_follows_the_service_and_never_runs_by_itself() {
     engine.stop().await;
     take_down(None, &playground.cluster, Some(&second.node), second.data.path(), &[]).await.unwrap();
     assert!(playground.containers().await.is_empty());
+}
+
+#[tokio::test]
+async fn what_stands_by_has_no_secret_until_it_is_taken() {
+    let playground = Playground::new().await;
+    let second = Second::join(&playground);
+    playground.set(Secret, "db", "hunter");
+    let web = "  web: { image: $IMAGE, secrets: [db] }\nsecrets: { db: }";
+    playground.deploy(web);
+    playground.stand_by(&[&second.node]);
+    let engine = second.start(&playground);
+    let spare = playground.until_spare(None).await;
+    let files = playground.files_of(&spare).await;
+    assert_eq!(files.len(), 1);
+    assert_eq!(std::fs::metadata(&files[0]).unwrap().len(), 0, "it may never be needed");
+
+    let former = playground.state().services[&name("web")].placements[0].clone();
+    let reason = || "it takes over".to_owned();
+    playground.place(vec![
+        Change::Leave { epoch: former.epoch, reason: reason() },
+        Change::Assign {
+            service: name("web"),
+            replica: 1,
+            machine: second.node.clone(),
+            revision: former.revision,
+            restarts: former.restarts,
+            reason: reason(),
+        },
+    ]);
+    assert_eq!(only(&engine).await.id, spare);
+    assert_eq!(std::fs::read(&files[0]).unwrap(), b"hunter");
+    engine.stop().await;
+}
+
+/// The engine would keep it on its disk, for a container that may never run.
+#[tokio::test]
+async fn none_stands_by_that_would_tell_the_engine_a_secret() {
+    let (playground, _second, engine, _) = standing_by().await;
+    playground.set(Secret, "db", "hunter");
+    playground
+        .deploy("  web: { image: $IMAGE, x-flotilla: { environment: { DB: { secret: db } } } }\nsecrets: { db: }");
+    let gone = async {
+        while !playground.spares().await.is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("the one of the former revision goes");
+    engine.stop().await;
 }

@@ -232,6 +232,7 @@ impl Cluster {
             stack: Some(stack.to_owned()),
             variables: BTreeMap::new(),
             dry_run: false,
+            values: Vec::new(),
         };
         // Where the image was sent, as a person would.
         self.client(0)?.deploy(&request).await.context("deploy")?;

@@ -54,6 +54,7 @@ async fn nothing_acknowledged_is_lost_whenever_the_daemon_is_killed() -> Result<
                     stack: Some("tests".to_owned()),
                     variables: [].into(),
                     dry_run: false,
+                    values: Vec::new(),
                 };
                 match client.deploy(&request).await {
                     Ok(response) => last = response.services[0].revision.0,

@@ -81,6 +81,7 @@ async fn every_page_is_good_on_a_phone_and_a_desk_and_for_a_screen_reader() -> R
         ("/deploy", "Deploy"),
         ("/services/echo", "echo"),
         ("/services/broken", "broken"),
+        ("/secrets", "Secrets and configs"),
         ("/cluster", "Cluster"),
         (&*format!("/machines/{machine}"), machine.as_str()),
         ("/access", "Access"),
@@ -242,11 +243,11 @@ async fn a_node_that_is_gone_is_told_and_the_page_comes_back_by_itself() -> Resu
 }
 
 /// Clicks a button or link by what it says.
-async fn press(browser: &Browser, label: &str) -> Result<()> {
+pub(crate) async fn press(browser: &Browser, label: &str) -> Result<()> {
     press_in(browser, "main", label).await
 }
 
-async fn press_in(browser: &Browser, within: &str, label: &str) -> Result<()> {
+pub(crate) async fn press_in(browser: &Browser, within: &str, label: &str) -> Result<()> {
     wait::holds(format!("the button `{label}`"), PAGE_LIMIT, async || {
         for element in browser.driver().find_all(thirtyfour::By::Css(format!("{within} :is(button, a)"))).await? {
             let text = element.text().await?;

@@ -9,6 +9,7 @@ mod demo;
 mod images;
 mod jupyter;
 mod refusals;
+mod secrets;
 mod tunnel;
 mod volumes;
 

@@ -16,7 +16,7 @@ use super::{
     live::{Link, Live},
     pages::{
         access::Access, activity::Activity, cluster::Cluster, deploy::Deploy, images::Images, machine::Machine,
-        service::Service, services::Services, volume::Volume, volumes::Volumes,
+        service::Service, services::Services, values::Values, volume::Volume, volumes::Volumes,
     },
     query::Phase,
     session::{Notice, Session, Status},
@@ -73,6 +73,7 @@ pub(crate) fn Shell() -> impl IntoView {
                             <Route path=path!("/images") view=|| allowed("Images", You::operates, || view! { <Images/> }.into_any())/>
                             <Route path=path!("/volumes") view=|| allowed("Volumes", You::operates, || view! { <Volumes/> }.into_any())/>
                             <Route path=path!("/volumes/:service/:volume") view=|| allowed("Volume", You::operates, || view! { <Volume/> }.into_any())/>
+                            <Route path=path!("/secrets") view=|| allowed("Secrets and configs", You::operates, || view! { <Values/> }.into_any())/>
                             <Route path=path!("/cluster") view=|| allowed("Cluster", You::operates, || view! { <Cluster/> }.into_any())/>
                             // Where the list of machines was before there were several.
                             <Route path=path!("/machines") view=|| view! { <Redirect path="/cluster"/> }/>
@@ -159,6 +160,7 @@ fn Navigation() -> impl IntoView {
                 {move || you.operates().then(|| item("/deploy", Icon::Deploy, "Deploy"))}
                 {move || you.operates().then(|| item("/volumes", Icon::Volume, "Volumes"))}
                 {move || you.operates().then(|| item("/images", Icon::Image, "Images"))}
+                {move || you.operates().then(|| item("/secrets", Icon::Lock, "Secrets"))}
                 {move || you.operates().then(|| item("/cluster", Icon::Cluster, "Cluster"))}
                 {move || you.administers().then(|| item("/access", Icon::Access, "Access"))}
                 {move || you.operates().then(|| item("/activity", Icon::Activity, "Activity"))}

@@ -13,6 +13,7 @@ mod section;
 mod service;
 mod support;
 mod tree;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use interpolate::Interpolation;
 use section::Section;
 pub use support::{Key, SUPPORT, markdown};
 use tree::{Mark, Value};
+pub use values::{DeclaredValue, ValueSource};
 
 use crate::{dependency, state::SERVICES_MAX};
 
@@ -45,6 +47,8 @@ pub struct Composition {
     pub services: Vec<ServiceSpec>,
     /// Services whose image is built: the spec's image is the tag to give it.
     pub builds: Vec<Build>,
+    /// Secrets and configs that come with the file.
+    pub values: Vec<DeclaredValue>,
 }
 
 /// `build:` of a service; paths as written, relative to the file.
@@ -83,7 +87,8 @@ pub fn read(text: &str, stack: Option<&str>, variables: &BTreeMap<String, String
     let Some(section) = root.get("services") else {
         return Err(tree.mark.invalid("the file has no `services`; name at least one"));
     };
-    let mut reader = service::Reader::new(&stack, volumes, variables);
+    let (names, values) = values::declared(&root, stack.as_str())?;
+    let mut reader = service::Reader::new(&stack, volumes, names, variables);
     let entries = section.named("a map of services")?;
     if entries.len() > SERVICES_MAX {
         return Err(section.invalid(&format!("has {} entries; a cluster has at most {SERVICES_MAX}", entries.len())));
@@ -100,7 +105,7 @@ pub fn read(text: &str, stack: Option<&str>, variables: &BTreeMap<String, String
         return Err(section.invalid("is empty; name at least one service"));
     }
     check_dependencies(&services, &places)?;
-    Ok(Composition { stack, services, builds })
+    Ok(Composition { stack, services, builds, values })
 }
 
 fn invalid_name(mark: Mark, error: &flotilla_api::InvalidName) -> ApiError {

@@ -7,13 +7,14 @@ use flotilla_api::{
     ApiError, ServiceName, StackName, VolumeName,
     spec::{ServiceSpec, VolumeRules},
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     Build, EXTENSION, deploy, forms,
     runtime::{capabilities, depends_on, duration, health, hostname, replicas, restart, stop_signal, working_dir},
     section::Section,
     tree::{Value, shown},
+    values::{self, Names},
 };
 
 /// Docker's own, when nothing is said. Milliseconds.
@@ -28,6 +29,8 @@ const IMAGE_MAX: usize = 512;
 pub(super) struct Reader<'a> {
     stack: &'a StackName,
     pub(super) declared: BTreeMap<VolumeName, VolumeRules>,
+    /// Secrets and configs that the file declares.
+    names: Names,
     variables: &'a BTreeMap<String, String>,
     /// Who mounts each volume.
     pub(super) owners: BTreeMap<VolumeName, ServiceName>,
@@ -40,15 +43,18 @@ pub(super) struct Reader<'a> {
 #[serde(deny_unknown_fields)]
 struct Extension {
     port: Option<u16>,
+    #[serde(default, rename = "environment")]
+    _environment: IgnoredAny,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(
         stack: &'a StackName,
         declared: BTreeMap<VolumeName, VolumeRules>,
+        names: Names,
         variables: &'a BTreeMap<String, String>,
     ) -> Self {
-        Self { stack, declared, variables, owners: BTreeMap::new(), services: Vec::new(), builds: Vec::new() }
+        Self { stack, declared, names, variables, owners: BTreeMap::new(), services: Vec::new(), builds: Vec::new() }
     }
 
     pub(super) fn finish(self) -> (Vec<ServiceSpec>, Vec<Build>) {
@@ -85,6 +91,7 @@ impl<'a> Reader<'a> {
             port: port(section)?,
             volumes,
             tmpfs,
+            values: values::uses(&self.names, section)?,
             resources,
             reservations: deploy::reservations(section, resources)?,
             placement: deploy::placement(section)?,
@@ -105,6 +112,7 @@ impl<'a> Reader<'a> {
             stop_grace_ms: duration(section, "stop_grace_period")?.unwrap_or(STOP_GRACE_MS),
             name,
         };
+        values::check_places(&spec, section)?;
         self.services.push(spec);
         Ok(())
     }
@@ -210,7 +218,8 @@ fn port(section: &Section<'_>) -> Result<Option<u16>, ApiError> {
     }
     let extension = match section.get(EXTENSION) {
         Some(section) => {
-            let extension: Extension = section.parse("a map with `port`, a number from 1 to 65535")?;
+            let extension: Extension =
+                section.parse("a map with `port`, a number from 1 to 65535, and `environment`")?;
             if extension.port == Some(0) {
                 return Err(section.invalid("has the port 0; use a number from 1 to 65535"));
             }

@@ -45,7 +45,8 @@ const fn no(path: &'static str, note: &'static str) -> Key {
 const PRIVILEGE: &str = "Would let the container leave its box; use `cap_add` for the one capability it needs.";
 const NETWORK: &str =
     "The services of one stack share one private network and reach each other by name; remove the key.";
-const FILES: &str = "The node does not see your files; bake them into the image, or use `environment` or a volume.";
+const FILES: &str =
+    "The node does not see your files; bake them into the image, or use `environment`, a config or a volume.";
 const ENGINE: &str = "Left to the engine's default; remove the key.";
 
 /// All keys of the Compose specification, and `x-flotilla`, in the order of the documentation.
@@ -94,8 +95,39 @@ pub const SUPPORT: &[Key] = &[
     yes("networks.default", "Empty."),
     no("networks.*", NETWORK),
     no("include", "Put everything into one file."),
-    no("configs", FILES),
-    no("secrets", "Use `environment` with a `${VARIABLE}` for now."),
+    yes(
+        "configs",
+        "Values that services are given as files or variables. They are kept in the cluster, sealed, in versions.",
+    ),
+    yes("configs.*", "Empty, or as below. Up to 64 letters, digits, `_`, `.` and hyphens."),
+    flag("configs.*.external", "`true`, and an empty entry: `flotilla config set` has made it."),
+    yes(
+        "configs.*.name",
+        "Its name in the cluster. If absent: the key where it is external, else the stack's name, `_` and the key.",
+    ),
+    yes(
+        "configs.*.file",
+        "A file beside the compose file, at most 500 KiB, that the command line reads. If it differs from what the cluster has, it \
+         becomes the newest version.",
+    ),
+    yes("configs.*.environment", "As `file`, from a variable of whoever deploys."),
+    yes("configs.*.content", "As `file`, written here."),
+    no("configs.*.labels", "Leave it out."),
+    no("configs.*.template_driver", "Use `content` with `${VARIABLE}`."),
+    yes("secrets", "As `configs`, but nobody is shown what is in them: not in the log, nor in any answer of the API."),
+    yes("secrets.*", "Empty, or as below. Up to 64 letters, digits, `_`, `.` and hyphens."),
+    flag("secrets.*.external", "`true`, and an empty entry: `flotilla secret set` has made it."),
+    yes("secrets.*.name", "As `configs.<name>.name`."),
+    yes("secrets.*.file", "As `configs.<name>.file`."),
+    yes("secrets.*.environment", "As `file`, from a variable of whoever deploys."),
+    no(
+        "secrets.*.content",
+        "A secret does not belong into a file that people pass around; use `file` or `flotilla secret set`.",
+    ),
+    no("secrets.*.driver", "Flotilla keeps secrets itself."),
+    no("secrets.*.driver_opts", "Flotilla keeps secrets itself."),
+    no("secrets.*.labels", "Leave it out."),
+    no("secrets.*.template_driver", "Write the file as it shall be."),
     no("models", "Run the model server as a service."),
     // What a container is made of.
     yes(
@@ -136,10 +168,7 @@ pub const SUPPORT: &[Key] = &[
         "services.*.environment",
         "Map or list of `NAME=value`. A name without a value takes the variable of that name, if it is set.",
     ),
-    no(
-        "services.*.env_file",
-        "The node does not see your files; use `environment`, with `${VARIABLE}` for what is secret.",
-    ),
+    no("services.*.env_file", "The node does not see your files; use `environment`, and `secrets` for what is secret."),
     yes("services.*.user", ""),
     yes("services.*.working_dir", ""),
     yes("services.*.hostname", ""),
@@ -170,6 +199,17 @@ pub const SUPPORT: &[Key] = &[
     yes("services.*.expose", "Without effect: all ports are open to the services of the stack, and none to others."),
     yes("services.*.x-flotilla", "Flotilla's own."),
     integer("services.*.x-flotilla.port", "The port that the page is served from, whatever `ports` says."),
+    yes(
+        "services.*.x-flotilla.environment",
+        "Variables whose value is a secret or a config, for images that take nothing else. Docker Engine keeps what is in a variable \
+         with the container: whoever may use the machine's engine reads it with `docker inspect`. Prefer files.",
+    ),
+    yes(
+        "services.*.x-flotilla.environment.*",
+        "A map with one of the two. One line end at the end of the value is left out.",
+    ),
+    yes("services.*.x-flotilla.environment.*.secret", "A key under the top-level `secrets`."),
+    yes("services.*.x-flotilla.environment.*.config", "A key under the top-level `configs`."),
     yes("services.*.networks", "Only `default`."),
     yes("services.*.networks.default", "Empty."),
     no("services.*.networks.*", NETWORK),
@@ -192,6 +232,25 @@ pub const SUPPORT: &[Key] = &[
     no("services.*.volumes[].volume", "A new volume begins with what the image has at its path."),
     no("services.*.volumes[].consistency", ENGINE),
     no("services.*.volumes[].image", "Images can't be mounted."),
+    yes(
+        "services.*.configs",
+        "List of names, or of maps. Each is a file at `/<name>` that is never on a disk of the machine. A new version is a new \
+         revision of the service.",
+    ),
+    yes("services.*.configs[].source", "Its key under the top-level `configs`."),
+    yes("services.*.configs[].target", "Absolute path in the container; `/<source>` if absent."),
+    yes(
+        "services.*.configs[].uid",
+        "A number. If absent: root, or the node's own user where the node is not root, which then can set no other.",
+    ),
+    yes("services.*.configs[].gid", "As `uid`."),
+    yes("services.*.configs[].mode", "Permission bits in octal, such as `0440`; `0444` if absent."),
+    yes("services.*.secrets", "As `configs`, at `/run/secrets/<name>`."),
+    yes("services.*.secrets[].source", "Its key under the top-level `secrets`."),
+    yes("services.*.secrets[].target", "Absolute path, or a name in `/run/secrets`; the source's name if absent."),
+    yes("services.*.secrets[].uid", "As that of a config."),
+    yes("services.*.secrets[].gid", "As that of a config."),
+    yes("services.*.secrets[].mode", "As that of a config."),
     yes("services.*.tmpfs", "Path or list of paths, with options: `/run:size=64m`."),
     // How it lives.
     yes(
@@ -286,7 +345,6 @@ pub const SUPPORT: &[Key] = &[
     no("services.*.blkio_config", ENGINE),
     no("services.*.cgroup", PRIVILEGE),
     no("services.*.cgroup_parent", PRIVILEGE),
-    no("services.*.configs", FILES),
     no(
         "services.*.container_name",
         "A service may have several instances, and a new one starts beside the old; use the service's name.",
@@ -338,7 +396,6 @@ pub const SUPPORT: &[Key] = &[
     no("services.*.profiles", "Every service of the file is deployed; keep others in a file of their own."),
     no("services.*.provider", "Only containers are services."),
     no("services.*.runtime", ENGINE),
-    no("services.*.secrets", "Use `environment` with a `${VARIABLE}` for now."),
     no("services.*.security_opt", PRIVILEGE),
     no("services.*.shm_size", "Use `tmpfs: /dev/shm:size=256m`."),
     no("services.*.stdin_open", "Use `flotilla exec`."),

@@ -172,8 +172,13 @@ impl Memory {
     pub fn failed(&mut self, service: &ServiceName, replica: u32, now: UnixMillis, error: &ApiError) {
         let attempts = self.instances.entry((service.clone(), replica)).or_default();
         // What its machine can't do just now speaks against no revision.
-        let machine =
-            matches!(error.code, ErrorCode::EngineUnavailable | ErrorCode::ServiceUnavailable | ErrorCode::DiskFull);
+        let machine = matches!(
+            error.code,
+            ErrorCode::EngineUnavailable
+                | ErrorCode::ServiceUnavailable
+                | ErrorCode::DiskFull
+                | ErrorCode::ValueKeyMissing
+        );
         attempts.fail(now, !machine);
         attempts.last_error = Some(error.message.clone());
     }

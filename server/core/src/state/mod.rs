@@ -5,6 +5,7 @@ mod machines;
 mod placements;
 mod services;
 mod tokens;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -13,7 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_api::{
     ApiError, ErrorCode, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, VolumeName,
-    rest::Deployed, spec::ServiceSpec,
+    rest::{Deployed, ValueUpdated},
+    spec::ServiceSpec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +29,10 @@ pub use data::{
 };
 pub use machines::{Availability, Machine, MachineFacts, Power, RemovedMachine};
 pub use placements::{Leadership, Phase, Placement};
+pub use values::{
+    KeyId, SEAL_BYTES, Sealed, VALUE_USES_MAX, VALUES_BYTES_MAX, VALUES_MAX, VERSIONS_KEPT, Value, ValueVersion,
+    Values, unknown_value, unknown_version,
+};
 
 /// Services of one cluster. Three to ten machines run no more, and the state stays small enough to be read at once.
 pub const SERVICES_MAX: usize = 200;
@@ -88,6 +94,9 @@ pub struct State {
     /// Machines that have not deleted them yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub condemned_on: BTreeMap<ServiceName, BTreeSet<NodeId>>,
+    /// Secrets and configs.
+    #[serde(default, skip_serializing_if = "Values::is_empty")]
+    pub values: Values,
     pub tokens: BTreeMap<TokenId, TokenRecord>,
     pub invitations: BTreeMap<TokenId, InvitationRecord>,
 }
@@ -173,6 +182,10 @@ pub enum Outcome {
     RolledBack {
         service: ServiceName,
         revision: Revision,
+    },
+    ValueSet {
+        version: u64,
+        updated: Vec<ValueUpdated>,
     },
 }
 
@@ -297,6 +310,14 @@ impl State {
             CommandV1::MachineBack { term, machine } => self.machine_back(entry.at, *term, machine),
             CommandV1::SetLease { term, lease_ms } => self.set_lease(*term, *lease_ms),
             CommandV1::CommitGenerations { machine, generations } => self.commit_generations(machine, generations),
+            CommandV1::SetValue { kind, name, version, sealed, update } => {
+                self.set_value(entry, (*kind, name), *version, sealed, *update)
+            }
+            CommandV1::RemoveValue { kind, name } => self.remove_value(*kind, name),
+            CommandV1::UseValueKey { key, instead_of } => self.use_value_key(key, instead_of.as_ref()),
+            CommandV1::ResealValue { kind, name, version, sealed } => {
+                self.reseal_value((*kind, name), *version, sealed)
+            }
             CommandV1::Restore { service, generation } => self.restore(service, *generation),
             CommandV1::NoteImages { change, images } => note_images(*change, images),
         }

@@ -20,6 +20,7 @@ impl State {
         services: &[ServiceSpec],
     ) -> Result<Applied, Rejected> {
         self.check_deploy(stack, services)?;
+        let services = &self.pinned(services)?;
         let mut deployed = Vec::with_capacity(services.len());
         let mut events = Vec::new();
         for spec in services {
@@ -151,6 +152,7 @@ impl State {
         }
         let spec = record.spec.clone();
         self.check_circles(std::slice::from_ref(&spec))?;
+        self.check_versions(&spec, target)?;
         let service = self.service_mut(name)?;
         let from = service.current;
         let note = match reason {
@@ -364,7 +366,13 @@ impl Service {
     }
 
     /// Makes `spec` the newest revision, and forgets the oldest when there are too many.
-    fn push(&mut self, entry: &Entry, spec: ServiceSpec, restores: Option<Revision>, note: Option<String>) -> Revision {
+    pub(super) fn push(
+        &mut self,
+        entry: &Entry,
+        spec: ServiceSpec,
+        restores: Option<Revision>,
+        note: Option<String>,
+    ) -> Revision {
         self.current = Revision(self.current.0 + 1);
         let created_by = entry.actor.name.clone();
         self.revisions.insert(self.current, RevisionRecord { spec, created_at: entry.at, created_by, restores, note });

@@ -24,13 +24,13 @@ use crate::{
 };
 
 /// For a machine that has other things to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 
-struct Bed {
-    wires: Wires,
-    directory: tempfile::TempDir,
+pub(crate) struct Bed {
+    pub(crate) wires: Wires,
+    pub(crate) directory: tempfile::TempDir,
     limits: BTreeMap<u64, Limits>,
     nodes: BTreeMap<u64, Store>,
 }
@@ -69,7 +69,7 @@ fn ids(numbers: impl IntoIterator<Item = u64>) -> BTreeSet<NodeId> {
 
 impl Bed {
     /// Machines 1 to `voters`, all of which vote.
-    async fn of(voters: u64) -> Self {
+    pub(crate) async fn of(voters: u64) -> Self {
         Self::with(voters, BTreeMap::new()).await
     }
 
@@ -171,7 +171,7 @@ impl Bed {
     }
 
     /// Waits until every node has applied what the leader has.
-    async fn settle(&self) {
+    pub(crate) async fn settle(&self) {
         let leader = self.leader().await;
         let index = leader.state().applied;
         for (number, store) in &self.nodes {

@@ -8,13 +8,16 @@ use std::{
 use axum::extract::{Request, State};
 use flotilla_api::{
     ErrorCode,
-    rest::{COMPOSE_MAX, DeployRequest, DeployResponse, Deployed},
+    rest::{COMPOSE_MAX, DEPLOYED_VALUES_MAX, DeployRequest, DeployResponse, Deployed},
     spec::ServiceSpec,
 };
-use flotilla_core::{Actor, Command, CommandV1, Entry, Outcome, compose};
+use flotilla_core::{
+    Actor, Command, CommandV1, Entry, Outcome,
+    compose::{self, DeclaredValue, ValueSource},
+};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::images;
+use super::{images, values};
 use crate::{
     clock,
     http::{
@@ -22,10 +25,11 @@ use crate::{
         answer::{Answer, Failure, Json, check_is_json, read_json},
         caller::{Caller, Operator},
     },
+    vault::Opened,
 };
 
-/// A compose file as a JSON string may have each byte escaped (`\u0000`), and variables besides.
-const DEPLOYMENT_MAX: usize = 6 * COMPOSE_MAX + 256 * 1024;
+/// A compose file as a JSON string may have each byte escaped (`\u0000`), and variables and values besides.
+const DEPLOYMENT_MAX: usize = 6 * COMPOSE_MAX + 256 * 1024 + DEPLOYED_VALUES_MAX.div_ceil(3) * 4;
 
 /// Images of one deployment that are looked for at once.
 const IMAGES_AT_ONCE: usize = 3;
@@ -41,11 +45,12 @@ pub(super) async fn deploy(
         .await
         .map_err(|_| Failure::new(ErrorCode::Timeout, "the compose file did not arrive in time; send it again"))??;
     let composition = compose::read(&request.compose, request.stack.as_deref(), &request.variables)?;
+    let brought = brought(&request, &composition.values)?;
     let compose::Composition { stack, mut services, .. } = composition;
     let deploy = |services: &[ServiceSpec]| CommandV1::Deploy { stack: stack.clone(), services: services.to_vec() };
 
     // What the state would refuse is told before an image is pulled.
-    check(&app, caller.actor(), deploy(&services))?;
+    check(&app, caller.actor(), &brought, deploy(&services)).await?;
     let named = services.iter().map(|service| service.image.clone()).collect();
     let ids = find_images(&app, &caller, named).await?;
     // A tag means what it means now: when it moves, that is another revision.
@@ -54,8 +59,12 @@ pub(super) async fn deploy(
     }
     let command = deploy(&services);
     let outcome = if request.dry_run {
-        check(&app, caller.actor(), command)?
+        check(&app, caller.actor(), &brought, command).await?
     } else {
+        // The deployment takes the newest of each; what else uses them is no part of it.
+        for (declared, plain) in &brought {
+            app.vault.set(&caller.actor(), (declared.kind, &declared.name), plain, false).await?;
+        }
         app.propose(caller.actor(), command).await?
     };
     let Outcome::Deployed(services) = outcome else {
@@ -65,9 +74,33 @@ pub(super) async fn deploy(
     Ok(Json(DeployResponse { stack, services: services.into_iter().map(with_url).collect() }))
 }
 
-fn check(app: &App, actor: Actor, command: CommandV1) -> Answer<Outcome> {
-    let entry = Entry { at: clock::now(), actor, command: Command::V1(command) };
-    Ok(app.store.state().check(&entry).map_err(|rejected| rejected.0)?.outcome)
+/// What the state would say to the values, and then to the deployment.
+async fn check(app: &App, actor: Actor, brought: &[Brought<'_>], command: CommandV1) -> Answer<Outcome> {
+    let entry = |command| Entry { at: clock::now(), actor: actor.clone(), command: Command::V1(command) };
+    let mut state = flotilla_core::State::clone(&app.store.state());
+    for (declared, plain) in brought {
+        if let Some(command) = app.vault.draft(&state, (declared.kind, &declared.name), plain).await? {
+            state.apply(&entry(command)).map_err(|rejected| rejected.0)?;
+        }
+    }
+    Ok(state.apply(&entry(command)).map_err(|rejected| rejected.0)?.outcome)
+}
+
+/// A value that comes with the deployment.
+type Brought<'a> = (&'a DeclaredValue, Opened);
+
+/// The values that the file declares and the request brings. One that it does not bring has to be there already.
+fn brought<'a>(request: &DeployRequest, declared: &'a [DeclaredValue]) -> Answer<Vec<Brought<'a>>> {
+    let mut brought = Vec::new();
+    for it in declared {
+        let sent = request.values.iter().find(|sent| sent.kind == it.kind && sent.key == it.key);
+        match (&it.source, sent) {
+            (ValueSource::Content(text), _) => brought.push((it, Opened::new(text.clone().into_bytes()))),
+            (_, Some(sent)) => brought.push((it, values::decode(&sent.value)?)),
+            (_, None) => {}
+        }
+    }
+    Ok(brought)
 }
 
 /// The engine's id of each image: of the cluster's machines, or from its registry. A dry run looks, too: that an image exists is

@@ -12,6 +12,7 @@ mod machines;
 mod services;
 mod state;
 mod tokens;
+mod values;
 mod volumes;
 
 use std::{sync::Arc, time::Duration};
@@ -26,6 +27,8 @@ use axum::{
 use flotilla_api::ErrorCode;
 use http::{Method, Uri};
 use serde::Deserialize;
+
+use values::{Configs, Secrets};
 
 use super::{
     App,
@@ -48,6 +51,17 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/volumes", get(volumes::list))
         .route("/volumes/{service}/{volume}", get(volumes::detail))
         .route("/volumes/{service}/{volume}/diff", get(volumes::diff))
+        .route("/secrets", get(values::list::<Secrets>))
+        .route(
+            "/secrets/{name}",
+            get(values::detail::<Secrets>).put(values::set::<Secrets>).delete(values::remove::<Secrets>),
+        )
+        .route("/configs", get(values::list::<Configs>))
+        .route(
+            "/configs/{name}",
+            get(values::detail::<Configs>).put(values::set::<Configs>).delete(values::remove::<Configs>),
+        )
+        .route("/configs/{name}/value", get(values::read))
         .route("/images", get(images::list))
         .route("/images/held", get(images::held))
         .route("/images/lacking", post(images::lacking))
@@ -77,6 +91,7 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/services/{service}/restore", post(volumes::restore))
         .route("/volumes/{service}/{volume}/export", get(volumes::export))
         .route("/volumes/{service}/{volume}/import", put(volumes::import))
+        .route("/cluster/rekey", post(values::rekey))
         .route("/demo/machines/{machine}/kill", post(demo::kill))
         .route("/demo/machines/{machine}/start", post(demo::start));
     prompt.merge(lasting)

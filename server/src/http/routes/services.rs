@@ -83,7 +83,7 @@ pub(super) async fn roll_back(
             let url = app.url_of(&service);
             Ok(Json(Deployed { service, revision, url, changed: true }))
         }
-        Outcome::Done | Outcome::Deployed(_) => {
+        Outcome::Done | Outcome::Deployed(_) | Outcome::ValueSet { .. } => {
             Err(Failure::new(ErrorCode::Internal, "the state answered a roll back with something else"))
         }
     }

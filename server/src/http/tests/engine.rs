@@ -62,6 +62,7 @@ async fn an_image_is_built_deployed_watched_used_and_removed() {
         stack: Some("greetings".to_owned()),
         variables: BTreeMap::new(),
         dry_run,
+        values: Vec::new(),
     };
     let before = running.applied();
     assert!(client.deploy(&deploy(true)).await.unwrap().services[0].changed);

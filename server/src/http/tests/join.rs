@@ -69,7 +69,8 @@ impl Machine {
 async fn answer(running: &Running, contacting: &Contacting, request: &Value) -> Result<bytes::Bytes, ApiError> {
     let app = running.node.app();
     let identity = identity(running);
-    let member = Member { store: &app.store, authority: &app.authority, cluster_key: &identity.cluster };
+    let member =
+        Member { store: &app.store, authority: &app.authority, cluster_key: &identity.cluster, vault: &app.vault };
     let key = BASE64_URL_SAFE_NO_PAD.encode(contacting.key.verifying_key().as_bytes());
     join::answer_join(member, &key, request.to_string().as_bytes()).await
 }
@@ -97,6 +98,8 @@ async fn a_machine_with_a_token_becomes_a_member_and_keeps_what_a_member_needs()
     let own = Identity::load(&directory).unwrap();
     assert_eq!((own.node_id(), own.node_key()), (joined.node.clone(), member.record.public_key.clone()));
     assert_eq!(own.cluster, identity(&running).cluster);
+    let keys = |data_dir: &Path| fs::read_to_string(data_dir.join("keys/values.json")).unwrap();
+    assert_eq!(keys(&machine.data_dir()), keys(&running.config.data_dir), "it opens no secret without the key");
     let told = Told::load(&directory).unwrap().unwrap().as_state();
     assert_eq!((told.cluster, told.machines), (state.cluster.clone(), state.machines.clone()));
     let trail = running.node.app().store.audit(None, None, 100).await.unwrap();

@@ -13,6 +13,7 @@ mod mesh;
 mod signal;
 mod streams;
 mod tls;
+mod values;
 
 use std::{
     net::SocketAddr,
@@ -130,6 +131,7 @@ async fn beside_in_demo(running: &Running, members: Arc<dyn Members>, demo_socke
         engine: app.engine.clone(),
         volumes: app.volumes.clone(),
         images: app.images.clone(),
+        vault: app.vault.clone(),
         uploads: app.uploads.clone(),
         mesh: app.mesh.clone(),
         nodes: app.nodes.clone(),
@@ -387,7 +389,7 @@ fn the_manual_lists_every_route() {
         let path =
             path.replace("/ghost", "/{}").replace("/uploads/0", "/uploads/{}").replace("/layers/0", "/layers/{}");
         let listed = manual.lines().any(|line| {
-            let route = ["{service}", "{digest}", "{id}", "{machine}"]
+            let route = ["{service}", "{digest}", "{id}", "{machine}", "{name}"]
                 .iter()
                 .fold(line.to_owned(), |line, variable| line.replace(variable, "{}"));
             route.starts_with(&format!("| `{method} {path}` |"))

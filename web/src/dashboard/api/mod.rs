@@ -6,15 +6,17 @@ mod transport;
 
 use std::time::Duration;
 
+use base64::Engine as _;
 use flotilla_api::{
-    MachineName, Revision, TokenId, UnixMillis,
+    MachineName, Revision, TokenId, UnixMillis, ValueName,
     rest::{
         BindToken, ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken,
         DemoAnswer, DeployRequest, DeployResponse, Deployed, EventView, ExplainView, HeldImageView, IssuedToken,
-        LogLine, LogQuery, MachineDetail, MachineView, PlacedView, RedeemInvitation, RevisionView, RollbackRequest,
-        ScaleRequest, ServiceDetail, ServiceView, TokenView, VolumeDetail, VolumeView,
+        LogLine, LogQuery, MachineDetail, MachineView, PlacedView, Plain, RedeemInvitation, RevisionView,
+        RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView, ValueSet, ValueView, VolumeDetail,
+        VolumeView,
     },
-    spec::ServiceSpec,
+    spec::{ServiceSpec, ValueKind},
 };
 use leptos::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
@@ -124,6 +126,30 @@ impl Client {
 
     pub(crate) async fn volume(&self, service: &str, volume: &str) -> Result<VolumeDetail, Failure> {
         self.get(&format!("/volumes/{}/{}", segment(service), segment(volume))).await
+    }
+
+    /// All secrets, or all configs.
+    pub(crate) async fn values(&self, kind: ValueKind) -> Result<Vec<ValueView>, Failure> {
+        self.get(&format!("/{kind}s")).await
+    }
+
+    pub(crate) async fn set_value(
+        &self,
+        kind: ValueKind,
+        name: &ValueName,
+        request: &flotilla_api::rest::SetValue,
+    ) -> Result<ValueSet, Failure> {
+        self.ask("PUT", &format!("/{kind}s/{}", segment(name.as_str())), Some(json(request)?), CHANGE).await
+    }
+
+    pub(crate) async fn remove_value(&self, kind: ValueKind, name: &ValueName) -> Result<(), Failure> {
+        self.done("DELETE", &format!("/{kind}s/{}", segment(name.as_str())), None).await
+    }
+
+    /// What a config is, as text.
+    pub(crate) async fn config(&self, name: &ValueName) -> Result<String, Failure> {
+        let path = format!("/configs/{}/value", segment(name.as_str()));
+        self.send("GET", &path, None, QUESTION).await.map(|answer| answer.text)
     }
 
     pub(crate) async fn services(&self) -> Result<Vec<ServiceView>, Failure> {
@@ -303,6 +329,11 @@ impl Client {
             self.skew.set(skew);
         }
     }
+}
+
+/// A text as the bytes of a secret or config.
+pub(crate) fn plain(text: &str) -> Plain {
+    Plain(base64::prelude::BASE64_STANDARD.encode(text))
 }
 
 fn read<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {

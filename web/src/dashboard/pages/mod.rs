@@ -9,5 +9,6 @@ pub(crate) mod machine;
 pub(crate) mod service;
 pub(crate) mod services;
 pub(crate) mod sign_in;
+pub(crate) mod values;
 pub(crate) mod volume;
 pub(crate) mod volumes;

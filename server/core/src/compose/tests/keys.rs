@@ -2,8 +2,8 @@
 
 use super::*;
 use flotilla_api::spec::{
-    Attribute, HealthCheck, OnFailure, OnLoss, PlacementRules, Resources, Restart, UpdateOrder, UpdateRules,
-    VolumeHooks, VolumeMount, VolumeRules,
+    Attribute, Given, HealthCheck, OnFailure, OnLoss, PlacementRules, Resources, Restart, UpdateOrder, UpdateRules,
+    ValueKind, ValueUse, VolumeHooks, VolumeMount, VolumeRules,
 };
 
 #[test]
@@ -463,4 +463,110 @@ fn broken_yaml_is_refused_at_its_line() {
     refused_at("a: *none\n", ErrorCode::ComposeInvalid, 1, 4, "no valid YAML");
     refused_at("<<: 5\n", ErrorCode::ComposeInvalid, 1, 5, "`<<` merges maps");
     refused_at("a: \"x\\0y\"\n", ErrorCode::ComposeInvalid, 1, 4, "NUL");
+}
+
+#[test]
+fn secrets_and_configs_are_read_in_all_their_forms() {
+    let text = r#"
+name: shop
+services:
+  web:
+    image: nginx:1
+    secrets:
+      - db
+      - {source: tls, target: key.pem, uid: "101", gid: "0", mode: 0440}
+      - {source: db, target: /etc/db, mode: "0o400"}
+    configs:
+      - nginx.conf
+      - {source: motd, target: /etc/motd}
+    x-flotilla:
+      port: 8080
+      environment:
+        DB_PASSWORD: {secret: db}
+        LEVEL: {config: level}
+secrets:
+  db:
+  tls: {file: ./key.pem}
+  token: {environment: TOKEN, name: ci-token}
+configs:
+  nginx.conf: {external: true, name: nginx-2}
+  motd: {content: "ahoy $TAG"}
+  level: {external: true}
+"#;
+    let composition = compose(text).unwrap();
+    let file = |kind, name: &str, target: &str, owner: (Option<u32>, Option<u32>), mode| ValueUse {
+        kind,
+        name: name.parse().unwrap(),
+        version: 0,
+        given: Given::File { target: target.to_owned(), uid: owner.0, gid: owner.1, mode },
+    };
+    let variable = |kind, name: &str, variable: &str| ValueUse {
+        kind,
+        name: name.parse().unwrap(),
+        version: 0,
+        given: Given::Variable(variable.to_owned()),
+    };
+    let (secret, config) = (ValueKind::Secret, ValueKind::Config);
+    assert_eq!(
+        composition.services[0].values,
+        [
+            file(secret, "db", "/run/secrets/db", (None, None), 0o444),
+            file(secret, "shop_tls", "/run/secrets/key.pem", (Some(101), Some(0)), 0o440),
+            file(secret, "db", "/etc/db", (None, None), 0o400),
+            file(config, "nginx-2", "/nginx.conf", (None, None), 0o444),
+            file(config, "shop_motd", "/etc/motd", (None, None), 0o444),
+            variable(secret, "db", "DB_PASSWORD"),
+            variable(config, "level", "LEVEL"),
+        ]
+    );
+    assert_eq!(composition.services[0].port, Some(8080));
+    let brought: Vec<(&str, &str, &ValueSource)> =
+        composition.values.iter().map(|it| (it.key.as_str(), it.name.as_str(), &it.source)).collect();
+    assert_eq!(
+        brought,
+        [
+            ("tls", "shop_tls", &ValueSource::File("./key.pem".to_owned())),
+            ("token", "ci-token", &ValueSource::Environment("TOKEN".to_owned())),
+            ("motd", "shop_motd", &ValueSource::Content("ahoy 1.27".to_owned())),
+        ]
+    );
+}
+
+#[test]
+fn secrets_and_configs_that_make_no_sense_are_refused_at_their_line() {
+    let of = |service: &str, top: &str| format!("services:\n  web:\n    image: x\n    {service}\n{top}\n");
+    for (service, top, line, says) in [
+        ("secrets: [db]", "", 4, "`services.web.secrets[0]` uses the secret `db`, which is not declared"),
+        ("secrets: [db]", "configs: {db: }", 4, "add `db:` under the top-level `secrets`"),
+        ("secrets: [db, db]", "secrets: {db: }", 3, "has two things at `/run/secrets/db`"),
+        ("secrets: [{source: db, mode: 440}]", "secrets: {db: }", 4, "in octal, such as `0440`"),
+        ("secrets: [{source: db, mode: '0999'}]", "secrets: {db: }", 4, "in octal"),
+        ("secrets: [{source: db, uid: postgres}]", "secrets: {db: }", 4, "must be a number"),
+        ("secrets: [{source: db, target: ../etc}]", "secrets: {db: }", 4, "absolute path of a file"),
+        ("secrets: [{target: x}]", "secrets: {db: }", 4, "`source`"),
+        ("configs: [{source: c, target: c}]", "configs: {c: }", 4, "absolute path of a file"),
+        ("init: true", "secrets: {'a b': }", 5, "no name of a secret or config"),
+        ("init: true", "secrets: {db: {file: x, external: true}}", 5, "twice where its value is"),
+        ("init: true", "secrets: {db: {content: x}}", 5, "does not belong into a file"),
+        (
+            "init: true",
+            "secrets: {a: {file: x, name: n}, b: {file: y, name: n}}",
+            5,
+            "gives `n` a value, and so does `a`",
+        ),
+        (
+            "x-flotilla: {environment: {A: {secret: db, config: db}}}",
+            "secrets: {db: }",
+            4,
+            "one of `secret` and `config`",
+        ),
+        ("x-flotilla: {environment: {A: db}}", "secrets: {db: }", 4, "one of `secret` and `config`"),
+    ] {
+        let error = compose(&of(service, top)).unwrap_err();
+        assert_eq!(error.line, Some(line), "{service} {top}: {error:?}");
+        assert!(error.message.contains(says), "{service} {top}: {error:?}");
+    }
+    let twice = "environment: {A: x}\n    x-flotilla: {environment: {A: {secret: db}}}";
+    let error = compose(&of(twice, "secrets: {db: }")).unwrap_err();
+    assert!(error.message.contains("sets the variable `A` twice"), "{error:?}");
 }

@@ -2,6 +2,7 @@ mod data;
 mod images;
 mod machines;
 mod placements;
+mod values;
 
 use flotilla_api::{
     Grant, Scope,

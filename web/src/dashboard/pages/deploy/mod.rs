@@ -48,7 +48,7 @@ impl Draft {
         variables.retain(|name, value| wanted.contains(name) && !value.is_empty());
         let stack = Some(self.stack.get().trim().to_owned()).filter(|stack| !stack.is_empty());
         let stack = stack.filter(|_| !compose_text::names_its_stack(&compose));
-        DeployRequest { compose, stack, variables, dry_run }
+        DeployRequest { compose, stack, variables, dry_run, values: Vec::new() }
     }
 }
 

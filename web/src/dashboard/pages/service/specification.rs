@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use flotilla_api::{
     rest::ServiceDetail,
-    spec::{HealthCheck, Resources, Restart, ServiceSpec},
+    spec::{HealthCheck, Resources, Restart, ServiceSpec, ValueKind},
 };
 use leptos::prelude::*;
 
@@ -43,9 +43,16 @@ fn facts(spec: ServiceSpec) -> impl IntoView {
     let volumes = spec.volumes.iter().map(|mount| {
         format!("{} → {}{}", mount.volume, mount.target, if mount.read_only { ", read only" } else { "" })
     });
+    let values = |kind: ValueKind| {
+        let of_kind = spec.values.iter().filter(move |it| it.kind == kind);
+        texts(of_kind.map(|it| format!("{} (version {}) → {}", it.name, it.version, it.given)).collect())
+    };
+    let (secrets, configs) = (values(ValueKind::Secret), values(ValueKind::Config));
     let rows = [
         ("Port", spec.port.map(|port| port.to_string().into_any())),
         ("Volumes", texts(volumes.collect())),
+        ("Secrets", secrets),
+        ("Configs", configs),
         ("Temporary directories", texts(spec.tmpfs)),
         ("Limits", limits(spec.resources).map(IntoAny::into_any)),
         ("Health check", spec.health.map(|health| health_check(&health).into_any())),

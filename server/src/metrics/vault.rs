@@ -1,0 +1,24 @@
+//! Secrets and configs, as metrics, read when somebody asks. How many there are, and nothing of what they are.
+
+use std::fmt;
+
+use flotilla_api::spec::ValueKind;
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
+
+use super::figure::{Figure, gauge};
+use crate::{store::Store, vault::Vault};
+
+#[derive(Debug)]
+pub(super) struct Values(pub(super) Vault, pub(super) Store);
+
+const VALUES: Figure = gauge("values", "Secrets and configs");
+const MISSING: Figure = gauge("value_keys_missing", "Keys of secrets and configs that this machine needs and lacks");
+
+impl Collector for Values {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let state = self.1.state();
+        let count = |kind: &ValueKind| (kind.as_str(), state.values.of(*kind).len() as u64);
+        VALUES.encode(&mut encoder, "kind", ValueKind::ALL.iter().map(count))?;
+        MISSING.encode_plain(&mut encoder, self.0.missing(&state).len() as u64)
+    }
+}

@@ -1,0 +1,240 @@
+//! Machines that share a log and not their keys: who can open what, and how keys travel.
+
+use std::{fs, path::PathBuf};
+
+use flotilla_core::state::KeyId;
+
+use super::*;
+use crate::{
+    consensus::{
+        Consensus,
+        tests::{Bed, PATIENCE},
+    },
+    peers::{Handler, Stream},
+};
+
+const SECRET: ValueKind = ValueKind::Secret;
+
+/// Answers for one machine, as the node does.
+struct Answers {
+    consensus: Consensus,
+    vault: Vault,
+}
+
+impl Handler for Answers {
+    fn call(&self, from: NodeId, method: Method, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {
+        match method {
+            Method::Keys => Box::pin(std::future::ready(self.vault.answer(&from, &body))),
+            _ => self.consensus.call(from, method, body),
+        }
+    }
+
+    fn stream(&self, _: NodeId, _: String, _: Stream) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+}
+
+struct Machines {
+    bed: Bed,
+    vaults: Vec<Vault>,
+}
+
+impl Machines {
+    /// All of them vote, and none has a key.
+    async fn of(count: u64) -> Self {
+        let bed = Bed::of(count).await;
+        let mut machines = Self { bed, vaults: Vec::new() };
+        for number in 1..=count {
+            let vault = machines.open(number);
+            machines.vaults.push(vault);
+        }
+        machines
+    }
+
+    fn ring(&self, number: u64) -> PathBuf {
+        self.bed.directory.path().join(format!("{number}.values.json"))
+    }
+
+    /// Begins with what is on the machine's disk.
+    fn open(&self, number: u64) -> Vault {
+        let (node, store) = (NodeId::from(number), self.bed[number].clone());
+        let vault =
+            Vault::open_at(&self.ring(number), node.clone(), store.clone(), self.bed.wires.join(&node)).unwrap();
+        let answers = Answers { consensus: store.consensus().clone(), vault: vault.clone() };
+        self.bed.wires.serve(&node, Arc::new(answers));
+        vault
+    }
+
+    /// The machine loses its keys, and starts again.
+    fn forget(&mut self, number: u64) {
+        fs::remove_file(self.ring(number)).unwrap();
+        self.vaults[number as usize - 1] = self.open(number);
+    }
+
+    fn vault(&self, number: u64) -> &Vault {
+        &self.vaults[number as usize - 1]
+    }
+
+    async fn set(&self, on: u64, name: &str, plain: &str) -> Result<ValueSet, ApiError> {
+        self.vault(on).set(&actor(), (SECRET, &value(name)), &Opened::new(plain.into()), true).await
+    }
+
+    async fn reveal(&self, on: u64, name: &str, version: u64) -> Result<String, ApiError> {
+        self.bed.settle().await;
+        let opened = self.vault(on).reveal(SECRET, &value(name), version).await?;
+        Ok(String::from_utf8(opened.bytes().to_vec()).unwrap())
+    }
+}
+
+fn actor() -> Actor {
+    Actor { name: "ada".to_owned(), token: None, from: None }
+}
+
+fn value(name: &str) -> ValueName {
+    name.parse().unwrap()
+}
+
+fn key_of(store: &Store) -> KeyId {
+    store.state().values.key.clone().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_machine_seals_another_opens_and_the_log_does_not_tell() {
+    let machines = Machines::of(3).await;
+    for (number, name) in [(1, "db"), (2, "db"), (3, "api")] {
+        let set = machines.set(number, name, &format!("hunter-{number}")).await.unwrap();
+        assert!(set.changed);
+    }
+    for number in 1..=3 {
+        assert_eq!(machines.reveal(number, "db", 1).await.unwrap(), "hunter-1");
+        assert_eq!(machines.reveal(number, "db", 2).await.unwrap(), "hunter-2");
+        assert!(machines.vault(number).missing(&machines.bed[number].state()).is_empty());
+        assert_eq!(machines.reveal(number, "db", 3).await.unwrap_err().code, ErrorCode::ValueNotFound);
+    }
+    let again = machines.set(3, "db", "hunter-2").await.unwrap();
+    assert_eq!((again.changed, again.version), (false, 2), "it is the same already");
+
+    for entry in fs::read_dir(machines.bed.directory.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        assert!(!bytes.windows(6).any(|window| window == b"hunter"), "{} has the secret", path.display());
+        // Its keys are in no database either.
+        let is_ring = path.extension().is_some_and(|extension| extension == "json");
+        let text = fs::read_to_string(machines.ring(1)).unwrap();
+        let key = text.split('"').nth(5).unwrap();
+        let has_key = bytes.windows(key.len()).any(|window| window == key.as_bytes());
+        assert_eq!(has_key, is_ring, "{}", path.display());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_that_set_one_secret_at_once_all_have_their_turn() {
+    let machines = Machines::of(3).await;
+    machines.set(1, "db", "first").await.unwrap();
+    let plains = ["one", "two", "three"];
+    let set = plains.iter().zip(1..).map(|(plain, number)| machines.set(number, "db", plain));
+    let mut versions: Vec<u64> = join_all(set).await.into_iter().map(|set| set.unwrap().version).collect();
+    versions.sort_unstable();
+    assert_eq!(versions, [2, 3, 4]);
+    let mut kept = Vec::new();
+    for version in versions {
+        kept.push(machines.reveal(2, "db", version).await.unwrap());
+    }
+    kept.sort_unstable();
+    assert_eq!(kept, ["one", "three", "two"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_without_the_key_gets_it_from_one_that_has_it() {
+    let mut machines = Machines::of(3).await;
+    machines.set(1, "db", "hunter").await.unwrap();
+    machines.bed.settle().await;
+    machines.forget(3);
+    assert_eq!(machines.vault(3).missing(&machines.bed[3].state()).len(), 1);
+    assert_eq!(machines.reveal(3, "db", 1).await.unwrap(), "hunter");
+    assert!(fs::read_to_string(machines.ring(3)).is_ok(), "it is on its disk");
+
+    // Also before anybody asks for a secret.
+    machines.forget(2);
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(machines.vault(2).clone().run(stop.clone()));
+    let found = async {
+        while !machines.vault(2).missing(&machines.bed[2].state()).is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.expect("nobody told it");
+    stop.cancel();
+    task.await.unwrap();
+
+    let stranger = machines.vault(1).answer(&NodeId("stranger".to_owned()), b"{}").unwrap_err();
+    assert_eq!(stranger.code, ErrorCode::ScopeInsufficient);
+    for bad in ["", "{}", r#"{"type":"keep","keys":["AAAA"]}"#] {
+        let refused = machines.vault(1).answer(&NodeId::from(2), bad.as_bytes()).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::InvalidRequest, "{bad}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_is_taken_before_most_voters_have_the_key() {
+    let machines = Machines::of(3).await;
+    let leader = {
+        machines.bed.settle().await;
+        (1..=3).find(|number| machines.bed[*number].consensus().status().borrow().leads).unwrap()
+    };
+    machines.bed.wires.isolate(&NodeId::from(leader));
+    let refused = machines.set(leader, "db", "hunter").await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::ServiceUnavailable);
+    assert!(refused.message.contains("only 1 of 3 voting machines"), "{}", refused.message);
+    assert!(machines.bed[leader].state().values.secrets.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_seals_everything_anew_and_opens_what_it_was() {
+    let mut machines = Machines::of(3).await;
+    machines.set(1, "db", "one").await.unwrap();
+    machines.set(1, "db", "two").await.unwrap();
+    machines.set(1, "api", "three").await.unwrap();
+    let before = key_of(&machines.bed[1]);
+    let done = machines.vault(2).rekey(&actor()).await.unwrap();
+    assert_eq!((done.resealed, done.unreadable), (3, 0));
+    machines.bed.settle().await;
+    let after = key_of(&machines.bed[2]);
+    assert_eq!((after.0.as_str(), before != after), (done.key.as_str(), true));
+    let state = machines.bed[3].state();
+    assert_eq!(state.values.keys().into_iter().collect::<Vec<_>>(), [&after], "nothing needs the old key");
+    machines.forget(3);
+    for (name, version, plain) in [("db", 1, "one"), ("db", 2, "two"), ("api", 1, "three")] {
+        assert_eq!(machines.reveal(3, name, version).await.unwrap(), plain);
+    }
+    assert_eq!(machines.set(3, "db", "four").await.unwrap().version, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_lost_everywhere_is_said_and_can_be_gone_on_from() {
+    let mut machines = Machines::of(1).await;
+    machines.set(1, "db", "hunter").await.unwrap();
+    let lost = key_of(&machines.bed[1]);
+    machines.forget(1);
+    let refused = machines.reveal(1, "db", 1).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::ValueKeyMissing);
+    assert!(refused.message.contains(&lost.0), "{}", refused.message);
+    assert_eq!(machines.set(1, "api", "x").await.unwrap_err().code, ErrorCode::ValueKeyMissing);
+
+    let done = machines.vault(1).rekey(&actor()).await.unwrap();
+    assert_eq!((done.resealed, done.unreadable), (0, 1));
+    assert_eq!(machines.set(1, "db", "hunter2").await.unwrap().version, 2);
+    assert_eq!(machines.reveal(1, "db", 2).await.unwrap(), "hunter2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_large_is_refused_and_a_value_is_in_no_debug_text() {
+    let machines = Machines::of(1).await;
+    let plain = Opened::new(vec![b'x'; VALUE_MAX + 1]);
+    let refused = machines.vault(1).set(&actor(), (SECRET, &value("db")), &plain, true).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::RequestTooLarge);
+    assert!(refused.message.contains("501 KiB") && refused.message.contains("at most 500"), "{}", refused.message);
+    assert!(!format!("{plain:?} {:?}", machines.vault(1)).contains("xx"));
+    let largest = Opened::new(vec![b'x'; VALUE_MAX]);
+    machines.vault(1).set(&actor(), (SECRET, &value("db")), &largest, true).await.unwrap();
+}
