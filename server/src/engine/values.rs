@@ -93,12 +93,13 @@ fn directory_name(service: &ServiceName, revision: Revision) -> String {
     format!("{service}-{revision}")
 }
 
-/// Where memory is that the engine sees, too: `/run` for a node that is root, else a directory of its user's.
+/// Where memory is that the engine sees, too: `/run` for a node that is root, as far as that is memory, else a directory of its user's.
 fn base() -> Result<PathBuf, Error> {
     let uid = rustix::process::geteuid().as_raw();
-    let path = match uid {
-        0 => PathBuf::from("/run/flotilla/values"),
-        uid => PathBuf::from(format!("/dev/shm/flotilla-{uid}")),
+    let path = if uid == 0 && is_memory(Path::new("/run"))? {
+        PathBuf::from("/run/flotilla/values")
+    } else {
+        PathBuf::from(format!("/dev/shm/flotilla-{uid}"))
     };
     private_directory(&path)?;
     let metadata = fs::symlink_metadata(&path).map_err(|source| failed("look at", &path, source))?;
@@ -107,17 +108,21 @@ fn base() -> Result<PathBuf, Error> {
         let why = format!("`{}` belongs to somebody else, so no secret can lie there; remove it", path.display());
         return Err(Error::Values(why));
     }
-    let found = rustix::fs::statfs(&path).map_err(|source| failed("look at", &path, source.into()))?;
-    // From linux/magic.h.
-    const TMPFS: u32 = 0x0102_1994;
-    const RAMFS: u32 = 0x8584_58f6;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a magic number has 32 bits")]
-    let kind = found.f_type as u32;
-    if ![TMPFS, RAMFS].contains(&kind) {
+    if !is_memory(&path)? {
         let why = format!("`{}` is on a disk, where no secret may lie; mount a tmpfs there", path.display());
         return Err(Error::Values(why));
     }
     Ok(path)
+}
+
+fn is_memory(path: &Path) -> Result<bool, Error> {
+    // From linux/magic.h.
+    const TMPFS: u32 = 0x0102_1994;
+    const RAMFS: u32 = 0x8584_58f6;
+    let found = rustix::fs::statfs(path).map_err(|source| failed("look at", path, source.into()))?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a magic number has 32 bits")]
+    let kind = found.f_type as u32;
+    Ok([TMPFS, RAMFS].contains(&kind))
 }
 
 /// Makes what is to be mounted, empty where it is not there yet, and opens what becomes a variable.

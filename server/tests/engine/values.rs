@@ -136,17 +136,17 @@ async fn a_variable_holds_a_secret_for_images_that_take_nothing_else() {
     playground.set(Secret, "db", &format!("{PASSWORD}\n"));
     playground.set(Config, "level", "info");
     playground.deploy(
-        "  app:\n    image: $IMAGE\n    environment: { PLAIN: x }\n    x-flotilla:\n      environment:\n        \
+        "  notes:\n    image: $IMAGE\n    environment: { PLAIN: x }\n    x-flotilla:\n      environment:\n        \
          DB_PASSWORD: { secret: db }\n        LEVEL: { config: level }\nsecrets: { db: }\nconfigs: { level: }\n",
     );
     let engine = playground.start();
-    playground.until_running(&engine, "app").await;
-    let printed = printed(&engine, "app", &["env"]).await;
+    playground.until_running(&engine, "notes").await;
+    let printed = printed(&engine, "notes", &["env"]).await;
     for line in [&format!("DB_PASSWORD={PASSWORD}"), "LEVEL=info", "PLAIN=x"] {
         assert!(printed.lines().any(|it| it == line), "{line} is not in {printed}");
     }
     // Nor is it in what anybody reads of the service.
-    let spec = serde_json::to_string(playground.state().services[&name("app")].spec()).unwrap();
+    let spec = serde_json::to_string(playground.state().services[&name("notes")].spec()).unwrap();
     assert!(spec.contains("DB_PASSWORD") && !spec.contains(PASSWORD), "{spec}");
     engine.stop().await;
 }

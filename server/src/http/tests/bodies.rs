@@ -1,6 +1,6 @@
 //! What comes in: limits, types, compose files, uploads.
 
-use flotilla_api::rest::{COMPOSE_MAX, UploadView};
+use flotilla_api::rest::{COMPOSE_MAX, DEPLOYED_VALUES_MAX, UploadView};
 use sha2::{Digest, Sha256};
 
 use super::*;
@@ -19,7 +19,7 @@ async fn a_body_over_its_limit_is_refused() {
     assert_eq!(code(post("/api/v1/tokens", &name)).await, ErrorCode::RequestTooLarge);
     let huge = deployment(&"#".repeat(COMPOSE_MAX + 1));
     assert_eq!(code(post("/api/v1/deployments", &huge)).await, ErrorCode::ComposeTooLarge);
-    let enormous = deployment(&"#".repeat(COMPOSE_MAX * 8));
+    let enormous = deployment(&"#".repeat(COMPOSE_MAX * 8 + DEPLOYED_VALUES_MAX * 2));
     assert_eq!(code(post("/api/v1/deployments", &enormous)).await, ErrorCode::RequestTooLarge);
     running.node.stop().await;
 }
