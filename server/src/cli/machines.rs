@@ -7,7 +7,7 @@ use flotilla_api::{
     MachineName, NodeId, UnixMillis,
     rest::{
         ChangeMachine, DrainQuery, EngineView, LinkPath, LinkState, LinkView, MachineDetail, MachineState, MachineView,
-        Power, RemoveMachineQuery, Role,
+        Power, RemoveMachineQuery, Role, StorageView,
     },
 };
 use serde_json::json;
@@ -51,6 +51,7 @@ async fn list(session: &Session) -> Result<(), Failure> {
         "CPU",
         "MEMORY",
         "DISK FREE",
+        "VOLUMES",
         "LINKS",
         "SEEN",
         "VERSION",
@@ -82,6 +83,9 @@ fn row(machine: &MachineView, now: UnixMillis, output: Output) -> Vec<Cell> {
             format!("{} of {}", time::size(resources.memory_used_bytes), time::size(resources.memory_total_bytes))
         })),
         Cell::new(resources.map_or_else(String::new, |resources| time::size(resources.disk_free_bytes))),
+        Cell::new(resources.and_then(|resources| resources.storage).map_or_else(String::new, |storage| {
+            time::size(storage.objects_bytes + storage.written_bytes + storage.copies_bytes)
+        })),
         Cell::new(links_in_short(&machine.links)),
         Cell::new(seen.unwrap_or_default()),
         Cell::new(&machine.version),
@@ -161,6 +165,7 @@ fn describe(detail: &MachineDetail, names: &BTreeMap<NodeId, MachineName>, outpu
             time::size(resources.disk_total_bytes)
         )
     });
+    let storage = view.resources.as_ref().and_then(|resources| resources.storage).map_or_else(String::new, storage);
     let optional_age = |at: Option<UnixMillis>| at.map_or_else(String::new, |at| format!("{} ago", time::age(now, at)));
     let lines = [
         ("Machine", format!("{} ({})", view.name, view.id)),
@@ -171,6 +176,7 @@ fn describe(detail: &MachineDetail, names: &BTreeMap<NodeId, MachineName>, outpu
         ("Power", if view.power == Power::Battery { "battery" } else { "mains" }.to_owned()),
         ("Engine", engine),
         ("Uses", resources),
+        ("Volumes", storage),
         ("Lease", view.lease_left_ms.map_or_else(String::new, |left| format!("{left} ms left"))),
         ("Version", view.version.clone()),
         ("Joined", optional_age(view.joined_at)),
@@ -209,6 +215,18 @@ fn describe(detail: &MachineDetail, names: &BTreeMap<NodeId, MachineName>, outpu
     output.line("")?;
     let rows = view.links.iter().map(|link| link_row(link, names, now)).collect();
     output.table(&["LINK TO", "STATE", "PATH", "RTT", "JITTER", "LOSS", "OUT", "IN", "AGE", "REMOTE"], rows, "")
+}
+
+/// `1.2 GiB of generations, 600 MiB written there, 300 MiB of copies`
+fn storage(storage: StorageView) -> String {
+    let StorageView { objects_bytes, written_bytes, copies_bytes, .. } = storage;
+    let size = time::size;
+    format!(
+        "{} of generations, {} written there, {} of copies",
+        size(objects_bytes),
+        size(written_bytes),
+        size(copies_bytes)
+    )
 }
 
 fn link_row(link: &LinkView, names: &BTreeMap<NodeId, MachineName>, now: UnixMillis) -> Vec<Cell> {

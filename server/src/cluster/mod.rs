@@ -25,7 +25,7 @@ use flotilla_core::{
     State,
     lease::{Grant, Mono, Renewal, START_LEFT_MS},
     node::Leader,
-    report::{DataReports, Report, StoredImages},
+    report::Report,
     schedule::{Input, Standing},
 };
 use futures::future::BoxFuture;
@@ -34,6 +34,8 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
+
+pub use reports::StoresTold;
 
 use crate::{
     clock,
@@ -98,7 +100,7 @@ impl Cluster {
     pub fn run(
         &self,
         engine: &Engine,
-        stores: (watch::Receiver<DataReports>, watch::Receiver<StoredImages>),
+        stores: StoresTold,
         listening: SocketAddr,
         relay_port: Option<u16>,
     ) -> Vec<(&'static str, JoinHandle<()>)> {

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use flotilla_api::{InstanceId, NodeId, UnixMillis};
+use flotilla_api::{
+    InstanceId, NodeId, UnixMillis,
+    rest::{MachineResources, StorageView},
+};
 use flotilla_core::{
     Actor, Command, CommandV1, Entry,
     report::{DataReports, Report, StoredImages, Usage},
@@ -72,12 +75,19 @@ impl Reports {
     }
 }
 
+/// What is told of this node's volumes and images.
+#[derive(Clone, Debug)]
+pub struct StoresTold {
+    /// How what is written here does.
+    pub data: watch::Receiver<DataReports>,
+    /// What all of it takes up.
+    pub storage: watch::Receiver<Option<StorageView>>,
+    /// Images in the store, and on their way to it.
+    pub images: watch::Receiver<StoredImages>,
+}
+
 /// Tells the others how this node does, whenever that changes.
-pub(super) async fn run(
-    shared: Arc<Shared>,
-    engine: Engine,
-    (mut data, mut stored): (watch::Receiver<DataReports>, watch::Receiver<StoredImages>),
-) {
+pub(super) async fn run(shared: Arc<Shared>, engine: Engine, mut stores: StoresTold) {
     let mut observed = engine.watch_observed();
     let mut memory = engine.watch_memory();
     let mut status = engine.watch_status();
@@ -91,9 +101,12 @@ pub(super) async fn run(
         if usage.0.elapsed() > USAGE_EVERY {
             usage = (Instant::now(), engine.usage().await);
         }
-        let written = data.borrow_and_update().clone();
-        let stored_images = stored.borrow_and_update().clone();
-        let report = report(&shared, &engine, &machine, &usage.1, (&written, stored_images)).await;
+        let told_of = (
+            stores.data.borrow_and_update().clone(),
+            *stores.storage.borrow(),
+            stores.images.borrow_and_update().clone(),
+        );
+        let report = report(&shared, &engine, &machine, &usage.1, told_of).await;
         shared.reports.take(shared.parts.node.clone(), report.clone());
         shared.led.notify_one();
         tell(&shared, &report, &connected.borrow_and_update().clone());
@@ -105,8 +118,8 @@ pub(super) async fn run(
                 changed = memory.changed() => changed.is_ok(),
                 changed = status.changed() => changed.is_ok(),
                 changed = images.changed() => changed.is_ok(),
-                changed = data.changed() => changed.is_ok(),
-                changed = stored.changed() => changed.is_ok(),
+                changed = stores.data.changed() => changed.is_ok(),
+                changed = stores.images.changed() => changed.is_ok(),
                 changed = states.changed() => changed.is_ok(),
                 changed = connected.changed() => changed.is_ok(),
                 () = sleep_until(told + TELL_EVERY) => true,
@@ -124,23 +137,24 @@ async fn report(
     engine: &Engine,
     machine: &Machine,
     usage: &BTreeMap<InstanceId, Usage>,
-    (data, stored_images): (&DataReports, StoredImages),
+    (data, storage, stored_images): (DataReports, Option<StorageView>, StoredImages),
 ) -> Report {
     let state = shared.parts.store.state();
+    let resources = MachineResources { storage, ..machine.resources().await.1 };
     Report {
         at: clock::now(),
         applied: state.applied,
         started_at: shared.parts.started_at,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         engine: engine.status(),
-        resources: machine.resources().await.1,
+        resources,
         observed: engine.observed().map(|observed| (*observed).clone()),
         memory: (*engine.memory()).clone(),
         activities: engine.activities(),
         usage: usage.clone(),
         links: shared.parts.peers.links(),
         images: engine.held_images().borrow().iter().cloned().collect(),
-        data: data.clone(),
+        data,
         stored_images,
     }
 }

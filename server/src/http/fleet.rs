@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use flotilla_api::{
     MachineName, NodeId, UnixMillis,
-    rest::{self, MachineCondition, MachineDetail, MachineState, MachineView, PlacedView, Role},
+    rest::{self, MachineCondition, MachineDetail, MachineResources, MachineState, MachineView, PlacedView, Role},
 };
 use flotilla_core::{
     State,
@@ -49,6 +49,12 @@ pub(super) async fn detail(app: &App, id: &NodeId) -> Option<MachineDetail> {
     Some(MachineDetail { view, placements, losses: machine.losses.clone() })
 }
 
+/// What this machine has, and when that was read.
+pub(super) async fn own(app: &App) -> (UnixMillis, MachineResources) {
+    let (at, resources) = app.machine.resources().await;
+    (at, MachineResources { storage: *app.volumes.watch_storage().borrow(), ..resources })
+}
+
 /// For figures.
 pub(super) fn reading(app: &App) -> Vec<MachineReading> {
     let look = Look::at(app);
@@ -74,7 +80,7 @@ impl Look {
         let told = self.moment.report(id);
         let (observed_at, resources) = match told {
             _ if here => {
-                let (at, resources) = app.machine.resources().await;
+                let (at, resources) = own(app).await;
                 (Some(at), Some(resources))
             }
             Some((received, report)) => (Some(received), Some(report.resources.clone())),

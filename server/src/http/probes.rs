@@ -40,8 +40,13 @@ async fn ready(State(app): State<Arc<App>>) -> Answer<&'static str> {
 /// For a collector on this machine, or with an admin's token.
 async fn metrics(State(app): State<Arc<App>>, LocalOrAdmin: LocalOrAdmin) -> Answer<Response> {
     let (services, instances) = condition::states(&app);
-    let reading =
-        Reading { state_index: app.store.state().applied, services, instances, machines: fleet::reading(&app) };
+    let reading = Reading {
+        state_index: app.store.state().applied,
+        services,
+        instances,
+        machines: fleet::reading(&app),
+        resources: fleet::own(&app).await.1,
+    };
     let text = app
         .metrics
         .encode(&reading)

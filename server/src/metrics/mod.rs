@@ -2,6 +2,7 @@
 
 mod cluster;
 mod consensus;
+mod disk;
 mod fence;
 mod figure;
 mod images;
@@ -15,7 +16,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use flotilla_api::rest::ServiceState;
+use flotilla_api::rest::{MachineResources, ServiceState};
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -24,6 +25,7 @@ use prometheus_client::{
 
 use cluster::ClusterFigures;
 pub use cluster::MachineReading;
+use disk::DiskFigures;
 
 /// What a request on the listener was for. No class holds bytes of a service: those go over data channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -111,6 +113,7 @@ pub struct Metrics {
     instances: Family<InState, Gauge>,
     memory: Gauge,
     cluster: ClusterFigures,
+    disk: DiskFigures,
 }
 
 impl fmt::Debug for Metrics {
@@ -126,6 +129,8 @@ pub struct Reading {
     pub services: Vec<ServiceState>,
     pub instances: Vec<ServiceState>,
     pub machines: Vec<MachineReading>,
+    /// Of this machine.
+    pub resources: MachineResources,
 }
 
 impl Default for Metrics {
@@ -150,6 +155,7 @@ impl Metrics {
             instances: Family::default(),
             memory: Gauge::default(),
             cluster: ClusterFigures::default(),
+            disk: DiskFigures::default(),
         };
         for traffic in Traffic::ALL {
             for direction in [Direction::Received, Direction::Sent] {
@@ -171,6 +177,7 @@ impl Metrics {
             registry.register("instances", "Instances in each state", metrics.instances.clone());
             registry.register("process_resident_memory_bytes", "Memory of the daemon", metrics.memory.clone());
             metrics.cluster.register(registry);
+            metrics.disk.register(registry);
         });
         metrics
     }
@@ -247,6 +254,7 @@ impl Metrics {
             }
         }
         self.cluster.set(&reading.machines);
+        self.disk.set(&reading.resources);
         if let Some(bytes) = resident_memory() {
             self.memory.set(bytes);
         }
@@ -268,7 +276,7 @@ fn resident_memory() -> Option<i64> {
 mod tests {
     use flotilla_api::{
         NodeId, UnixMillis,
-        rest::{LinkPath, LinkState, LinkView, MachineState},
+        rest::{LinkPath, LinkState, LinkView, MachineState, StorageView},
     };
 
     use super::*;
@@ -303,6 +311,12 @@ mod tests {
                         problem: None,
                     }),
                 }],
+                resources: MachineResources {
+                    disk_total_bytes: 1000,
+                    disk_free_bytes: 400,
+                    storage: Some(StorageView { objects_bytes: 90, written_bytes: 70, ..StorageView::default() }),
+                    ..MachineResources::default()
+                },
             })
             .unwrap();
         for line in [
@@ -319,6 +333,11 @@ mod tests {
             r#"flotilla_link_round_trip_seconds{machine="atlas"} 0.0125"#,
             r#"flotilla_link_loss_ratios{machine="atlas"} 0.25"#,
             r#"flotilla_instances{state="starting"} 1"#,
+            "flotilla_disk_size_bytes 1000",
+            "flotilla_disk_free_bytes 400",
+            r#"flotilla_disk_volumes_bytes{what="objects"} 90"#,
+            r#"flotilla_disk_volumes_bytes{what="written"} 70"#,
+            r#"flotilla_disk_volumes_bytes{what="copies"} 0"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

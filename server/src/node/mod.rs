@@ -219,8 +219,12 @@ impl Assembled {
             app.metrics.watch_relay(relay);
         }
         let relay_port = relay.as_ref().map(|relay| relay.address().port());
-        let mut tasks =
-            cluster.run(&app.engine, (volumes.watch_reports(), images.watch_reports()), address, relay_port);
+        let told = cluster::StoresTold {
+            data: volumes.watch_reports(),
+            storage: volumes.watch_storage(),
+            images: images.watch_reports(),
+        };
+        let mut tasks = cluster.run(&app.engine, told, address, relay_port);
         tasks.extend(volumes.run(&app.engine));
         tasks.extend(images.run(&app.engine));
         tasks.push(("the keys of secrets", tokio::spawn(vault.run(app.stop.clone()))));

@@ -13,6 +13,7 @@ pub(crate) mod layout;
 mod record;
 mod replica;
 mod scrub;
+mod storage;
 mod watched;
 mod wire;
 mod writer;
@@ -29,7 +30,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName};
+use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName, rest::StorageView};
 use flotilla_core::{
     State,
     report::{DataReport, DataReports},
@@ -162,6 +163,8 @@ struct Shared {
     writers: Mutex<BTreeMap<u64, Words>>,
     wanted: replica::Wanted,
     reports: watch::Sender<DataReports>,
+    /// What all of it takes up, once it was measured.
+    storage: watch::Sender<Option<StorageView>>,
     /// There is a new generation, so that an old one may go.
     history: Notify,
     /// Something was forgotten whose room is to be freed.
@@ -266,6 +269,7 @@ impl Volumes {
             writers: Mutex::default(),
             wanted: replica::Wanted::default(),
             reports: watch::Sender::default(),
+            storage: watch::Sender::default(),
             history: Notify::new(),
             // What an earlier daemon forgot may not be freed yet.
             garbage: AtomicBool::new(true),
@@ -284,6 +288,7 @@ impl Volumes {
             ("the copies of volumes", tokio::spawn(replica::tend(Arc::clone(&self.shared), engine.clone()))),
             ("the history of volumes", tokio::spawn(history::keep(Arc::clone(&self.shared)))),
             ("the scrub of volumes", tokio::spawn(scrub::keep(Arc::clone(&self.shared)))),
+            ("the measure of volumes", tokio::spawn(storage::measure(Arc::clone(&self.shared)))),
         ]
     }
 
@@ -332,6 +337,11 @@ impl Volumes {
     /// How what is written here does, by service.
     pub fn watch_reports(&self) -> watch::Receiver<DataReports> {
         self.shared.reports.subscribe()
+    }
+
+    /// What volumes take up on this machine's disk, as it was measured last.
+    pub fn watch_storage(&self) -> watch::Receiver<Option<StorageView>> {
+        self.shared.storage.subscribe()
     }
 
     /// What this machine has of a volume's past.

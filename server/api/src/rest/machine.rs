@@ -155,6 +155,22 @@ pub struct MachineResources {
     /// Of the file system that holds the data directory.
     pub disk_total_bytes: u64,
     pub disk_free_bytes: u64,
+    /// What volumes take up there; absent while it was not measured, and of machines of an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<StorageView>,
+}
+
+/// What the volumes on a machine take up, as it measures now and then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageView {
+    /// Of the store of objects: all generations that are kept, what they share once, compressed. Bytes.
+    pub objects_bytes: u64,
+    /// Of the files of volumes that are written there, as in their newest generation. Bytes.
+    pub written_bytes: u64,
+    /// Of the files of volumes that are there as copies, the same. Bytes.
+    pub copies_bytes: u64,
+    /// By the machine's own clock.
+    pub measured_at: UnixMillis,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
