@@ -91,16 +91,21 @@ pub(crate) fn save(name: &str, text: &str) {
         let options = BlobPropertyBag::new();
         options.set_type("text/plain;charset=utf-8");
         let blob = Blob::new_with_str_sequence_and_options(&Array::of1(&JsValue::from_str(text)), &options)?;
-        let url = Url::create_object_url_with_blob(&blob)?;
-        let link: HtmlAnchorElement = document().create_element("a")?.unchecked_into();
-        link.set_href(&url);
-        link.set_download(name);
-        link.click();
-        Url::revoke_object_url(&url)
+        Url::revoke_object_url(&save_blob(name, &blob)?)
     };
     if let Err(error) = save() {
         web_sys::console::error_1(&error);
     }
+}
+
+/// The same of any bytes. The address under which the browser reads them is to be revoked once it has.
+pub(crate) fn save_blob(name: &str, blob: &Blob) -> Result<String, JsValue> {
+    let url = Url::create_object_url_with_blob(blob)?;
+    let link: HtmlAnchorElement = document().create_element("a")?.unchecked_into();
+    link.set_href(&url);
+    link.set_download(name);
+    link.click();
+    Ok(url)
 }
 
 pub(crate) fn set_title(title: &str) {

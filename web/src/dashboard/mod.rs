@@ -11,6 +11,7 @@ mod api;
 mod backoff;
 mod bell;
 mod browser;
+mod changes;
 mod components;
 mod compose_text;
 mod durability;
@@ -20,24 +21,28 @@ mod holdings;
 mod incidents;
 mod live;
 mod log_buffer;
+mod pace;
 mod pages;
 mod progress;
 mod query;
 mod session;
 mod shell;
+mod storage;
 mod task;
 mod theme;
 mod topology;
+mod transfer;
 
 use leptos::{mount::mount_to, prelude::*};
 use wasm_bindgen::JsCast;
 use wasm_bindgen_futures::spawn_local;
 
-use components::{ToastRegion, Toasts};
+use components::{ToastRegion, Toasts, TransferRegion};
 use live::Clock;
 use session::{Session, Status};
 use shell::Shell;
 use theme::Theme;
+use transfer::Transfers;
 
 /// Takes the place of the page's placeholder.
 pub fn mount() {
@@ -65,6 +70,8 @@ fn App(invitation: Option<String>) -> impl IntoView {
     provide_context(session);
     provide_context(session.client);
     provide_context(toasts);
+    let transfers = Transfers::new(toasts);
+    provide_context(transfers);
     provide_context(Clock::start());
     provide_context(Theme::start());
     session.watch();
@@ -91,6 +98,9 @@ fn App(invitation: Option<String>) -> impl IntoView {
                 Status::SignedOut { notice } => view! { <pages::sign_in::SignIn notice/> }.into_any(),
             }
         }}
-        <ToastRegion toasts/>
+        <div class="corner">
+            <TransferRegion transfers/>
+            <ToastRegion toasts/>
+        </div>
     }
 }

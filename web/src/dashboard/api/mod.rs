@@ -12,9 +12,9 @@ use flotilla_api::{
     rest::{
         BindToken, ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken,
         DemoAnswer, DeployRequest, DeployResponse, Deployed, EventView, ExplainView, HeldImageView, IssuedToken,
-        LogLine, LogQuery, MachineDetail, MachineView, PlacedView, Plain, RedeemInvitation, RevisionView,
-        RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView, ValueSet, ValueView, VolumeDetail,
-        VolumeView,
+        LogLine, LogQuery, MachineDetail, MachineView, PlacedView, Plain, RedeemInvitation, RestoreRequest, Restored,
+        RevisionView, RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView, ValueSet, ValueView,
+        VolumeDetail, VolumeDiff, VolumeView,
     },
     spec::{ServiceSpec, ValueKind},
 };
@@ -22,8 +22,8 @@ use leptos::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
 
 pub(crate) use failure::Failure;
-pub(crate) use transport::Lines;
 use transport::{Answer, Call};
+pub(crate) use transport::{Body, Lines};
 
 use super::browser;
 use crate::identity::Identity;
@@ -33,6 +33,9 @@ const QUESTION: Duration = Duration::from_secs(10);
 
 /// For a change, which the node first writes to disk.
 const CHANGE: Duration = Duration::from_secs(30);
+
+/// For what goes through a whole volume's names, on each machine that may have them.
+const COMPARISON: Duration = Duration::from_secs(60);
 
 /// For a demo's machine: its outage is watched for a minute, and measured.
 const OUTAGE: Duration = Duration::from_secs(180);
@@ -150,6 +153,31 @@ impl Client {
     pub(crate) async fn config(&self, name: &ValueName) -> Result<String, Failure> {
         let path = format!("/configs/{}/value", segment(name.as_str()));
         self.send("GET", &path, None, QUESTION).await.map(|answer| answer.text)
+    }
+
+    /// What changes from one generation to another; without `from`, from what is committed now.
+    pub(crate) async fn volume_diff(
+        &self,
+        service: &str,
+        volume: &str,
+        from: Option<&str>,
+        to: &str,
+    ) -> Result<VolumeDiff, Failure> {
+        let from = from.map_or_else(String::new, |from| format!("from={}&", segment(from)));
+        let path = format!("/volumes/{}/{}/diff?{from}to={}", segment(service), segment(volume), segment(to));
+        self.ask("GET", &path, None, COMPARISON).await
+    }
+
+    pub(crate) async fn restore(&self, service: &str, generation: &str) -> Result<Restored, Failure> {
+        let request = RestoreRequest { generation: generation.to_owned(), of: None };
+        self.post(&format!("/services/{}/restore", segment(service)), &request).await
+    }
+
+    /// A generation as a tar archive, as it comes.
+    pub(crate) async fn export_volume(&self, service: &str, volume: &str, generation: &str) -> Result<Body, Failure> {
+        let (service, volume) = (segment(service), segment(volume));
+        let path = format!("/volumes/{service}/{volume}/export?generation={}", segment(generation));
+        transport::body(self.call("GET", &path, None, CHANGE).await?).await.map_err(|failure| self.heard(failure))
     }
 
     pub(crate) async fn services(&self) -> Result<Vec<ServiceView>, Failure> {

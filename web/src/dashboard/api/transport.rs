@@ -61,6 +61,12 @@ pub(super) async fn whole(call: Call) -> Result<Answer, Failure> {
 }
 
 pub(super) async fn lines<T: DeserializeOwned>(call: Call) -> Result<Lines<T>, Failure> {
+    let body = body(call).await?;
+    Ok(Lines { body, splitter: Splitter::default(), ready: VecDeque::new(), item: PhantomData })
+}
+
+/// The answer as it comes, whatever it is.
+pub(super) async fn body(call: Call) -> Result<Body, Failure> {
     let limit = call.limit;
     let (abort, response) = within(limit, begin(call)).await?;
     if !response.ok() {
@@ -68,15 +74,40 @@ pub(super) async fn lines<T: DeserializeOwned>(call: Call) -> Result<Lines<T>, F
         return Err(refusal(&response, &text));
     }
     let body = response.body().ok_or_else(|| Failure::unreadable("it has no body"))?;
-    let reader = body.get_reader().unchecked_into();
-    Ok(Lines { reader, _abort: abort, splitter: Splitter::default(), ready: VecDeque::new(), item: PhantomData })
+    Ok(Body { reader: body.get_reader().unchecked_into(), _abort: abort })
+}
+
+/// An answer without a known end. Dropping it ends the request.
+#[derive(Debug)]
+pub(crate) struct Body {
+    reader: ReadableStreamDefaultReader,
+    _abort: AbortOnDrop,
+}
+
+impl Body {
+    /// The next bytes, which stay where the browser has them; `None` at the end.
+    ///
+    /// # Errors
+    /// The connection was lost.
+    pub(crate) async fn next(&self) -> Result<Option<Uint8Array>, Failure> {
+        let result = JsFuture::from(self.reader.read()).await.map_err(|_| Failure::Unreachable)?;
+        let field = |name: &str| Reflect::get(&result, &JsValue::from_str(name)).unwrap_or(JsValue::UNDEFINED);
+        if field("done").is_truthy() {
+            return Ok(None);
+        }
+        Ok(Some(field("value").unchecked_into()))
+    }
+
+    /// As [`Self::next`], where silence for `limit` is a failure, too.
+    pub(crate) async fn next_within(&self, limit: Duration) -> Result<Option<Uint8Array>, Failure> {
+        within(limit, self.next()).await
+    }
 }
 
 /// An answer whose lines are values of `T`. Dropping it ends the request.
 #[derive(Debug)]
 pub(crate) struct Lines<T> {
-    reader: ReadableStreamDefaultReader,
-    _abort: AbortOnDrop,
+    body: Body,
     splitter: Splitter,
     ready: VecDeque<Vec<u8>>,
     item: PhantomData<T>,
@@ -93,20 +124,11 @@ impl<T: DeserializeOwned> Lines<T> {
                 let text = String::from_utf8(line).map_err(Failure::unreadable)?;
                 return super::read(&text).map(Some);
             }
-            let Some(chunk) = read(&self.reader).await? else { return Ok(None) };
-            let lines = self.splitter.push(&chunk).map_err(|_| Failure::unreadable("a line is too long"))?;
+            let Some(chunk) = self.body.next().await? else { return Ok(None) };
+            let lines = self.splitter.push(&chunk.to_vec()).map_err(|_| Failure::unreadable("a line is too long"))?;
             self.ready.extend(lines);
         }
     }
-}
-
-async fn read(reader: &ReadableStreamDefaultReader) -> Result<Option<Vec<u8>>, Failure> {
-    let result = JsFuture::from(reader.read()).await.map_err(|_| Failure::Unreachable)?;
-    let field = |name: &str| Reflect::get(&result, &JsValue::from_str(name)).unwrap_or(JsValue::UNDEFINED);
-    if field("done").is_truthy() {
-        return Ok(None);
-    }
-    Ok(Some(field("value").unchecked_into::<Uint8Array>().to_vec()))
 }
 
 async fn begin(call: Call) -> Result<(AbortOnDrop, Response), Failure> {

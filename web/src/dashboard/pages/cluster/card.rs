@@ -7,6 +7,7 @@ use crate::dashboard::{
     components::{Ago, ConditionBadge, ConditionReason, Glyph, Icon, Meter, role},
     format,
     shell::You,
+    storage,
 };
 
 /// One machine in short; its page has the rest.
@@ -95,7 +96,7 @@ pub(crate) fn Meters(machine: Signal<MachineView>) -> impl IntoView {
             <Meter
                 label="Disk"
                 share=of(|resources| format::share(disk_used(resources), resources.disk_total_bytes))
-                detail=words(|resources| format!("{} free of {}", format::bytes(resources.disk_free_bytes), format::bytes(resources.disk_total_bytes)))
+                detail=words(storage::words)
             />
         </div>
     }

@@ -3,6 +3,7 @@
 mod actions;
 mod labels;
 mod placed;
+mod storage;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -27,6 +28,7 @@ use actions::Actions;
 use labels::Labels;
 use placed::Placed;
 pub(crate) use placed::phase;
+use storage::Storage;
 
 /// For figures; changes come with events.
 const INTERVAL: Duration = Duration::from_secs(3);
@@ -122,6 +124,7 @@ fn Detail(detail: Signal<MachineDetail>, machine: Query<MachineDetail>) -> impl 
                         }
                     })
                 }}
+                <Storage machine=view/>
                 <EngineOf detail/>
                 <Labels machine=view changed=Callback::new(move |()| machine.refresh())/>
             </div>

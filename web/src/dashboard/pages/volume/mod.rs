@@ -1,9 +1,13 @@
 //! One volume: what of it is safe, who has copies of it, what it was, and what was put aside.
 
+mod acts;
 mod branches;
+mod compare;
 mod copies;
+mod difference;
 mod facts;
 mod history;
+mod restore;
 
 use std::time::Duration;
 
@@ -23,6 +27,7 @@ use crate::dashboard::{
     live::Live,
     query::{Phase, Query},
 };
+use acts::{Acts, Dialogs};
 use branches::Branches;
 use copies::Copies;
 use facts::Facts;
@@ -51,6 +56,7 @@ pub(crate) fn Volume() -> impl IntoView {
 fn Named(service: String, volume: String) -> impl IntoView {
     let (client, live) = (expect_context::<Client>(), expect_context::<Live>());
     let title = format!("{service}/{volume}");
+    let names = StoredValue::new((service.clone(), volume.clone()));
     let query = Query::start(INTERVAL, move || {
         let (service, volume) = (service.clone(), volume.clone());
         async move { client.volume(&service, &volume).await }
@@ -83,7 +89,7 @@ fn Named(service: String, volume: String) -> impl IntoView {
                 if gone.get() {
                     return not_there(&shown_name).into_any();
                 }
-                shown(query, 8, |detail| view! { <Detail detail/> }.into_any())
+                shown(query, 8, move |detail| view! { <Detail names=names.get_value() detail query/> }.into_any())
             }}
         </Page>
     }
@@ -99,7 +105,9 @@ fn not_there(name: &str) -> impl IntoView + use<> {
 }
 
 #[component]
-fn Detail(detail: Signal<VolumeDetail>) -> impl IntoView {
+fn Detail(names: (String, String), detail: Signal<VolumeDetail>, query: Query<VolumeDetail>) -> impl IntoView {
+    let (service, of) = names;
+    let acts = Acts::new(service.clone(), of.clone());
     let newest = Memo::new(move |_| detail.with(|detail| detail.view.clone()));
     let volume = Signal::from(newest);
     view! {
@@ -107,9 +115,10 @@ fn Detail(detail: Signal<VolumeDetail>) -> impl IntoView {
         <Facts volume/>
         <div class="volume-parts">
             <Copies volume/>
-            <Branches detail/>
-            <History detail/>
+            <Branches detail acts/>
+            <History detail acts/>
         </div>
+        <Dialogs acts service volume=of detail page=query/>
     }
 }
 
