@@ -42,7 +42,7 @@ const AUDIT: &str = r"
     if (wide > 0) problems.push('the page is ' + wide + ' pixels too wide');
     return problems";
 
-async fn audited(browser: &Browser, page: &str) -> Result<()> {
+pub(super) async fn audited(browser: &Browser, page: &str) -> Result<()> {
     for (size, width) in [(PHONE, "phone"), (DESK, "desk")] {
         browser.resize(size).await?;
         for scheme in ["light", "dark"] {

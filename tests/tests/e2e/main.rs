@@ -6,6 +6,7 @@ mod command_line;
 mod crash;
 mod dashboard;
 mod demo;
+mod history;
 mod images;
 mod jupyter;
 mod refusals;
