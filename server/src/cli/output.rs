@@ -4,7 +4,6 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use flotilla_api::rest::ServiceState;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::Failure;
@@ -159,21 +158,6 @@ pub fn qr(text: &str, colours: bool) -> Option<String> {
         drawing.push_str(if colours { "\x1b[0m\n" } else { "\n" });
     }
     Some(drawing)
-}
-
-/// How far something is on its way; nothing where nobody looks.
-pub(super) fn bar(output: Output, message: &'static str, size: Option<u64>) -> ProgressBar {
-    if !output.draws_progress() {
-        return ProgressBar::hidden();
-    }
-    let template =
-        "{msg:<26} {bar:30.cyan/dim} {decimal_bytes:>9} of {decimal_total_bytes} {decimal_bytes_per_sec:>11} {eta:>4}";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = match size {
-        Some(size) => ProgressBar::new(size),
-        None => ProgressBar::no_length(),
-    };
-    bar.with_style(style).with_message(message)
 }
 
 /// Asks a person, who has to say yes.

@@ -54,11 +54,11 @@ impl Progress {
         }
     }
 
-    /// What is done now.
+    /// What is done now. In a log only where it has been told of before: what is over at once needs no line.
     pub(super) fn now(&self, what: &'static str) {
         match &self.bar {
             Some(bar) => bar.set_message(what),
-            None if self.lines => drop(writeln!(std::io::stderr(), "{what}")),
+            None if self.lines && self.told > self.began => drop(writeln!(std::io::stderr(), "{what}")),
             None => {}
         }
     }

@@ -14,7 +14,9 @@ use serde_json::json;
 use super::{
     Failure, Output, Session,
     args::{self, Volume, VolumeArg, VolumeExport, VolumeImport, VolumeRestore},
-    output, time,
+    output,
+    progress::Progress,
+    time,
 };
 use crate::clock;
 
@@ -204,11 +206,9 @@ async fn import(args: VolumeImport, session: &Session) -> Result<(), Failure> {
             "nothing was imported",
         )?;
     }
-    let bar = output::bar(session.output, "Sending it to the node", Some(size.len()));
-    let sending = bar.clone();
-    let sent = session.client.import(&asked.service, &volume, &file, move |read| sending.set_position(read)).await;
-    bar.finish_and_clear();
-    told(&sent?, session.output)
+    let mut sending = Progress::new(session.output, "Sending it to the node", Some(size.len()));
+    let reached = move |read| sending.reached(read, size.len());
+    told(&session.client.import(&asked.service, &volume, &file, reached).await?, session.output)
 }
 
 async fn export(args: VolumeExport, session: &Session) -> Result<(), Failure> {

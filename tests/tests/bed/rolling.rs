@@ -162,6 +162,7 @@ async fn a_machine_that_joins_later_has_images_though_the_one_that_got_them_is_g
     cluster.deploy_to(second, &[PAGES]).await?;
     held_by(&cluster, second, &[second]).await?;
     cluster.bed.power_off(first)?;
+    cluster.led_by_another_than(first).await?;
     cluster.join(fourth, second).await?;
     cluster.bed.machine(fourth).node_serves().await?;
     cluster.ready(fourth).await?;

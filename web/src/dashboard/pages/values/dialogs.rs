@@ -206,7 +206,7 @@ mod tests {
             (set(false, vec![]), "`db` is the same already, in version 3."),
             (set(true, vec![]), "`db` has version 3 now."),
             (set(true, vec![updated("web")]), "`db` has version 3 now, and `web` is updated."),
-            (set(true, vec![updated("web"), updated("app")]), "`db` has version 3 now, and 2 services are updated."),
+            (set(true, vec![updated("web"), updated("shop")]), "`db` has version 3 now, and 2 services are updated."),
         ] {
             assert_eq!(told(&set), sentence);
         }
