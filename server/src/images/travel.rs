@@ -314,11 +314,11 @@ async fn verified(
 /// The object that can't be read.
 fn damaged(error: &Error) -> Option<Hash> {
     let Error::Archive { source, .. } = error else { return None };
-    let store = match source {
-        archive::Error::Store(error)
-        | archive::Error::Tree(tree::Error::Store(error) | tree::Error::Stream(stream::Error::Store(error)))
-        | archive::Error::Stream(stream::Error::Store(error)) => error,
-        _ => return None,
+    let (archive::Error::Store(store)
+    | archive::Error::Tree(tree::Error::Store(store) | tree::Error::Stream(stream::Error::Store(store)))
+    | archive::Error::Stream(stream::Error::Store(store))) = source
+    else {
+        return None;
     };
     match store {
         store::Error::Damaged { name, .. } => Some(*name),
