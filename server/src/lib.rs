@@ -2,6 +2,7 @@
 
 pub mod assets;
 pub mod auth;
+mod bridge;
 pub mod cli;
 pub mod client;
 pub mod clock;

@@ -1,7 +1,9 @@
-//! The figures, and the table at the end.
+//! The figures of a bench, and the table at the end.
+#![allow(clippy::print_stdout, reason = "its table is what a bench is for")]
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
+use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
 #[derive(Debug, Default, Serialize)]
@@ -116,6 +118,55 @@ impl Unit {
     }
 }
 
+/// How a bench of several parts is run.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Asked {
+    /// Parts that are measured, parted by commas; all, if nothing is said
+    #[arg(long, value_name = "PARTS", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Writes the figures down
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl Asked {
+    /// Measures the parts that are wanted, one after the other, and tells of all.
+    ///
+    /// # Errors
+    /// There is no such part, a figure is short of its goal, or something could not be measured.
+    pub async fn measure(&self, parts: &[&str], measure: impl AsyncFn(&str, &mut Report) -> Result<()>) -> Result<()> {
+        if let Some(unknown) = self.only.iter().find(|wanted| !parts.contains(&wanted.as_str())) {
+            bail!("there is no part `{unknown}`; the parts are {}", parts.join(", "));
+        }
+        let mut report = Report::default();
+        for part in parts.iter().filter(|part| self.only.is_empty() || self.only.iter().any(|wanted| wanted == *part)) {
+            eprintln!("{part}:");
+            // A part that can't be measured takes none of the others with it.
+            if let Err(error) = measure(part, &mut report).await {
+                report.failed(part, &error);
+            }
+        }
+        println!("{report}");
+        if let Some(path) = &self.json {
+            std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
+        }
+        match report.missed() {
+            0 => Ok(()),
+            missed => bail!("{missed} of the figures are short of their goals, or were not measured"),
+        }
+    }
+}
+
+/// A number of runs, from a command line.
+///
+/// # Errors
+/// It is no number, or none.
+pub fn at_least_one(text: &str) -> Result<usize> {
+    let count = text.parse()?;
+    ensure!(count > 0, "at least one");
+    Ok(count)
+}
+
 impl Report {
     pub fn add(&mut self, series: Series) {
         self.series.push(series);
@@ -128,7 +179,7 @@ impl Report {
         self.failures.push(format!("{what}: {sentence}"));
     }
 
-    pub fn missed(&self) -> usize {
+    fn missed(&self) -> usize {
         self.series.iter().filter(|series| !series.is_met()).count() + self.failures.len()
     }
 }

@@ -12,13 +12,16 @@ use futures::StreamExt;
 
 use super::{Failure, Output, Session, args::Image, output, progress::Progress, time};
 use crate::{
+    bridge::Incoming,
     client::{Archive, Error, Layers, Pushed},
     clock,
-    images::Incoming,
 };
 
 /// How long the local engine may take to answer, and to send the next part of an image.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An engine that saves an image and sends nothing for so long has given up.
+const SAVE_STALL: Duration = Duration::from_secs(120);
 
 pub(super) async fn run(verb: Image, session: &Session) -> Result<(), Failure> {
     match verb {
@@ -216,7 +219,7 @@ async fn push_from_engine(image: &str, session: &Session) -> Result<Pushed, Fail
     let saved = async_stream(docker, name);
     let layers = blocking(move || {
         let read = |bytes| reading.reached(bytes, size.unwrap_or_default().max(bytes));
-        Layers::spooled(Incoming::of(saved), &unneeded, read)
+        Layers::spooled(Incoming::of(saved, SAVE_STALL), &unneeded, read)
     });
     let layers = layers.await?.ok_or_else(|| {
         Failure::Other(format!("what this machine's engine saves of `{image}` can't be read; push it as an archive"))

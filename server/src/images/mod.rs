@@ -3,6 +3,7 @@
 //! ADR 17 has the whole.
 
 pub(crate) mod archive;
+mod error;
 mod keep;
 mod push;
 mod record;
@@ -16,6 +17,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -26,25 +28,26 @@ use flotilla_core::{
 };
 use flotilla_data::{
     Hash, Session, Store,
-    store::{self, Generation, News},
-    tree::{self, File},
+    store::{Generation, News},
+    tree::File,
 };
-use futures::{StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures::future::BoxFuture;
 use tokio::{
     sync::{Mutex as AsyncMutex, Notify, mpsc, watch},
     task::JoinHandle,
-    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    bridge::{Incoming, Outgoing},
     clock,
-    engine::{self, Engine, ImageArchive, ImageStore, Moves, Progress, uploads},
+    engine::{Engine, ImageArchive, ImageStore, Moves, Progress, uploads},
     peers::{Method, Network},
-    volumes::{self, Volumes},
+    volumes::Volumes,
 };
 use archive::Image;
 pub use archive::{Digest, Error as ArchiveError};
+pub use error::Error;
 pub use keep::{Collected, refuse_used};
 use record::Record;
 
@@ -56,105 +59,7 @@ const PIECES: usize = 8;
 const PIECE: usize = 256 * 1024;
 
 /// The engine at the other end of an archive is gone when nothing has moved for so long.
-const STALL: std::time::Duration = std::time::Duration::from_secs(120);
-
-/// Why an image is not where it should be.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("image `{image}` can't be stored: {source}")]
-    Archive {
-        image: String,
-        #[source]
-        source: ArchiveError,
-    },
-    #[error("image `{image}` could not be fetched: {source}")]
-    Fetch {
-        image: String,
-        #[source]
-        source: volumes::Error,
-    },
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    #[error(transparent)]
-    Digest(#[from] archive::InvalidDigest),
-    #[error("`{0}` is not in this machine's store")]
-    NotHere(String),
-    #[error("the machine that has `{0}` does not send it: it has been busy with it for too long")]
-    Late(String),
-    #[error(
-        "the disk is too full: `{image}` needs {needed} bytes, and {free} are free; make room, or run `flotilla image gc`"
-    )]
-    DiskFull { image: String, needed: u64, free: u64 },
-    #[error("{0}")]
-    Invalid(String),
-    /// Holds the whole sentence.
-    #[error("{0}")]
-    InUse(String),
-    #[error(transparent)]
-    Engine(#[from] engine::Error),
-    #[error(transparent)]
-    Upload(#[from] uploads::Error),
-    #[error("could not {operation} `{}`: {source}", path.display())]
-    File { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("the node failed inside; look at its log")]
-    Panicked,
-    #[error("the node stops")]
-    Stopped,
-}
-
-impl Error {
-    fn code(&self) -> ErrorCode {
-        let full = |error: &store::Error| error.is_full();
-        match self {
-            Self::Archive { source: ArchiveError::Store(error), .. } | Self::Store(error) if full(error) => {
-                ErrorCode::DiskFull
-            }
-            Self::Archive {
-                source:
-                    ArchiveError::Tree(
-                        tree::Error::Store(error) | tree::Error::Stream(flotilla_data::stream::Error::Store(error)),
-                    )
-                    | ArchiveError::Stream(flotilla_data::stream::Error::Store(error)),
-                ..
-            } if full(error) => ErrorCode::DiskFull,
-            Self::DiskFull { .. } => ErrorCode::DiskFull,
-            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorCode::DiskFull,
-            Self::Archive {
-                source: ArchiveError::Format(_) | ArchiveError::Other(_) | ArchiveError::Damaged { .. },
-                ..
-            } => ErrorCode::ImageInvalid,
-            Self::Digest(_) | Self::Invalid(_) => ErrorCode::InvalidRequest,
-            Self::NotHere(_) => ErrorCode::ImageNotFound,
-            Self::InUse(_) => ErrorCode::ImageInUse,
-            Self::Engine(error) => error.code(),
-            Self::Upload(error) => error.code(),
-            Self::Fetch { .. } | Self::Late(_) | Self::Stopped => ErrorCode::ServiceUnavailable,
-            _ => ErrorCode::Internal,
-        }
-    }
-
-    /// Is what is here not what it should be, so that another machine has to be asked?
-    fn is_damage(&self) -> bool {
-        let store = |error: &store::Error| matches!(error, store::Error::Damaged { .. } | store::Error::Missing { .. });
-        match self {
-            Self::Archive { source, .. } => match source {
-                ArchiveError::Damaged { .. } | ArchiveError::Tree(tree::Error::Damaged) => true,
-                ArchiveError::Store(error)
-                | ArchiveError::Tree(tree::Error::Store(error))
-                | ArchiveError::Stream(flotilla_data::stream::Error::Store(error)) => store(error),
-                _ => false,
-            },
-            Self::Store(error) => store(error),
-            _ => false,
-        }
-    }
-}
-
-impl From<Error> for ApiError {
-    fn from(error: Error) -> Self {
-        Self::new(error.code(), error.to_string())
-    }
-}
+const STALL: Duration = Duration::from_secs(120);
 
 /// What images need of the rest of their node.
 #[derive(Clone)]
@@ -487,7 +392,7 @@ impl Shared {
         self.check_room(&name, size)?;
         let moving = self.moves.begin(&id.id(), &name, ImageStep::Storing, size);
         let (shared, id) = (Arc::clone(self), id.clone());
-        let bytes = Incoming::of(saved);
+        let bytes = Incoming::of(saved, STALL);
         blocking(move || {
             let began = std::time::Instant::now();
             let bytes = Counted { bytes, read: 0, told: |read| moving.reached(read, size.max(read)) };
@@ -592,7 +497,7 @@ impl Shared {
         let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(PIECES);
         let (shared, noted) = (Arc::clone(self), Arc::clone(&failed));
         tokio::task::spawn_blocking(move || {
-            let pieces = volumes::Pieces { sender: sender.clone() };
+            let pieces = Outgoing(sender.clone());
             let to = io::BufWriter::with_capacity(PIECE, pieces);
             if let Err(source) = archive::write(&shared.store, &image, &names, left_out, to) {
                 let error = Error::Archive { image: id.id(), source };
@@ -610,47 +515,6 @@ impl Shared {
         });
         let bytes = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
         Ok(ImageArchive { bytes: Box::pin(bytes), len, failed })
-    }
-}
-
-/// What arrives in an async task, read by one that blocks.
-#[derive(Debug)]
-pub(crate) struct Incoming {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
-    piece: Bytes,
-}
-
-impl Incoming {
-    pub(crate) fn of(mut bytes: BoxStream<'static, io::Result<Bytes>>) -> Self {
-        let (sender, pieces) = mpsc::channel(PIECES);
-        tokio::spawn(async move {
-            loop {
-                let piece = match timeout(STALL, bytes.next()).await {
-                    Ok(Some(piece)) => piece,
-                    Ok(None) => return,
-                    Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing came for too long")),
-                };
-                let failed = piece.is_err();
-                if sender.send(piece).await.is_err() || failed {
-                    return;
-                }
-            }
-        });
-        Self { pieces, piece: Bytes::new() }
-    }
-}
-
-impl io::Read for Incoming {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.pieces.blocking_recv() {
-                Some(piece) => self.piece = piece?,
-                None => return Ok(0),
-            }
-        }
-        let len = buffer.len().min(self.piece.len());
-        buffer[..len].copy_from_slice(&self.piece.split_to(len));
-        Ok(len)
     }
 }
 

@@ -16,7 +16,7 @@ use flotilla_data::{
     Hash,
     fetch::{Fetch, Figures},
     store::{self, Generation, News},
-    stream, tree,
+    tree,
 };
 use futures::future::join_all;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -300,7 +300,11 @@ async fn verified(
             Ok(image) => return Ok(image),
             Err(error) => error,
         };
-        let Some(object) = damaged(&error) else {
+        let damaged = match error.store() {
+            Some(store::Error::Damaged { name, .. }) => Some(*name),
+            _ => None,
+        };
+        let Some(object) = damaged else {
             shared.store.forget_volume(&key(id))?;
             shared.volumes.freed();
             return Err(error);
@@ -309,21 +313,6 @@ async fn verified(
         mend(shared, name, object, machines).await?;
     }
     Err(Error::Late(name.to_owned()))
-}
-
-/// The object that can't be read.
-fn damaged(error: &Error) -> Option<Hash> {
-    let Error::Archive { source, .. } = error else { return None };
-    let (archive::Error::Store(store)
-    | archive::Error::Tree(tree::Error::Store(store) | tree::Error::Stream(stream::Error::Store(store)))
-    | archive::Error::Stream(stream::Error::Store(store))) = source
-    else {
-        return None;
-    };
-    match store {
-        store::Error::Damaged { name, .. } => Some(*name),
-        _ => None,
-    }
 }
 
 /// Puts what another machine has in the place of an object that is damaged here.

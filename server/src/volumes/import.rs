@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use flotilla_api::{ApiError, ErrorCode, ServiceName, VolumeName};
 use flotilla_core::state::{GenerationName, Phase};
 use flotilla_data::{
@@ -17,18 +17,15 @@ use flotilla_data::{
     capture::{Capture, Scope},
     tree::{Root, Totals},
 };
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, TryStreamExt as _};
 use tar::{Archive, EntryType};
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     Error, Volumes, blocking, layout, replica,
     writer::{Adoption, Word},
 };
-use crate::clock;
+use crate::{bridge::Incoming, clock};
 
 /// What an archive leaves free on the disk. Bytes.
 const DISK_RESERVE: u64 = 1024 * 1024 * 1024;
@@ -38,9 +35,6 @@ const DISK_CHECK_EVERY: u64 = 64 * 1024 * 1024;
 
 /// Whoever sends an archive and is quiet for so long is gone.
 const SENDER_PATIENCE: Duration = Duration::from_secs(60);
-
-/// Pieces of an archive that wait to be unpacked.
-const PIECES: usize = 8;
 
 /// Until the generation is made: everything else that the service has written may have to be read for it.
 const ADOPTED_WITHIN: Duration = Duration::from_secs(600);
@@ -120,9 +114,7 @@ impl Volumes {
         E: std::error::Error + Send + Sync + 'static,
     {
         self.epoch_here(service)?;
-        let (sender, receiver) = mpsc::channel(PIECES);
-        tokio::spawn(pump(archive, sender));
-        let bytes = Received { receiver, piece: Bytes::new() };
+        let bytes = Incoming::of(archive.map_err(io::Error::other), SENDER_PATIENCE);
         let (store, data_dir) = (self.shared.store.clone(), self.shared.parts.data_dir.clone());
         let (key, live) =
             (layout::import_key(service, volume), layout::directory(&self.shared.parts.data_dir, service, volume));
@@ -211,44 +203,6 @@ impl Volumes {
             Ok(None) => Err(Refused::Busy(service.clone())),
             Err(_) => Err(Refused::NotMade { service: service.clone() }),
         }
-    }
-}
-
-/// Until the archive ends, its sender is quiet for too long, or nobody takes what it sends.
-async fn pump<E: std::error::Error + Send + Sync + 'static>(
-    mut archive: impl Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static,
-    to: mpsc::Sender<io::Result<Bytes>>,
-) {
-    loop {
-        let piece = match timeout(SENDER_PATIENCE, archive.next()).await {
-            Ok(Some(piece)) => piece.map_err(io::Error::other),
-            Ok(None) => return,
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        };
-        let ends = piece.is_err();
-        if to.send(piece).await.is_err() || ends {
-            return;
-        }
-    }
-}
-
-/// What [`pump`] sends, for a thread.
-struct Received {
-    receiver: mpsc::Receiver<io::Result<Bytes>>,
-    piece: Bytes,
-}
-
-impl Read for Received {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(piece) => self.piece = piece?,
-                None => return Ok(0),
-            }
-        }
-        let len = self.piece.len().min(buffer.len());
-        self.piece.split_to(len).copy_to_slice(&mut buffer[..len]);
-        Ok(len)
     }
 }
 

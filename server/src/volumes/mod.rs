@@ -2,9 +2,11 @@
 //! is fetched; and what an instance begins with is in its directories before it runs. The decisions are `flotilla_core`'s, the files
 //! `flotilla_data`'s; ADR 15 has the whole.
 
+mod begin;
 mod capture;
 mod compare;
 mod directories;
+mod error;
 mod export;
 mod history;
 mod hooks;
@@ -21,7 +23,7 @@ mod writer;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -36,8 +38,8 @@ use flotilla_core::{
     report::{DataReport, DataReports},
     state::GenerationName,
 };
-use flotilla_data::{Store, fetch, restore, store, tree};
-use futures::{Stream, future::BoxFuture, stream};
+use flotilla_data::{Store, fetch, store, tree};
+use futures::{Stream, stream};
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::{JoinHandle, JoinSet},
@@ -46,13 +48,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    bridge::Outgoing,
     clock,
-    engine::{self, Engine, Proposer},
-    fence::{self, Fence},
+    engine::{Engine, Proposer},
+    fence::Fence,
     peers::{self, Method, Network},
 };
 pub use compare::{Comparison, Difference};
-use directories::{Beginning, Directories};
+use directories::Directories;
+pub use error::Error;
 pub use import::Refused;
 use record::Shown;
 pub(crate) use replica::Lines;
@@ -69,66 +73,6 @@ const EXPORT_PIECE: usize = 64 * 1024;
 
 /// How long a clean stop waits for captures under way: an instance may be held.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
-
-/// Why the data of a service is not where it should be.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("could not {operation} `{}`: {source}", path.display())]
-    File { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    #[error(transparent)]
-    Tree(#[from] tree::Error),
-    #[error("a volume could not be read: {0}")]
-    Capture(#[from] flotilla_data::capture::Error),
-    #[error("a volume could not be brought to another generation: {0}")]
-    Restore(#[from] restore::Error),
-    #[error("its instance could not be held still: {0}")]
-    Fence(#[from] fence::Error),
-    #[error("generation {name} of `{service}`, with which it shall begin, is not on this machine")]
-    NotHere { service: ServiceName, name: GenerationName },
-    #[error("the volumes of `{service}` are not there yet")]
-    NoDirectory { service: ServiceName },
-    #[error(
-        "`{file}` of `{service}` was changed while its instance stood still; something outside of its container writes it"
-    )]
-    Torn { service: ServiceName, file: String },
-    #[error("the volumes of `{service}` were deleted meanwhile")]
-    Deleted { service: ServiceName },
-    #[error("no machine that has it sends it: {why}")]
-    NoSource { why: String },
-    #[error("the node failed inside; look at its log")]
-    Panicked,
-    #[error("the node stops")]
-    Stopped,
-}
-
-impl Error {
-    fn file(operation: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::File { operation, path: path.to_owned(), source }
-    }
-
-    fn is_full(&self) -> bool {
-        match self {
-            Self::File { source, .. } => source.kind() == io::ErrorKind::StorageFull,
-            Self::Store(error) | Self::Tree(tree::Error::Store(error)) => error.is_full(),
-            _ => false,
-        }
-    }
-}
-
-impl From<Error> for ApiError {
-    fn from(error: Error) -> Self {
-        let code = match &error {
-            _ if error.is_full() => ErrorCode::DiskFull,
-            Error::Stopped | Error::NoSource { .. } | Error::NotHere { .. } | Error::NoDirectory { .. } => {
-                ErrorCode::ServiceUnavailable
-            }
-            _ => ErrorCode::Internal,
-        };
-        Self::new(code, error.to_string())
-    }
-}
 
 /// What volumes need of the rest of their node.
 #[derive(Clone)]
@@ -379,8 +323,7 @@ impl Volumes {
         let (sender, mut receiver) = mpsc::channel(EXPORT_PIECES);
         let store = self.shared.store.clone();
         tokio::task::spawn_blocking(move || {
-            let pieces = Pieces { sender: sender.clone() };
-            let to = io::BufWriter::with_capacity(EXPORT_PIECE, pieces);
+            let to = io::BufWriter::with_capacity(EXPORT_PIECE, Outgoing(sender.clone()));
             if let Err(error) = export::write(&store, &root, to) {
                 // Whoever reads it takes no part of it for the whole.
                 let _ = sender.blocking_send(Err(io::Error::other(error)));
@@ -440,22 +383,6 @@ impl Volumes {
     }
 }
 
-/// Hands on what is written, piece by piece.
-pub(crate) struct Pieces {
-    pub(crate) sender: mpsc::Sender<io::Result<Bytes>>,
-}
-
-impl io::Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = self.sender.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
-        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// A writer for each placement that writes here.
 async fn supervise(shared: Arc<Shared>, engine: Engine) {
     let mut states = shared.parts.state.clone();
@@ -503,136 +430,6 @@ impl Shared {
     ) -> Result<Option<(Shown, UnixMillis)>, Error> {
         let (shared, service) = (Arc::clone(self), service.clone());
         blocking(move || shared.directories.kept(&service, name)).await
-    }
-
-    /// Learns what an earlier daemon knew of a service's directories.
-    async fn recall(self: &Arc<Self>, service: &ServiceName) -> Result<(), Error> {
-        let _lock = self.directories.lock(service).await;
-        let (shared, name) = (Arc::clone(self), service.clone());
-        let record = blocking(move || shared.directories.record(&name)).await?;
-        if let Some(epoch) = record.and_then(|record| record.written) {
-            self.begun.send_if_modified(|begun| begun.insert(service.clone(), epoch) != Some(epoch));
-        }
-        Ok(())
-    }
-
-    /// What is in the directories counts only if an instance wrote it there, or if it is what is committed: a machine that was to go on
-    /// with a service and never did has older data.
-    async fn beginning(
-        self: &Arc<Self>,
-        state: &State,
-        service: &ServiceName,
-        epoch: u64,
-        beginning: Beginning,
-    ) -> Result<Beginning, Error> {
-        let committed = state.services.get(service).and_then(|service| service.data.committed.as_ref());
-        let Some(committed) = committed.filter(|_| beginning == Beginning::AsItIs) else { return Ok(beginning) };
-        let (shared, name) = (Arc::clone(self), service.clone());
-        let record = blocking(move || shared.directories.record(&name)).await?;
-        let own = |record: &record::Record| {
-            let shows = record.shows.as_ref().map(|shows| shows.name);
-            record.written.is_some() || shows.is_some_and(|shows| shows == committed.name || shows.epoch == epoch)
-        };
-        // Before there were records, whoever had directories had written them.
-        Ok(if record.as_ref().is_none_or(own) { beginning } else { Beginning::With(committed.name) })
-    }
-
-    /// Is all of a generation here, as far as is known? An earlier one may be on other machines alone, or some of its volumes.
-    async fn has_all(
-        self: &Arc<Self>,
-        state: &State,
-        service: &ServiceName,
-        name: GenerationName,
-    ) -> Result<bool, Error> {
-        let Some((kept, _)) = self.kept(service, name).await? else { return Ok(false) };
-        let Some(service) = state.services.get(service) else { return Ok(true) };
-        let committed = service.data.committed.as_ref().filter(|committed| committed.name == name);
-        Ok(match committed {
-            Some(committed) => committed.volumes.keys().all(|volume| kept.roots.contains_key(volume)),
-            None => service.volumes().iter().all(|volume| kept.roots.contains_key(volume)),
-        })
-    }
-
-    async fn ready(
-        self: &Arc<Self>,
-        state: Arc<State>,
-        service: &ServiceName,
-        epoch: u64,
-        beginning: Beginning,
-    ) -> Result<(), Error> {
-        let beginning = self.beginning(&state, service, epoch, beginning).await?;
-        if let Beginning::With(name) = beginning
-            && !self.has_all(&state, service, name).await?
-            && let Err(error) = replica::recall(self, service, name).await
-        {
-            if state.services.get(service).is_none_or(|it| !it.spec().may_start_empty()) {
-                return Err(error);
-            }
-            tracing::warn!(%service, generation = %name, %error, "it begins anew, as its data can't be had");
-            return Ok(());
-        }
-        let _lock = self.directories.lock(service).await;
-        let (shared, service) = (Arc::clone(self), service.clone());
-        blocking(move || {
-            shared.directories.begin(&service)?;
-            shared.directories.ready(&state, &service, epoch, &beginning, clock::now())
-        })
-        .await
-    }
-
-    async fn begins(self: &Arc<Self>, service: &ServiceName, epoch: u64) -> Result<directories::Lock, Error> {
-        let lock = self.directories.lock(service).await;
-        let (shared, name) = (Arc::clone(self), service.clone());
-        blocking(move || shared.directories.begins(&name, epoch)).await?;
-        self.begun.send_if_modified(|begun| begun.insert(service.clone(), epoch) != Some(epoch));
-        Ok(lock)
-    }
-}
-
-impl engine::Data for Volumes {
-    fn ready<'a>(&'a self, service: &'a ServiceName, epoch: u64) -> BoxFuture<'a, Result<(), ApiError>> {
-        Box::pin(async move {
-            let state = self.shared.parts.state.borrow().clone();
-            let source = state.placement(epoch).and_then(|(_, placement)| placement.source);
-            let beginning = source.map_or(Beginning::AsItIs, Beginning::With);
-            self.shared.ready(state, service, epoch, beginning).await.map_err(ApiError::from)
-        })
-    }
-
-    fn begins<'a>(&'a self, service: &'a ServiceName, epoch: u64) -> BoxFuture<'a, Result<engine::Begun, ApiError>> {
-        Box::pin(async move {
-            let lock = self.shared.begins(service, epoch).await?;
-            Ok(engine::Begun::new(lock))
-        })
-    }
-
-    fn prepares<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<engine::Begun, ApiError>> {
-        Box::pin(async move {
-            let lock = self.shared.directories.lock(service).await;
-            let (shared, service) = (Arc::clone(&self.shared), service.clone());
-            blocking(move || shared.directories.begin(&service)).await?;
-            Ok(engine::Begun::new(lock))
-        })
-    }
-
-    fn deletes<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Result<engine::Begun, ApiError>> {
-        Box::pin(async move {
-            let lock = self.shared.directories.lock(service).await;
-            self.shared.begun.send_if_modified(|begun| begun.remove(service).is_some());
-            let (shared, prefixes) = (Arc::clone(&self.shared), layout::prefixes(service));
-            let forget = move || {
-                for prefix in prefixes {
-                    for volume in shared.store.volumes(&prefix)? {
-                        shared.store.forget_volume(&volume)?;
-                    }
-                }
-                shared.garbage.store(true, Relaxed);
-                shared.history.notify_one();
-                Ok(())
-            };
-            blocking(forget).await?;
-            Ok(engine::Begun::new(lock))
-        })
     }
 }
 

@@ -257,6 +257,13 @@ impl Machine {
         process::run(self.command(program)?.args(arguments), EXEC_LIMIT).await
     }
 
+    /// Bytes that it has sent so far.
+    pub async fn sent(&self) -> Result<u64> {
+        let devices = self.exec(&["cat", "/proc/net/dev"]).await?;
+        let line = devices.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("a device")?;
+        Ok(line.split_whitespace().nth(8).context("bytes that were sent")?.parse()?)
+    }
+
     /// Starts its engine and waits until that answers.
     pub async fn start_engine(&mut self) -> Result<()> {
         self.launch_engine()?;

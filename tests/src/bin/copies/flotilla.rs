@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use flotilla_api::rest::VolumeView;
 use flotilla_tests::{
-    bed::{BedSpec, Cluster, probe::clock},
+    bed::{BedSpec, Cluster, Machine, probe::clock},
     series::{Report, Series, Unit},
     wait,
 };
@@ -63,9 +63,14 @@ volumes:
         Ok(store)
     }
 
+    /// The one that writes it.
+    fn machine(&self) -> &Machine {
+        &self.cluster.bed.machines()[self.host]
+    }
+
     /// Where the volume is on the machine that writes it.
     fn find(&mut self) -> Result<()> {
-        let srv = self.cluster.bed.machines()[self.host].srv();
+        let srv = self.machine().srv();
         self.directory = srv.join("flotilla/volumes").join(SERVICE).join("data");
         self.beside = srv.join("beside");
         fs::create_dir_all(&self.beside)?;
@@ -98,20 +103,9 @@ volumes:
     async fn copied(&self, written: u64) -> Result<()> {
         self.copied_and(written, |_| {}).await
     }
-
-    /// Bytes that its machine has sent so far.
-    async fn sent(&self) -> Result<u64> {
-        sent(&self.cluster, self.host).await
-    }
 }
 
-pub(crate) async fn sent(cluster: &Cluster, machine: usize) -> Result<u64> {
-    let devices = cluster.bed.machines()[machine].exec(&["cat", "/proc/net/dev"]).await?;
-    let line = devices.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("a device")?;
-    Ok(line.split_whitespace().nth(8).context("bytes that were sent")?.parse()?)
-}
-
-pub(crate) fn now_ms() -> u64 {
+fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
@@ -159,13 +153,13 @@ pub(crate) async fn change(runs: usize, report: &mut Report) -> Result<()> {
     content::random(&file, LARGE)?;
     store.copied(now_ms()).await?;
     for run in 0..runs {
-        let before = store.sent().await?;
+        let before = store.machine().sent().await?;
         let begun = Instant::now();
         content::patch(&file, 50_000_000 + run as u64 * 77_777_777 % 400_000_000, PATCH)?;
         let written = now_ms();
         store.copied(written).await?;
         took.add_time(begun.elapsed());
-        wire.add((store.sent().await? - before) as f64 / 1e6);
+        wire.add((store.machine().sent().await? - before) as f64 / 1e6);
     }
     report.add(took);
     report.add(wire);
@@ -226,7 +220,7 @@ pub(crate) async fn idle(report: &mut Report) -> Result<()> {
 
 /// What its machine's node uses of a core. Per cent.
 async fn processor(store: &Store, over: Duration) -> Result<f64> {
-    let machine = &store.cluster.bed.machines()[store.host];
+    let machine = store.machine();
     let before = machine.node_cpu()?;
     tokio::time::sleep(over).await;
     Ok((machine.node_cpu()? - before).as_secs_f64() / over.as_secs_f64() * 100.0)

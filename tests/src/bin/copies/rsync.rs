@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 struct Rsync {
     // Before the bed, which can't be taken away below them.
-    daemons: Vec<Process>,
+    _daemons: Vec<Process>,
     bed: Bed,
 }
 
@@ -40,19 +40,19 @@ impl Rsync {
             daemons.push(Process::spawn(&mut command, &machine.log("rsync"))?);
         }
         fs::create_dir_all(bed.machines()[0].srv().join("source"))?;
-        let rsync = Self { daemons, bed };
+        let rsync = Self { _daemons: daemons, bed };
         for index in 1..machines {
             wait::holds("an rsync daemon", LIMIT, async || Ok(rsync.copy(index).await.is_ok())).await?;
         }
         Ok(rsync)
     }
 
-    fn source(&self) -> Result<PathBuf> {
-        Ok(self.bed.machines()[0].srv().join("source"))
+    fn source(&self) -> PathBuf {
+        self.bed.machines()[0].srv().join("source")
     }
 
-    fn target(&self, index: usize) -> Result<PathBuf> {
-        Ok(self.bed.machines()[index].srv().join("copy"))
+    fn target(&self, index: usize) -> PathBuf {
+        self.bed.machines()[index].srv().join("copy")
     }
 
     fn url(&self, index: usize) -> String {
@@ -63,12 +63,6 @@ impl Rsync {
         let mut command = self.bed.machines()[0].command("rsync")?;
         command.args(["-a", "/srv/source/", &self.url(index)]);
         process::run(&mut command, LIMIT).await.map(drop)
-    }
-
-    async fn sent(&self) -> Result<u64> {
-        let devices = self.bed.machines()[0].exec(&["cat", "/proc/net/dev"]).await?;
-        let line = devices.lines().find_map(|line| line.trim().strip_prefix("eth0:")).unwrap_or_default();
-        Ok(line.split_whitespace().nth(8).unwrap_or("0").parse()?)
     }
 }
 
@@ -82,9 +76,9 @@ pub(crate) async fn small(runs: usize, report: &mut Report) -> Result<()> {
     let mut series = Series::new("rsync in a loop, small write to two others", Unit::Seconds);
     for run in 0..runs {
         let name = format!("small-{run}");
-        content::random(&rsync.source()?.join(&name), 1_000)?;
+        content::random(&rsync.source().join(&name), 1_000)?;
         let begun = Instant::now();
-        let copies = [rsync.target(1)?.join(&name), rsync.target(2)?.join(&name)];
+        let copies = [rsync.target(1).join(&name), rsync.target(2).join(&name)];
         wait::holds("two copies", LIMIT, async || Ok(copies.iter().all(|copy| copy.exists()))).await?;
         series.add_time(begun.elapsed());
         tokio::time::sleep(Duration::from_millis(300 + (run as u64 * 377) % 1_000)).await;
@@ -100,7 +94,7 @@ pub(crate) async fn first(runs: usize, report: &mut Report) -> Result<[f64; 2]> 
         let rsync = Rsync::up(2).await?;
         let mut series = Series::new(format!("rsync, first copy of {}", tree.name()), Unit::Seconds);
         for run in 0..runs {
-            tree.write(&rsync.source()?.join(format!("tree-{run}")))?;
+            tree.write(&rsync.source().join(format!("tree-{run}")))?;
             let begun = Instant::now();
             rsync.copy(1).await?;
             series.add_time(begun.elapsed());
@@ -113,26 +107,20 @@ pub(crate) async fn first(runs: usize, report: &mut Report) -> Result<[f64; 2]> 
 
 pub(crate) async fn change(runs: usize, report: &mut Report) -> Result<()> {
     let rsync = Rsync::up(2).await?;
-    let file = rsync.source()?.join("large");
+    let file = rsync.source().join("large");
     content::random(&file, LARGE)?;
     rsync.copy(1).await?;
     let mut took = Series::new("rsync, 1 MB changed inside 500 MB", Unit::Seconds);
     let mut wire = Series::new("rsync, the same, on the wire", Unit::Megabytes);
     for run in 0..runs {
-        let before = rsync.sent().await?;
+        let before = rsync.bed.machines()[0].sent().await?;
         content::patch(&file, 50_000_000 + run as u64 * 77_777_777 % 400_000_000, PATCH)?;
         let begun = Instant::now();
         rsync.copy(1).await?;
         took.add_time(begun.elapsed());
-        wire.add((rsync.sent().await? - before) as f64 / 1e6);
+        wire.add((rsync.bed.machines()[0].sent().await? - before) as f64 / 1e6);
     }
     report.add(took);
     report.add(wire);
     Ok(())
-}
-
-impl Drop for Rsync {
-    fn drop(&mut self) {
-        self.daemons.clear();
-    }
 }

@@ -26,7 +26,7 @@ const TUNED: u32 = 1;
 
 struct Syncthing {
     // Before the bed, which can't be taken away below them.
-    daemons: Vec<Process>,
+    _daemons: Vec<Process>,
     bed: Bed,
 }
 
@@ -68,19 +68,19 @@ impl Syncthing {
             command.args(["serve", "--no-browser", "--no-restart", "--no-upgrade", &format!("--home={HOME}")]);
             daemons.push(Process::spawn(&mut command, &machine.log("syncthing"))?);
         }
-        let syncthing = Self { daemons, bed };
-        fs::write(syncthing.data(0)?.join("first"), "x")?;
+        let syncthing = Self { _daemons: daemons, bed };
+        fs::write(syncthing.data(0).join("first"), "x")?;
         syncthing.reaches("first", &[1, 2]).await.context("Syncthing copies nothing")?;
         Ok(syncthing)
     }
 
-    fn data(&self, index: usize) -> Result<PathBuf> {
-        Ok(self.bed.machines()[index].srv().join("data"))
+    fn data(&self, index: usize) -> PathBuf {
+        self.bed.machines()[index].srv().join("data")
     }
 
     async fn reaches(&self, name: &str, machines: &[usize]) -> Result<()> {
         for &index in machines {
-            let copy = self.data(index)?.join(name);
+            let copy = self.data(index).join(name);
             wait::holds("a copy", LIMIT, async || Ok(copy.exists())).await?;
         }
         Ok(())
@@ -93,7 +93,7 @@ pub(crate) async fn small(runs: usize, report: &mut Report) -> Result<()> {
         let mut series = Series::new(format!("Syncthing {how}, small write to two others"), Unit::Seconds);
         for run in 0..runs {
             let name = format!("small-{run}");
-            content::random(&syncthing.data(0)?.join(&name), 1_000)?;
+            content::random(&syncthing.data(0).join(&name), 1_000)?;
             let begun = Instant::now();
             syncthing.reaches(&name, &[1, 2]).await?;
             series.add_time(begun.elapsed());
@@ -112,8 +112,8 @@ pub(crate) async fn first(runs: usize, report: &mut Report) -> Result<()> {
             let made = syncthing.bed.machines()[0].srv().join(format!("tree-{run}"));
             tree.write(&made)?;
             let (name, begun) = (format!("tree-{run}"), Instant::now());
-            fs::rename(&made, syncthing.data(0)?.join(&name))?;
-            let copy = syncthing.data(1)?.join(&name);
+            fs::rename(&made, syncthing.data(0).join(&name))?;
+            let copy = syncthing.data(1).join(&name);
             wait::holds("a whole copy", LIMIT, async || {
                 Ok(copy.exists() && content::size(&copy).is_ok_and(|size| size >= tree.bytes()))
             })
@@ -123,10 +123,4 @@ pub(crate) async fn first(runs: usize, report: &mut Report) -> Result<()> {
         report.add(series);
     }
     Ok(())
-}
-
-impl Drop for Syncthing {
-    fn drop(&mut self) {
-        self.daemons.clear();
-    }
 }

@@ -3,6 +3,7 @@
 mod condition;
 mod copy;
 mod dialog;
+mod filter;
 mod icon;
 mod meter;
 mod page;
@@ -18,6 +19,7 @@ mod volume;
 pub(crate) use condition::{ConditionBadge, ConditionReason, machine_appearance, role};
 pub(crate) use copy::{CopyButton, Secret};
 pub(crate) use dialog::Dialog;
+pub(crate) use filter::Filter;
 pub(crate) use icon::{Glyph, Icon};
 pub(crate) use meter::Meter;
 pub(crate) use page::{Page, Section, arrived};

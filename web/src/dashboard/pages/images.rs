@@ -8,7 +8,7 @@ use leptos_router::components::A;
 
 use crate::dashboard::{
     api::Client,
-    components::{Empty, Glyph, Icon, Page, badge, shown},
+    components::{Empty, Filter, Glyph, Icon, Page, badge, shown},
     fleet::refresh_on_change,
     format,
     holdings::{self, Hold, Holding},
@@ -54,14 +54,7 @@ fn List(images: Signal<Vec<HeldImageView>>) -> impl IntoView {
     let filter_field = move || {
         many.get().then(|| {
             view! {
-                <input
-                    type="search"
-                    class="filter"
-                    placeholder="Filter by name, machine or service"
-                    aria-label="Filter images"
-                    prop:value=filter
-                    on:input=move |event| filter.set(event_target_value(&event))
-                />
+                <Filter value=filter label="Filter images" hint="Filter by name, machine or service"/>
             }
         })
     };

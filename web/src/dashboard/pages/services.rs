@@ -3,7 +3,7 @@ use leptos::prelude::*;
 use leptos_router::components::A;
 
 use crate::dashboard::{
-    components::{Ago, Empty, Glyph, Icon, Page, Prose, StateBadge, shown},
+    components::{Ago, Empty, Filter, Glyph, Icon, Page, Prose, StateBadge, shown},
     fleet::Fleet,
     format,
     shell::You,
@@ -67,14 +67,7 @@ fn List(services: Signal<Vec<ServiceView>>) -> impl IntoView {
     let filter_field = move || {
         many.get().then(|| {
             view! {
-                <input
-                    type="search"
-                    class="filter"
-                    placeholder="Filter by name, image, machine or state"
-                    aria-label="Filter services"
-                    prop:value=filter
-                    on:input=move |event| filter.set(event_target_value(&event))
-                />
+                <Filter value=filter label="Filter services" hint="Filter by name, image, machine or state"/>
             }
         })
     };

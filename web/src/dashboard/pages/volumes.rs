@@ -8,7 +8,7 @@ use leptos_router::components::A;
 
 use crate::dashboard::{
     api::Client,
-    components::{Ago, CopyChips, Empty, Icon, Page, RiskLine, VolumeBadge, VolumeReason, shown},
+    components::{Ago, CopyChips, Empty, Filter, Icon, Page, RiskLine, VolumeBadge, VolumeReason, shown},
     durability,
     fleet::refresh_on_change,
     format,
@@ -56,14 +56,7 @@ fn List(volumes: Signal<Vec<VolumeView>>) -> impl IntoView {
     let filter_field = move || {
         many.get().then(|| {
             view! {
-                <input
-                    type="search"
-                    class="filter"
-                    placeholder="Filter by name, machine or state"
-                    aria-label="Filter volumes"
-                    prop:value=filter
-                    on:input=move |event| filter.set(event_target_value(&event))
-                />
+                <Filter value=filter label="Filter volumes" hint="Filter by name, machine or state"/>
             }
         })
     };

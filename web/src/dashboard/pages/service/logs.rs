@@ -8,7 +8,7 @@ use crate::dashboard::{
     backoff::Backoff,
     bell::{self, Bell},
     browser,
-    components::{Glyph, Icon, Section},
+    components::{Filter, Glyph, Icon, Section},
     format,
     log_buffer::{Line, LogBuffer},
     task,
@@ -187,14 +187,7 @@ pub(crate) fn Logs(name: String) -> impl IntoView {
         <Section id="logs" title="Log" actions=controls.into_any()>
             <div class="log">
                 <div class="log-bar" role="group" aria-label="Log">
-                    <input
-                        type="search"
-                        class="filter"
-                        placeholder="Filter"
-                        aria-label="Filter the log"
-                        prop:value=filter
-                        on:input=move |event| filter.set(event_target_value(&event))
-                    />
+                    <Filter value=filter label="Filter the log" hint="Filter"/>
                     <button class="button small" aria-pressed=move || paused.get().to_string() on:click=pause>
                         {move || view! { <Glyph icon=if paused.get() { Icon::Play } else { Icon::Pause }/> }}
                         {move || if paused.get() { "Resume" } else { "Pause" }}

@@ -1,0 +1,110 @@
+//! Why an image is not where it should be.
+
+use std::{io, path::PathBuf};
+
+use flotilla_api::{ApiError, ErrorCode};
+use flotilla_data::{store, stream, tree};
+
+use super::archive::{self, Error as ArchiveError};
+use crate::{
+    engine::{self, uploads},
+    volumes,
+};
+
+/// Why an image is not where it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("image `{image}` can't be stored: {source}")]
+    Archive {
+        image: String,
+        #[source]
+        source: ArchiveError,
+    },
+    #[error("image `{image}` could not be fetched: {source}")]
+    Fetch {
+        image: String,
+        #[source]
+        source: volumes::Error,
+    },
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Digest(#[from] archive::InvalidDigest),
+    #[error("`{0}` is not in this machine's store")]
+    NotHere(String),
+    #[error("the machine that has `{0}` does not send it: it has been busy with it for too long")]
+    Late(String),
+    #[error(
+        "the disk is too full: `{image}` needs {needed} bytes, and {free} are free; make room, or run `flotilla image gc`"
+    )]
+    DiskFull { image: String, needed: u64, free: u64 },
+    #[error("{0}")]
+    Invalid(String),
+    /// Holds the whole sentence.
+    #[error("{0}")]
+    InUse(String),
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    #[error(transparent)]
+    Upload(#[from] uploads::Error),
+    #[error("could not {operation} `{}`: {source}", path.display())]
+    File { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error("the node failed inside; look at its log")]
+    Panicked,
+    #[error("the node stops")]
+    Stopped,
+}
+
+impl Error {
+    pub(super) fn code(&self) -> ErrorCode {
+        if self.store().is_some_and(store::Error::is_full) {
+            return ErrorCode::DiskFull;
+        }
+        match self {
+            Self::DiskFull { .. } => ErrorCode::DiskFull,
+            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorCode::DiskFull,
+            Self::Archive {
+                source: ArchiveError::Format(_) | ArchiveError::Other(_) | ArchiveError::Damaged { .. },
+                ..
+            } => ErrorCode::ImageInvalid,
+            Self::Digest(_) | Self::Invalid(_) => ErrorCode::InvalidRequest,
+            Self::NotHere(_) => ErrorCode::ImageNotFound,
+            Self::InUse(_) => ErrorCode::ImageInUse,
+            Self::Engine(error) => error.code(),
+            Self::Upload(error) => error.code(),
+            Self::Fetch { .. } | Self::Late(_) | Self::Stopped => ErrorCode::ServiceUnavailable,
+            _ => ErrorCode::Internal,
+        }
+    }
+
+    /// Is what is here not what it should be, so that another machine has to be asked?
+    pub(super) fn is_damage(&self) -> bool {
+        let damaged =
+            |error: &store::Error| matches!(error, store::Error::Damaged { .. } | store::Error::Missing { .. });
+        let itself = |source: &ArchiveError| {
+            matches!(source, ArchiveError::Damaged { .. } | ArchiveError::Tree(tree::Error::Damaged))
+        };
+        matches!(self, Self::Archive { source, .. } if itself(source)) || self.store().is_some_and(damaged)
+    }
+
+    /// What the store of objects has to say of it.
+    pub(super) fn store(&self) -> Option<&store::Error> {
+        match self {
+            Self::Archive {
+                source:
+                    ArchiveError::Store(error)
+                    | ArchiveError::Tree(tree::Error::Store(error) | tree::Error::Stream(stream::Error::Store(error)))
+                    | ArchiveError::Stream(stream::Error::Store(error)),
+                ..
+            }
+            | Self::Store(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
