@@ -56,4 +56,4 @@ web: ## The web app alone, as it is embedded in the node
 	$(CARGO) build --bin flotilla
 
 images: ## The container images that the end-to-end tests use
-	tests/setup/docker-group tests/images/build nginx jupyter
+	tests/setup/docker-group tests/images/build nginx jupyter databases

@@ -24,6 +24,12 @@ pub async fn jupyter() -> Result<String> {
     debian("jupyter").await
 }
 
+/// What `flotilla-ledger` does, on port 8080, with PostgreSQL and with a mapped file: `/usr/local/bin/postgres-ledger` and
+/// `mapped-ledger` are its commands.
+pub async fn databases() -> Result<String> {
+    debian("databases").await
+}
+
 /// `flotilla-echo`, on port 8080; `/data` is a directory that anyone may write to.
 pub async fn echo() -> Result<String> {
     let archive = root("flotilla-echo", "echo").await?;

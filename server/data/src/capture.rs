@@ -196,6 +196,14 @@ impl Capture {
         })
     }
 
+    /// This file is read whatever its times say.
+    pub fn doubt(&mut self, path: &[Name]) {
+        let path: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();
+        let path = path.join(&b'/');
+        self.read.remove(&path);
+        self.seen.insert(Seen::key(&path), None);
+    }
+
     /// Reads what has changed in the scope. What changes again meanwhile is left to the next time.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What programs change, told by the kernel, so that not everything has to be looked at.
 //!
-//! A watch tells too much rather than too little, with three exceptions that the kernel makes: a file that is mapped into memory shows
+//! A watch tells too much rather than too little, with three exceptions that the kernel makes: a file that is written where it is mapped into memory shows
 //! when it is closed; one that is written under one of several names shows under that name alone; and where more happens than the
 //! kernel notes down, it says so, and everything has to be looked at. So whoever relies on a watch looks at everything now and then.
 

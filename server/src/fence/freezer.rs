@@ -333,6 +333,11 @@ impl Freezer {
         self.thaw(container).map(drop)
     }
 
+    /// The processes of a container.
+    pub(super) fn processes(&self, container: &str) -> Vec<i32> {
+        self.look_up(container).map(|directory| processes(&directory)).unwrap_or_default()
+    }
+
     fn write(&self, container: &str, name: &str, text: &str) -> Result<bool, Error> {
         let Some(directory) = self.look_up(container) else { return Ok(false) };
         let path = directory.join(name);

@@ -17,12 +17,7 @@ impl Fence {
     /// # Errors
     /// One of them does not stand still; then none is held.
     pub async fn hold(&self, epoch: u64) -> Result<Held, Error> {
-        let mut containers = {
-            let plan = self.shared.plan.borrow();
-            let guarded = plan.targets.iter().filter(|target| target.epoch == epoch).map(|it| it.container.clone());
-            let announced = plan.announced.iter().filter(|(_, (of, _))| *of == epoch).map(|(it, _)| it.clone());
-            guarded.chain(announced).collect::<BTreeSet<_>>()
-        };
+        let mut containers = self.containers(epoch);
         // What somebody else has stopped stays so.
         containers.retain(|container| !self.stands_still(container));
         let containers: Vec<String> = containers.into_iter().collect();
@@ -36,6 +31,18 @@ impl Fence {
             }
             None => Ok(held),
         }
+    }
+
+    /// The processes of everything that could write under an epoch.
+    pub fn processes(&self, epoch: u64) -> Vec<i32> {
+        self.containers(epoch).iter().flat_map(|container| self.shared.freezer.processes(container)).collect()
+    }
+
+    fn containers(&self, epoch: u64) -> BTreeSet<String> {
+        let plan = self.shared.plan.borrow();
+        let guarded = plan.targets.iter().filter(|target| target.epoch == epoch).map(|it| it.container.clone());
+        let announced = plan.announced.iter().filter(|(_, (of, _))| *of == epoch).map(|(it, _)| it.clone());
+        guarded.chain(announced).collect()
     }
 
     /// Lets what was held go on, as far as it may.

@@ -2,6 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
+    io,
+    os::unix::fs::OpenOptionsExt as _,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,8 +16,9 @@ use flotilla_data::{
     capture::{Capture, Captured, Scope, Still},
     store,
 };
+use rustix::fs::OFlags;
 
-use super::{Error, Shared, directories::Lock, import::Tree, layout, watched::Watched};
+use super::{Error, Shared, directories::Lock, import::Tree, layout, mapped, watched::Watched};
 use crate::clock;
 
 /// What changes while everything is read is read again before the instance is held, so often at most.
@@ -28,6 +32,9 @@ const WIDE: usize = 256;
 
 /// For how long an instance stands still at most: as long as people wait for a page, and shorter than a health check.
 const HOLD_MAX: Duration = Duration::from_secs(5);
+
+/// A mapped file that is no longer than this is read each time. Bytes.
+const SMALL: u64 = 1024 * 1024;
 
 /// A generation that is on this machine's disk.
 #[derive(Clone, Debug)]
@@ -64,6 +71,27 @@ struct Part {
     scope: Scope,
 }
 
+impl Part {
+    /// Sees that what programs write to a file in their memory shows: what was written, and what will be from now on.
+    fn settle(&mut self, maps: &[String]) -> Result<(), Error> {
+        let Watched { directory, target, .. } = &*self.watched;
+        for path in mapped::find(maps, target, directory) {
+            let file = mapped::below(directory, &path);
+            // No program's pipe is waited for, should one lie there by now.
+            let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
+            match File::options().read(true).custom_flags(flags).open(&file).and_then(|opened| Ok((opened.metadata()?.len(), opened))) {
+                // The disk takes longer for it than reading it does.
+                Ok((len, _)) if len <= SMALL => self.capture.doubt(&path),
+                Ok((_, opened)) => opened.sync_data().map_err(|source| Error::file("write back", &file, source))?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(Error::file("open", &file, source)),
+            }
+            self.scope.add(&path);
+        }
+        Ok(())
+    }
+}
+
 impl Job {
     /// `None` where nothing differs from the generation before. `took` is how long it took to read, without the disk that is waited for.
     pub(super) async fn run(self, took: &mut Duration) -> Result<Option<Made>, Error> {
@@ -73,7 +101,15 @@ impl Job {
         }
         let (store, service, mut watched) = (self.shared.store.clone(), self.service.clone(), self.watched.clone());
         watched.retain(|volume, _| !self.adopts.contains_key(volume));
-        let parts = super::blocking(move || read(&store, &service, watched)).await?;
+        let (fence, epoch) = (self.shared.parts.fence.clone(), self.name.epoch);
+        let parts = super::blocking(move || {
+            let mut parts = read(&store, &service, watched)?;
+            // So that little is left to write back while the instance is held.
+            let maps = mapped::maps(&fence.processes(epoch));
+            parts.iter_mut().try_for_each(|part| part.settle(&maps))?;
+            Ok(parts)
+        })
+        .await?;
         let (captured, held) = self.still(parts).await?;
         *took = began.elapsed();
         let roots = captured.iter().map(|(volume, captured)| (volume.clone(), (captured.root, captured.totals)));
@@ -117,9 +153,12 @@ impl Job {
         let lock = self.lock().await?;
         let began = Instant::now();
         let held = self.shared.parts.fence.hold(self.name.epoch).await?;
+        let (fence, epoch) = (self.shared.parts.fence.clone(), self.name.epoch);
         let still = super::blocking(move || {
+            let maps = mapped::maps(&fence.processes(epoch));
             let still = |mut part: Part| {
                 part.scope.merge(part.watched.take());
+                part.settle(&maps)?;
                 let left = HOLD_MAX.saturating_sub(began.elapsed());
                 Ok((part.volume, part.capture.still(&part.scope, left)?))
             };

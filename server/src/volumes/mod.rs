@@ -12,6 +12,7 @@ mod history;
 mod hooks;
 mod import;
 pub(crate) mod layout;
+mod mapped;
 mod record;
 mod replica;
 mod scrub;

@@ -276,16 +276,17 @@ pub(crate) struct Lines {
 }
 
 struct Line {
+    machine: NodeId,
     names: mpsc::Sender<Vec<Hash>>,
     asked: HashSet<Hash>,
 }
 
 impl Line {
     /// Asks over a stream, for the line with this number.
-    fn over(line: usize, stream: Stream, answers: mpsc::Sender<Came>) -> Self {
+    fn over(line: usize, machine: NodeId, stream: Stream, answers: mpsc::Sender<Came>) -> Self {
         let (names, asked) = mpsc::channel(ASKED_MAX / NAMES_MAX + 1);
         tokio::spawn(carry(line, stream, asked, answers));
-        Self { names, asked: HashSet::new() }
+        Self { machine, names, asked: HashSet::new() }
     }
 }
 
@@ -303,7 +304,7 @@ impl More {
         for (line, machine) in (count..LINES_MAX).zip(self.machines.iter().cycle()) {
             match self.network.stream_beside(machine, wire::LABEL, line / count).await {
                 Ok(stream) => {
-                    let one = Line::over(line, stream, self.answers.clone());
+                    let one = Line::over(line, machine.clone(), stream, self.answers.clone());
                     if self.answers.send(Came::Line(one)).await.is_err() {
                         return;
                     }
@@ -324,7 +325,7 @@ impl Lines {
         for machine in machines.take(SOURCES_MAX) {
             match network.stream(machine, wire::LABEL).await {
                 Ok(stream) => {
-                    lines.push(Some(Line::over(lines.len(), stream, sender.clone())));
+                    lines.push(Some(Line::over(lines.len(), machine.clone(), stream, sender.clone())));
                     reached.push(machine.clone());
                 }
                 Err(error) => why = error.to_string(),
@@ -411,6 +412,7 @@ impl Lines {
 
     fn lose(&mut self, line: usize, why: String, fetch: &mut Fetch) {
         if let Some(line) = self.lines.get_mut(line).and_then(Option::take) {
+            tracing::warn!(machine = %line.machine, %why, "a machine is not asked for more of a generation");
             line.asked.iter().for_each(|name| fetch.again(name));
             self.why = why;
         }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use flotilla_data::{capture::Scope, watch::Watch};
+use flotilla_data::{capture::Scope, tree::Name, watch::Watch};
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -17,6 +17,8 @@ const TOGETHER: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Watched {
     pub(super) directory: PathBuf,
+    /// Where programs see it.
+    pub(super) target: PathBuf,
     seen: Arc<Mutex<Seen>>,
     _stop: DropGuard,
 }
@@ -33,6 +35,7 @@ impl Watched {
     /// Blocking.
     pub(super) fn begin(
         directory: PathBuf,
+        target: PathBuf,
         runtime: &tokio::runtime::Handle,
         changed: impl Fn() + Send + 'static,
     ) -> Self {
@@ -49,7 +52,7 @@ impl Watched {
                 () = task => {}
             }
         });
-        Self { directory, seen, _stop: stop.drop_guard() }
+        Self { directory, target, seen, _stop: stop.drop_guard() }
     }
 
     /// Does the kernel tell of changes?
@@ -72,6 +75,11 @@ impl Watched {
         let mut seen = lock(&self.seen);
         seen.tell();
         seen.watch.is_some() && seen.scope == Scope::nothing()
+    }
+
+    /// The kernel did not tell of it: a file has changed.
+    pub(super) fn note(&self, path: &[Name]) {
+        lock(&self.seen).scope.add(path);
     }
 
     /// Whatever is known of changes is not enough: everything is to be looked at.

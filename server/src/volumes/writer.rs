@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -28,6 +29,7 @@ use super::{
     hooks::Hooks,
     import::Tree,
     layout,
+    mapped::Mapped,
     record::Shown,
     watched::Watched,
     wire::{self, Offer, Offered},
@@ -49,7 +51,7 @@ const FETCHING_MAX: Duration = Duration::from_secs(24 * 3600);
 
 const OFFER_WITHIN: Duration = Duration::from_secs(5);
 
-/// Everything is looked at this often, whatever a watch tells: a file that is mapped into memory shows only when it is closed.
+/// Everything is looked at this often, whatever a watch tells: it makes exceptions (`flotilla_data::watch`).
 const RESCAN: Duration = Duration::from_secs(600);
 
 /// The same where the kernel can't watch a volume.
@@ -123,6 +125,8 @@ struct Task {
     /// The capture that is under way has it.
     adopting: bool,
     scanned: Instant,
+    mapped: Mapped,
+    looked: Instant,
     changed_at: Option<UnixMillis>,
     problem: Option<String>,
     /// The last generation is committed, and the directories are known to show it.
@@ -170,6 +174,8 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceNam
         adopts: None,
         adopting: false,
         scanned: Instant::now(),
+        mapped: Mapped::default(),
+        looked: Instant::now(),
         changed_at: None,
         problem: None,
         rests: false,
@@ -352,17 +358,19 @@ impl Task {
     /// Watches what the specification that runs writes.
     async fn watch(&mut self, service: &Service, placement: &Placement) -> Result<(), Error> {
         let spec = service.spec_of(placement.revision);
-        let volumes: BTreeSet<&VolumeName> = spec.written().map(|mount| &mount.volume).collect();
-        self.watched.retain(|volume, _| volumes.contains(volume));
-        for volume in volumes {
+        let volumes: BTreeMap<&VolumeName, &String> =
+            spec.written().map(|mount| (&mount.volume, &mount.target)).collect();
+        self.watched.retain(|volume, _| volumes.contains_key(volume));
+        for (volume, target) in volumes {
             let directory = layout::directory(&self.shared.parts.data_dir, &self.service, volume);
             if self.watched.contains_key(volume) || !directory.is_dir() {
                 continue;
             }
             let words = self.words.clone();
             let changed = move || drop(words.try_send(Word::Changed));
-            let runtime = tokio::runtime::Handle::current();
-            let watched = super::blocking(move || Ok(Watched::begin(directory, &runtime, changed))).await?;
+            let (runtime, target) = (tokio::runtime::Handle::current(), PathBuf::from(target));
+            let watched =
+                super::blocking(move || Ok(Watched::begin(directory, target, &runtime, changed))).await?;
             self.watched.insert(volume.clone(), Arc::new(watched));
             self.changed(clock::since_boot());
         }
@@ -370,6 +378,25 @@ impl Task {
         if self.scanned.elapsed() > if told { RESCAN } else { RESCAN_UNWATCHED } {
             self.scanned = Instant::now();
             self.watched.values().for_each(|watched| watched.doubt());
+            self.changed(clock::since_boot());
+        }
+        self.look_at_mapped().await
+    }
+
+    async fn look_at_mapped(&mut self) -> Result<(), Error> {
+        if self.looked.elapsed() < LOOK_EVERY {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        let (mut mapped, volumes) = (std::mem::take(&mut self.mapped), self.watched.clone());
+        let (fence, epoch) = (self.shared.parts.fence.clone(), self.epoch);
+        let looked = super::blocking(move || {
+            let changed = mapped.look(|| fence.processes(epoch), &volumes);
+            Ok((mapped, changed))
+        });
+        let changed;
+        (self.mapped, changed) = looked.await?;
+        if changed {
             self.changed(clock::since_boot());
         }
         Ok(())

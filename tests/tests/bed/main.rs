@@ -3,8 +3,10 @@
 //! They need root. `make bed` runs all of them, the long ones too. What they measure is printed behind `MEASURED`.
 
 mod daemon;
+mod damage;
 mod data;
 mod engine;
+mod ledger;
 mod machines;
 mod partition;
 mod power;

@@ -348,3 +348,30 @@ fn what_is_written_between_reading_and_standing_still_is_in_the_generation() {
     restore(&world.store, &world.replica, None, &root).unwrap();
     assert_same(&world.volume, &world.replica, "written meanwhile");
 }
+
+#[test]
+fn a_file_that_is_doubted_is_read_again() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("volume");
+    fs::create_dir_all(directory.join("a")).unwrap();
+    fs::write(directory.join("a/b"), "as it was").unwrap();
+    let store = Store::open(&place.path().join("store")).unwrap();
+    let name = |text: &str| Name::try_from(text.as_bytes().to_vec()).unwrap();
+    // Long enough ago that a change just after would show.
+    let long_ago = std::time::SystemTime::now() + std::time::Duration::from_millis(50);
+    while std::time::SystemTime::now() < long_ago {
+        std::thread::yield_now();
+    }
+    let read = |sequence: u64, doubts: bool| {
+        let mut capture = Capture::begin(&store, "volume", &directory).unwrap();
+        capture.read(&Scope::Everything).unwrap();
+        if doubts {
+            capture.doubt(&[name("a"), name("b")]);
+        }
+        let captured = capture.finish(&Scope::Everything).unwrap();
+        let read = captured.figures.files_read;
+        (captured.commit(1, sequence, sequence).unwrap().root, read)
+    };
+    let (root, first) = read(1, false);
+    assert_eq!((first, read(2, false), read(3, true)), (1, (root, 0), (root, 1)));
+}
