@@ -96,7 +96,9 @@ impl Handler for Answering {
             let rest = this.rest.get().ok_or_else(starting)?;
             match method {
                 Method::Keys => rest.vault.answer(&from, &body),
-                Method::Offer | Method::Holds | Method::Recall => rest.volumes.answer(&from, method, &body).await,
+                Method::Offer | Method::Holds | Method::Recall | Method::Past => {
+                    rest.volumes.answer(&from, method, &body).await
+                }
                 Method::Image | Method::Layers => rest.images.answer(&rest.engine, method, &body).await,
                 _ => rest.cluster.answer(&from, method, &body),
             }

@@ -67,6 +67,8 @@ methods! {
     Layers = 28;
     /// Of the keys that secrets and configs are sealed with.
     Keys = 29;
+    /// Which earlier generations of a service's volumes the asked machine has.
+    Past = 31;
     /// A signalling message for a third node, to be passed on.
     Signal = 32;
     /// First contact of a machine that wants to join.

@@ -11,7 +11,7 @@ use futures::{FutureExt, StreamExt};
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{self, Incoming};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::io::ReaderStream;
 
 use super::{
@@ -36,6 +36,9 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Times that a request is sent again that an application broke off: one that dies of it shall not die for ever.
 const RESENT_MAX: u32 = 3;
+
+/// How long the head of a short answer waits for its body: a browser is quicker with a head whose body is there.
+const SHORT_WAITS: Duration = Duration::from_millis(10);
 
 const EVENTS: &[u8] = b"text/event-stream";
 
@@ -225,7 +228,7 @@ impl Exchange<'_> {
             Ok(plan) => plan,
             Err(error) => return self.tell(&error.into()).await,
         };
-        let Plan { mut head, lane, has_body, decode, inject, clears_cookies } = plan;
+        let Plan { mut head, lane, has_body, is_short, decode, inject, clears_cookies } = plan;
         if clears_cookies {
             self.mux.jar.clear();
         }
@@ -234,30 +237,39 @@ impl Exchange<'_> {
         if changed || clears_cookies || self.head.is_document() {
             head.cookies = Some(self.mux.jar.visible(self.head.page_path()));
         }
+        let mut body = has_body.then(|| {
+            let body = decode.map_or_else(|| raw(incoming), |coding| coding.decode(raw(incoming)));
+            match inject {
+                Some(inject) => {
+                    html::inject(body, inject.charset.as_deref(), &html::script_tag(inject.nonce.as_deref()))
+                }
+                None => body,
+            }
+        });
+        let begun = match &mut body {
+            Some(body) if is_short => Begun::within(SHORT_WAITS, body).await,
+            _ => Begun::default(),
+        };
         let lane = self.mux.lane(lane, &self.stream.lane);
         match lane.send_json(Kind::Head, self.stream.id, &head).await {
             Ok(()) => {}
             Err(Unsent::Closed(closed)) => return Err(closed.into()),
             Err(Unsent::TooLarge) => return self.tell(&UpstreamError::HeadTooLarge.into()).await,
         }
-        if has_body {
-            let mut body = raw(incoming);
-            if let Some(coding) = decode {
-                body = coding.decode(body);
-            }
-            if let Some(inject) = inject {
-                body = html::inject(body, inject.charset.as_deref(), &html::script_tag(inject.nonce.as_deref()));
-            }
-            self.pump(&lane, body).await?;
+        if let Some(body) = body {
+            self.pump(&lane, begun, body).await?;
         }
         lane.send(Frame::new(Kind::End, self.stream.id, &[])).await?;
         Ok(())
     }
 
     /// Sends what is there at once (an event must not wait for the next), and together with whatever else is there already.
-    async fn pump(&self, lane: &Lane, mut body: Body) -> Result<(), Ended> {
+    async fn pump(&self, lane: &Lane, begun: Begun, mut body: Body) -> Result<(), Ended> {
         let broken = |error: BodyError| Ended::Reset(ApiError::new(ErrorCode::ServiceUnavailable, error.to_string()));
-        let mut ended = false;
+        if !begun.bytes.is_empty() {
+            self.stream.send_data(lane, begun.bytes, 0).await?;
+        }
+        let mut ended = begun.end.transpose().map_err(broken)?.is_some();
         while !ended {
             let Some(chunk) = body.next().await else { break };
             let mut payload = BytesMut::from(chunk.map_err(broken)?);
@@ -291,5 +303,29 @@ impl Exchange<'_> {
         }
         lane.send(Frame::new(Kind::End, self.stream.id, &[])).await?;
         Ok(())
+    }
+}
+
+/// What has come of a body.
+#[derive(Default)]
+struct Begun {
+    bytes: BytesMut,
+    /// Absent while there may be more.
+    end: Option<Result<(), BodyError>>,
+}
+
+impl Begun {
+    async fn within(limit: Duration, body: &mut Body) -> Self {
+        let until = Instant::now() + limit;
+        let mut begun = Self::default();
+        while begun.end.is_none() && begun.bytes.len() < DATA_MAX {
+            match timeout_at(until, body.next()).await {
+                Ok(Some(Ok(chunk))) => begun.bytes.extend_from_slice(&chunk),
+                Ok(Some(Err(error))) => begun.end = Some(Err(error)),
+                Ok(None) => begun.end = Some(Ok(())),
+                Err(_) => break,
+            }
+        }
+        begun
     }
 }

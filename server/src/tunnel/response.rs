@@ -1,10 +1,13 @@
 //! The head of a service's answer, made fit for a page that lives in the wrapper's frame behind a service worker.
 
-use flotilla_api::frame::{Head as FrameHead, Lane};
+use flotilla_api::frame::{DATA_MAX, Head as FrameHead, Lane};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, response::Parts};
 use url::Url;
 
 use super::{body::Coding, csp, request::Head, upstream::UpstreamError};
+
+/// Of an answer that is sent in one go: one frame. Bytes.
+const SHORT: u64 = DATA_MAX as u64;
 
 /// Answers known to be at least this long travel on the bulk lane. Two round trips of a small one. Bytes.
 const BULK_FROM: u64 = 128 * 1024;
@@ -35,6 +38,8 @@ pub(super) struct Plan {
     pub(super) head: FrameHead,
     pub(super) lane: Lane,
     pub(super) has_body: bool,
+    /// It says so, and can be sent in one go.
+    pub(super) is_short: bool,
     pub(super) decode: Option<Coding>,
     pub(super) inject: Option<Inject>,
     pub(super) clears_cookies: bool,
@@ -105,7 +110,8 @@ pub(super) fn plan(
     let head = FrameHead { status: status.as_u16(), headers, cookies: None, protocol: None };
     let clears = text(&answer.headers, &HeaderName::from_static("clear-site-data"));
     let clears_cookies = clears.contains("\"cookies\"") || clears.contains("\"*\"");
-    Ok(Plan { head, lane, has_body, decode, inject, clears_cookies })
+    let is_short = length.is_some_and(|length| length <= SHORT);
+    Ok(Plan { head, lane, has_body, is_short, decode, inject, clears_cookies })
 }
 
 /// What is large, or is a download, goes on the bulk lane. What has no length and is no download is an event stream or a page

@@ -79,7 +79,12 @@ impl Part {
             let file = mapped::below(directory, &path);
             // No program's pipe is waited for, should one lie there by now.
             let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
-            match File::options().read(true).custom_flags(flags).open(&file).and_then(|opened| Ok((opened.metadata()?.len(), opened))) {
+            match File::options()
+                .read(true)
+                .custom_flags(flags)
+                .open(&file)
+                .and_then(|opened| Ok((opened.metadata()?.len(), opened)))
+            {
                 // The disk takes longer for it than reading it does.
                 Ok((len, _)) if len <= SMALL => self.capture.doubt(&path),
                 Ok((_, opened)) => opened.sync_data().map_err(|source| Error::file("write back", &file, source))?,

@@ -13,6 +13,7 @@ mod hooks;
 mod import;
 pub(crate) mod layout;
 mod mapped;
+mod past;
 mod record;
 mod replica;
 mod scrub;
@@ -114,6 +115,8 @@ struct Shared {
     history: Notify,
     /// Something was forgotten whose room is to be freed.
     garbage: AtomicBool,
+    /// A first copy of something has come.
+    first: Notify,
     /// Generations that other machines are fetching from here.
     offered: Mutex<BTreeMap<ServiceName, BTreeSet<GenerationName>>>,
     counters: Counters,
@@ -218,6 +221,7 @@ impl Volumes {
             history: Notify::new(),
             // What an earlier daemon forgot may not be freed yet.
             garbage: AtomicBool::new(true),
+            first: Notify::new(),
             offered: Mutex::default(),
             counters: Counters::default(),
             tasks: TaskTracker::new(),
@@ -232,6 +236,7 @@ impl Volumes {
             ("the writers of volumes", tokio::spawn(supervise(Arc::clone(&self.shared), engine.clone()))),
             ("the copies of volumes", tokio::spawn(replica::tend(Arc::clone(&self.shared), engine.clone()))),
             ("the history of volumes", tokio::spawn(history::keep(Arc::clone(&self.shared)))),
+            ("the past of volumes", tokio::spawn(past::keep(Arc::clone(&self.shared)))),
             ("the scrub of volumes", tokio::spawn(scrub::keep(Arc::clone(&self.shared)))),
             ("the measure of volumes", tokio::spawn(storage::measure(Arc::clone(&self.shared)))),
         ]
@@ -267,6 +272,10 @@ impl Volumes {
                     volumes: kept.roots,
                     holders: Vec::new(),
                 }))
+            }
+            Method::Past => {
+                let (shared, past) = (Arc::clone(&self.shared), wire::read(body)?);
+                wire::write(&blocking(move || past::told(&shared, &past)).await?)
             }
             other => Err(ApiError::new(ErrorCode::NotFound, format!("{other:?} is nothing that volumes know"))),
         }

@@ -185,7 +185,8 @@ async fn fetch_all(shared: Arc<Shared>, service: ServiceName) {
     }
 }
 
-async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Figures, Error> {
+/// Fetches a generation, first of all from this machine.
+pub(super) async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Figures, Error> {
     let _turn = shared.wanted.fetches.acquire().await.map_err(|_| Error::Stopped)?;
     let connected = shared.parts.network.connected().borrow().clone();
     let others = offer.holders.iter().filter(|id| *id != from && **id != shared.parts.node && connected.contains(*id));
@@ -216,7 +217,16 @@ async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Fig
     if !may_keep(&shared.parts.state.borrow(), &offer.service, &shared.parts.node) {
         return Err(Error::Deleted { service: offer.service.clone() });
     }
-    super::blocking(move || Ok(Fetch::commit_all(fetched)?)).await?;
+    let (store, keys): (_, Vec<String>) =
+        (shared.store.clone(), offer.volumes.keys().map(|volume| layout::key(&offer.service, volume)).collect());
+    let is_first = super::blocking(move || {
+        Fetch::commit_all(fetched)?;
+        let first = |key: &String| Ok(store.generations(key)?.len() == 1);
+        keys.iter().map(first).collect::<Result<Vec<bool>, Error>>()
+    });
+    if is_first.await?.contains(&true) {
+        shared.first.notify_one();
+    }
     Ok(sum)
 }
 

@@ -369,8 +369,7 @@ impl Task {
             let words = self.words.clone();
             let changed = move || drop(words.try_send(Word::Changed));
             let (runtime, target) = (tokio::runtime::Handle::current(), PathBuf::from(target));
-            let watched =
-                super::blocking(move || Ok(Watched::begin(directory, target, &runtime, changed))).await?;
+            let watched = super::blocking(move || Ok(Watched::begin(directory, target, &runtime, changed))).await?;
             self.watched.insert(volume.clone(), Arc::new(watched));
             self.changed(clock::since_boot());
         }

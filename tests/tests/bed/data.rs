@@ -2,8 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use flotilla_tests::bed::{Bed, Cluster, cluster::long_is_wanted, probe::clock, visitor::PROMISE};
+use anyhow::{Context, Result, ensure};
+use flotilla_tests::{
+    bed::{
+        Bed, Cluster,
+        cluster::{SETTLED_LIMIT, long_is_wanted},
+        probe::clock,
+        visitor::PROMISE,
+    },
+    wait,
+};
 use tokio::time::Instant;
 
 use crate::ledger::{Database, Loss, Observer, SERVICE, consistent, copied, deploy, kept_aside, later, lose_power};
@@ -64,6 +72,59 @@ async fn nothing_is_lost_where_a_service_is_moved() -> Result<()> {
     consistent(&after)?;
     visitor.outage_within_promise("a machine with a database is emptied", at).await?;
     Ok(())
+}
+
+/// A volume that the test itself writes, so that it knows each generation.
+#[tokio::test]
+async fn a_new_copy_has_the_past_as_well() -> Result<()> {
+    let Some(cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
+    let keep = async |replicas: u32| {
+        let image = cluster.image();
+        let compose = format!(
+            "services:
+  notes:
+    image: {image}
+    ports: [\"8080\"]
+    stop_grace_period: 3s
+    volumes: [\"board:/board\"]
+volumes:
+  board: {{ x-flotilla: {{ replicas: {replicas} }} }}
+"
+        );
+        cluster.deploy(&compose).await?;
+        cluster.runs("notes").await
+    };
+    let host = keep(1).await?[0];
+    let (service, volume) = ("notes".parse()?, "board".parse()?);
+    let past = async |machine: usize| {
+        let detail = cluster.client(machine)?.volume(&service, &volume).await?;
+        let names = detail.history.into_iter().map(|moment| moment.generation.generation);
+        Ok((cluster.bed.index_of(detail.read_on.as_str())?, names.collect::<Vec<_>>()))
+    };
+    let directory = cluster.bed.machines()[host].srv().join("flotilla/volumes/notes/board");
+    let mut before = Vec::new();
+    for note in 1..=5 {
+        std::fs::write(directory.join("note"), note.to_string())?;
+        wait::holds("one more generation", SETTLED_LIMIT, async || {
+            let (_, names) = past(host).await?;
+            let more = names.len() > before.len();
+            before = if more { names } else { std::mem::take(&mut before) };
+            Ok(more)
+        })
+        .await?;
+    }
+    keep(2).await?;
+    let mut last = Vec::new();
+    let has_all = wait::holds("all generations on each machine", SETTLED_LIMIT, async || {
+        last = Vec::new();
+        for machine in cluster.all_but(host) {
+            last.push((machine, past(machine).await?));
+        }
+        Ok(last.iter().all(|(machine, (read_on, names))| {
+            machine == read_on && before.iter().all(|generation| names.contains(generation))
+        }))
+    });
+    has_all.await.with_context(|| format!("{before:?} were there, and now there is {last:?}"))
 }
 
 /// Power is lost at random instants, each time on the machine that writes.

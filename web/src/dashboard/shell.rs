@@ -146,24 +146,49 @@ fn LinkState() -> impl IntoView {
 #[component]
 fn Navigation() -> impl IntoView {
     let you = expect_context::<You>();
-    let item = |href: &'static str, icon: Icon, name: &'static str| {
+    let path = use_location().pathname;
+    let item = |class: &'static str, href: &'static str, icon: Icon, name: &'static str| {
         view! {
-            <li>
+            <li class=class>
                 <NavLink href icon name/>
             </li>
+        }
+    };
+    // A narrow screen shows these behind its last button.
+    let deploy = move |class| you.operates().then(|| item(class, "/deploy", Icon::Deploy, "Deploy"));
+    let images = move |class| you.operates().then(|| item(class, "/images", Icon::Image, "Images"));
+    let secrets = move |class| you.operates().then(|| item(class, "/secrets", Icon::Lock, "Secrets"));
+    let access = move |class| you.administers().then(|| item(class, "/access", Icon::Access, "Access"));
+    let is_less = move || path.with(|path| ["/deploy", "/images", "/secrets", "/access"].contains(&path.as_str()));
+    // Made anew with each page, and so closed.
+    let menu = move || {
+        path.track();
+        view! {
+            <ul class="nav-menu" id="nav-menu" popover="auto">
+                {deploy("")} {images("")} {secrets("")} {access("")}
+            </ul>
         }
     };
     view! {
         <nav class="nav" aria-label="Main">
             <ul>
-                {item("/", Icon::Services, "Services")}
-                {move || you.operates().then(|| item("/deploy", Icon::Deploy, "Deploy"))}
-                {move || you.operates().then(|| item("/volumes", Icon::Volume, "Volumes"))}
-                {move || you.operates().then(|| item("/images", Icon::Image, "Images"))}
-                {move || you.operates().then(|| item("/secrets", Icon::Lock, "Secrets"))}
-                {move || you.operates().then(|| item("/cluster", Icon::Cluster, "Cluster"))}
-                {move || you.administers().then(|| item("/access", Icon::Access, "Access"))}
-                {move || you.operates().then(|| item("/activity", Icon::Activity, "Activity"))}
+                {item("", "/", Icon::Services, "Services")}
+                {move || deploy("nav-less")}
+                {move || you.operates().then(|| item("", "/volumes", Icon::Volume, "Volumes"))}
+                {move || images("nav-less")}
+                {move || secrets("nav-less")}
+                {move || you.operates().then(|| item("", "/cluster", Icon::Cluster, "Cluster"))}
+                {move || access("nav-less")}
+                {move || you.operates().then(|| item("", "/activity", Icon::Activity, "Activity"))}
+                {move || you.operates().then(|| view! {
+                    <li class="nav-more">
+                        <button class="nav-link" class:current=is_less popovertarget="nav-menu">
+                            <Glyph icon=Icon::More/>
+                            <span>"More"</span>
+                        </button>
+                        {menu}
+                    </li>
+                })}
             </ul>
         </nav>
     }

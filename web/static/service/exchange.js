@@ -7,6 +7,11 @@ const BODY_READ_AHEAD = 256 * 1024;
 // How often a request that can be repeated is sent again after its connection was lost before the answer began.
 const ATTEMPTS = 3;
 
+// An answer that says to be no longer than this is passed on when it is complete: that takes a browser half as long as a head
+// whose body comes after. It is not waited for if the service takes its time.
+const SHORT = 64 * 1024;
+const SHORT_WAITS_MS = 30;
+
 const HEADERS_OF_OURS = /^x-flotilla-/;
 const HAS_NO_BODY = new Set([101, 204, 205, 304]);
 
@@ -42,6 +47,11 @@ class Exchange {
   #requestId;
   #window = new SendWindow();
   #settleHead;
+  #head = null;
+  #patience = null;
+  // What came of the body before the page could read it.
+  #early = [];
+  #ended = false;
   #body = null;
   #received = 0;
   #credited = 0;
@@ -109,7 +119,11 @@ class Exchange {
   #stream() {
     return new ReadableStream(
       {
-        start: (controller) => { this.#body = controller; },
+        start: (controller) => {
+          this.#body = controller;
+          for (const bytes of this.#early.splice(0)) controller.enqueue(bytes);
+          if (this.#ended) controller.close();
+        },
         pull: () => this.#returnCredit(),
         cancel: () => this.abandon(),
       },
@@ -162,11 +176,14 @@ class Exchange {
   receive({ kind, payload }) {
     switch (kind) {
       case KIND.HEAD:
-        this.#settleHead.resolve(jsonOf(payload));
+        this.#head = jsonOf(payload);
+        if (isShort(this.#head)) this.#patience = setTimeout(() => this.#begin(), SHORT_WAITS_MS);
+        else this.#begin();
         break;
       case KIND.DATA:
         this.#received += payload.byteLength;
-        this.#body?.enqueue(payload);
+        if (this.#body) this.#body.enqueue(payload);
+        else this.#early.push(payload);
         break;
       case KIND.CREDIT:
         this.#window.grant(creditOf(payload));
@@ -174,6 +191,8 @@ class Exchange {
       case KIND.END:
         // An answer that is complete before its request is needs no more of it.
         if (this.#uploading) this.#link.post(jsonFrame(KIND.RESET, this.#id, { code: "aborted", message: "the answer is complete" }));
+        this.#ended = true;
+        this.#begin();
         this.#finish();
         this.#body?.close();
         break;
@@ -185,6 +204,11 @@ class Exchange {
     }
   }
 
+  #begin() {
+    clearTimeout(this.#patience);
+    this.#settleHead.resolve(this.#head);
+  }
+
   // Nobody waits for the answer any more.
   abandon() {
     if (this.#over) return;
@@ -194,6 +218,7 @@ class Exchange {
 
   fail(error) {
     if (this.#over) return;
+    clearTimeout(this.#patience);
     this.#finish();
     this.#settleHead.reject(error);
     this.#body?.error(new TypeError(error.message));
@@ -206,6 +231,11 @@ class Exchange {
     if (this.#requestId) byRequestId.delete(this.#requestId);
   }
 }
+
+const isShort = ({ headers }) => {
+  const length = headers.find(([name]) => name === "content-length")?.[1];
+  return length !== undefined && Number(length) <= SHORT;
+};
 
 // What a page sent, as chunks, with its length where that is known.
 const bodyOf = async (request) => {

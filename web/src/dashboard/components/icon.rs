@@ -40,6 +40,7 @@ pub(crate) enum Icon {
     Volume,
     Image,
     Lock,
+    More,
 }
 
 impl Icon {
@@ -116,6 +117,7 @@ impl Icon {
             Self::Lock => {
                 r#"<rect x="4" y="9" width="12" height="8" rx="1.600"/><path d="M6.800 9V6.400a3.200 3.200 0 0 1 6.400 0V9M10 12.300v1.700"/>"#
             }
+            Self::More => r#"<path d="M4.500 10h.01M10 10h.01M15.500 10h.01" stroke-width="2.600"/>"#,
             Self::Lost => {
                 r#"<path d="M3 3l14 14M5.5 11.200a6.5 6.5 0 0 1 3-1.900M2.8 8a10.5 10.5 0 0 1 3.6-2.300M9.8 4.700a10.5 10.5 0 0 1 7.4 3.300M13 9.700c.6.4 1.1.9 1.5 1.500M10 15.500h.01"/>"#
             }
