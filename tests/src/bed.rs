@@ -335,10 +335,11 @@ fn unavailable() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("simulated machines need root: run `make bed`, which asks for it".to_owned());
     }
-    let missing: Vec<&str> = ["nft", "ip", "mkfs.xfs", "xfs_io", "mkfs.ext4", "nsenter", "unshare", "dockerd", "docker"]
-        .into_iter()
-        .filter(|program| !installed(program))
-        .collect();
+    let missing: Vec<&str> =
+        ["nft", "ip", "mkfs.xfs", "xfs_io", "mkfs.ext4", "nsenter", "unshare", "dockerd", "docker"]
+            .into_iter()
+            .filter(|program| !installed(program))
+            .collect();
     (!missing.is_empty()).then(|| format!("{} is missing: `tests/setup/install bed` installs it", missing.join(", ")))
 }
 

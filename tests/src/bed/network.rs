@@ -155,14 +155,23 @@ impl Network {
         let Socket { namespace: other, bridge, device: port, address, gateway, .. } = socket;
         // A home's own cables are short, and the client is at the switch.
         if let Some(line) = self.line.filter(|_| !socket.behind_nat && socket.port != CLIENT) {
-            let end = |namespace: &str, device: &str| End { namespace: namespace.to_owned(), device: device.to_owned() };
+            let end =
+                |namespace: &str, device: &str| End { namespace: namespace.to_owned(), device: device.to_owned() };
             let cable = Cable::lay(line, socket.port, [end(namespace, device), end(other, port)])?;
             self.cables.insert(namespace.to_owned(), cable);
         } else {
             run(&format!("ip link add {port} netns {other} type veth peer name {device} netns {namespace}"))?;
         }
         run_in(other, &format!("ip link set {port} master {bridge} up"))?;
-        run_in(namespace, &format!("ip addr add {address}/24 dev {device}; ip link set {device} up"))?;
+        // A machine has the same card when it comes back: others still know it.
+        let [a, b, c, d] = address.octets();
+        let card = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+        run_in(
+            namespace,
+            &format!(
+                "ip link set {device} address {card}; ip addr add {address}/24 dev {device}; ip link set {device} up"
+            ),
+        )?;
         if let Some(gateway) = gateway {
             run_in(namespace, &format!("ip route add default via {gateway}"))?;
         }

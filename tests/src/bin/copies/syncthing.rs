@@ -14,9 +14,11 @@ use flotilla_tests::{
     wait,
 };
 
-use crate::content::{self, Tree};
+use crate::{
+    content::{self, Tree},
+    way::Way,
+};
 
-const MACHINES: usize = 3;
 const DISK_MB: u32 = 30_000;
 const LIMIT: Duration = Duration::from_secs(600);
 const HOME: &str = "/srv/syncthing";
@@ -31,8 +33,8 @@ struct Syncthing {
 }
 
 impl Syncthing {
-    async fn up(delay: u32) -> Result<Self> {
-        let bed = Bed::up(BedSpec::lan(MACHINES).without_engines().disk_mb(DISK_MB)).await?;
+    async fn up(machines: usize, way: Way, delay: u32) -> Result<Self> {
+        let bed = Bed::up(way.between(BedSpec::lan(machines).without_engines().disk_mb(DISK_MB))).await?;
         let mut ids = Vec::new();
         for machine in bed.machines() {
             let mut command = machine.command("syncthing")?;
@@ -70,7 +72,7 @@ impl Syncthing {
         }
         let syncthing = Self { _daemons: daemons, bed };
         fs::write(syncthing.data(0).join("first"), "x")?;
-        syncthing.reaches("first", &[1, 2]).await.context("Syncthing copies nothing")?;
+        syncthing.reaches("first", &(1..machines).collect::<Vec<_>>()).await.context("Syncthing copies nothing")?;
         Ok(syncthing)
     }
 
@@ -89,7 +91,7 @@ impl Syncthing {
 
 pub(crate) async fn small(runs: usize, report: &mut Report) -> Result<()> {
     for (delay, how) in [(TUNED, "tuned"), (AS_IT_COMES, "as it comes")] {
-        let syncthing = Syncthing::up(delay).await?;
+        let syncthing = Syncthing::up(3, Way::Lan, delay).await?;
         let mut series = Series::new(format!("Syncthing {how}, small write to two others"), Unit::Seconds);
         for run in 0..runs {
             let name = format!("small-{run}");
@@ -104,18 +106,20 @@ pub(crate) async fn small(runs: usize, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-pub(crate) async fn first(runs: usize, report: &mut Report) -> Result<()> {
-    for tree in Tree::ALL {
-        let syncthing = Syncthing::up(TUNED).await?;
-        let mut series = Series::new(format!("Syncthing tuned, first copy of {}", tree.name()), Unit::Seconds);
+/// To one other, as it sends to all at once.
+pub(crate) async fn first(runs: usize, way: Way, trees: &[Tree], report: &mut Report) -> Result<()> {
+    for tree in trees {
+        let syncthing = Syncthing::up(2, way, TUNED).await?;
+        let what = format!("Syncthing tuned, first copy of {}", tree.name());
+        let mut series = Series::new(way.of(what), Unit::Seconds);
         for run in 0..runs {
             let made = syncthing.bed.machines()[0].srv().join(format!("tree-{run}"));
-            tree.write(&made)?;
-            let (name, begun) = (format!("tree-{run}"), Instant::now());
+            tree.write(&made).await?;
+            let (name, bytes, begun) = (format!("tree-{run}"), content::size(&made)?, Instant::now());
             fs::rename(&made, syncthing.data(0).join(&name))?;
             let copy = syncthing.data(1).join(&name);
             wait::holds("a whole copy", LIMIT, async || {
-                Ok(copy.exists() && content::size(&copy).is_ok_and(|size| size >= tree.bytes()))
+                Ok(copy.exists() && content::size(&copy).is_ok_and(|size| size >= bytes))
             })
             .await?;
             series.add_time(begun.elapsed());
