@@ -33,7 +33,11 @@ pub(crate) async fn write(directory: &Path) -> Result<()> {
         bytes += copy(from, &directory.join(from.strip_prefix("/")?), most, &mut taken)?;
     }
     ensure!(bytes >= LEAST, "only {bytes} bytes of sources and documents are installed on this machine");
-    database(&directory.join("texts.sqlite"), &taken).await
+    // SQLite takes a path apart itself, and with that of a simulated machine's disk it ends at this machine's.
+    let made = tempfile::NamedTempFile::new()?;
+    database(made.path(), &taken).await?;
+    fs::copy(made.path(), directory.join("texts.sqlite"))?;
+    Ok(())
 }
 
 /// Files, in the order of their names, until there are enough bytes; says how many.
