@@ -44,28 +44,34 @@ impl Syncthing {
             let id = process::run(command.args(["--device-id", &format!("--home={HOME}")]), LIMIT).await?;
             ids.push(id.trim().to_owned());
         }
-        let devices: String = ids
-            .iter()
-            .zip(bed.machines())
-            .map(|(id, machine)| {
-                format!("<device id=\"{id}\"><address>tcp://{}:22000</address></device>", machine.address())
-            })
-            .collect();
         let members: String = ids.iter().map(|id| format!("<device id=\"{id}\"></device>")).collect();
-        let config = format!(
-            "<configuration version=\"36\"><folder id=\"data\" path=\"/srv/data\" type=\"sendreceive\" rescanIntervalS=\"3600\" \
+        let config = |devices: &str| {
+            format!(
+                "<configuration version=\"36\"><folder id=\"data\" path=\"/srv/data\" type=\"sendreceive\" rescanIntervalS=\"3600\" \
              fsWatcherEnabled=\"true\" fsWatcherDelayS=\"{delay}\">{members}</folder>{devices}\
              <gui enabled=\"false\"></gui><options><listenAddress>tcp://0.0.0.0:22000</listenAddress>\
              <globalAnnounceEnabled>false</globalAnnounceEnabled><localAnnounceEnabled>false</localAnnounceEnabled>\
              <relaysEnabled>false</relaysEnabled><natEnabled>false</natEnabled><urAccepted>-1</urAccepted>\
              <crashReportingEnabled>false</crashReportingEnabled><autoUpgradeIntervalH>0</autoUpgradeIntervalH>\
              <reconnectionIntervalS>1</reconnectionIntervalS></options></configuration>"
-        );
+            )
+        };
         let mut daemons = Vec::new();
-        for machine in bed.machines() {
+        for (index, machine) in bed.machines().iter().enumerate() {
             let srv = machine.srv();
             fs::create_dir_all(srv.join("data"))?;
-            fs::write(srv.join("syncthing/config.xml"), &config)?;
+            // One end of each pair calls the other. Where both do, at one time and far from each other, each takes the other's call
+            // for one too many, for ever.
+            let devices: String = (0..)
+                .zip(ids.iter().zip(bed.machines()))
+                .map(|(other, (id, machine))| {
+                    let calls = index < other;
+                    let address =
+                        if calls { format!("tcp://{}:22000", machine.address()) } else { "dynamic".to_owned() };
+                    format!("<device id=\"{id}\"><address>{address}</address></device>")
+                })
+                .collect();
+            fs::write(srv.join("syncthing/config.xml"), config(&devices))?;
             let mut command = machine.command("syncthing")?;
             command.args(["serve", "--no-browser", "--no-restart", "--no-upgrade", &format!("--home={HOME}")]);
             daemons.push(Process::spawn(&mut command, &machine.log("syncthing"))?);
