@@ -4,10 +4,12 @@
 //! Whoever makes a bed is on its network from then on: the calling thread's sockets are those of a client's machine beside the
 //! simulated ones, and reach nothing else. So do the threads and programs that it starts.
 //!
-//! It needs root, Linux, `nft`, `ip`, `mkfs.xfs`, `nsenter` and `dockerd`: `tests/setup/install bed` installs what is missing.
+//! It needs root, Linux, `nft`, `ip`, `mkfs.xfs`, `mkfs.ext4`, `nsenter` and `dockerd`: `tests/setup/install bed` installs what is missing.
 
+mod cable;
 mod cgroup;
 pub mod cluster;
+mod line;
 mod machine;
 mod network;
 mod node;
@@ -25,9 +27,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub use self::{cluster::Cluster, machine::Machine, network::Nat};
+pub use self::{
+    cluster::Cluster,
+    line::Line,
+    machine::{FileSystem, Machine},
+    network::Nat,
+};
 use self::{
-    machine::Hardware,
+    machine::{Disk, Hardware},
     network::{CLIENT, Network},
     sweep::Name,
 };
@@ -45,7 +52,8 @@ pub struct BedSpec {
     internet: bool,
     engines: bool,
     engine_flags: Vec<String>,
-    disk_mb: Option<u32>,
+    disk: Disk,
+    line: Option<Line>,
 }
 
 /// Machines in one place: each directly at the switch, or all behind one router.
@@ -63,7 +71,8 @@ impl BedSpec {
             internet: false,
             engines: true,
             engine_flags: Vec::new(),
-            disk_mb: Some(DISK_MB),
+            disk: Disk { file_system: FileSystem::Xfs, megabytes: DISK_MB },
+            line: None,
         }
     }
 
@@ -89,7 +98,21 @@ impl BedSpec {
     /// The size of each machine's /srv, where its node keeps everything.
     #[must_use]
     pub fn disk_mb(mut self, megabytes: u32) -> Self {
-        self.disk_mb = Some(megabytes);
+        self.disk.megabytes = megabytes;
+        self
+    }
+
+    /// What each machine's /srv is made with: xfs, if nothing is said.
+    #[must_use]
+    pub fn file_system(mut self, file_system: FileSystem) -> Self {
+        self.disk.file_system = file_system;
+        self
+    }
+
+    /// What each machine's cable is like, and that of each router to the Internet. The client's is short and fast.
+    #[must_use]
+    pub fn shaped(mut self, line: Line) -> Self {
+        self.line = Some(line);
         self
     }
 
@@ -133,7 +156,7 @@ impl Bed {
         let name = Name::new()?;
         fs::create_dir_all(name.run())?;
         fs::create_dir_all(name.disks())?;
-        let network = Network::make(&name.of_namespaces(), spec.internet)?;
+        let network = Network::make(&name.of_namespaces(), spec.internet, spec.line)?;
         let mut bed = Self { machines: Vec::new(), network, name, spec };
         bed.build()?;
         probe::enter_network(&bed.network.client())?;
@@ -188,7 +211,7 @@ impl Bed {
                 socket,
                 run: self.name.run().join(&name),
                 disk: self.name.disks().join(&name),
-                disk_mb: self.spec.disk_mb,
+                srv: self.spec.disk,
                 engine_flags: self.spec.engine_flags.clone(),
                 hosts: hosts.clone(),
                 name,
@@ -312,10 +335,11 @@ fn unavailable() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("simulated machines need root: run `make bed`, which asks for it".to_owned());
     }
-    let missing: Vec<&str> = ["nft", "ip", "mkfs.xfs", "xfs_io", "nsenter", "unshare", "dockerd", "docker"]
-        .into_iter()
-        .filter(|program| !installed(program))
-        .collect();
+    let missing: Vec<&str> =
+        ["nft", "ip", "mkfs.xfs", "xfs_io", "mkfs.ext4", "nsenter", "unshare", "dockerd", "docker"]
+            .into_iter()
+            .filter(|program| !installed(program))
+            .collect();
     (!missing.is_empty()).then(|| format!("{} is missing: `tests/setup/install bed` installs it", missing.join(", ")))
 }
 

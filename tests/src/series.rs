@@ -11,6 +11,8 @@ pub struct Report {
     series: Vec<Series>,
     /// What could not be measured, and why.
     failures: Vec<String>,
+    /// What the figures depend on.
+    notes: Vec<String>,
 }
 
 /// One thing, measured over and over.
@@ -172,6 +174,14 @@ impl Report {
         self.series.push(series);
     }
 
+    /// Says what figures depend on, once.
+    pub fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            eprintln!("  {note}");
+            self.notes.push(note);
+        }
+    }
+
     pub fn failed(&mut self, what: &str, error: &anyhow::Error) {
         eprintln!("  {what} failed: {error:#}");
         let whole = format!("{error:#}");
@@ -203,6 +213,7 @@ impl fmt::Display for Report {
                 if series.is_met() { "" } else { "**missed**" },
             )?;
         }
+        self.notes.iter().try_for_each(|note| writeln!(f, "\n{note}"))?;
         self.failures.iter().try_for_each(|failure| writeln!(f, "\nnot measured: {failure}"))
     }
 }

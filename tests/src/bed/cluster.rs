@@ -65,7 +65,7 @@ impl Cluster {
 
     /// The first `members` machines of a bed become a cluster; the others have an engine and no node.
     pub async fn on(spec: BedSpec, members: usize) -> Result<Self> {
-        let megabytes = spec.disk_mb.unwrap_or(DISK_MB).max(DISK_MB);
+        let megabytes = spec.disk.megabytes.max(DISK_MB);
         let mut bed = Bed::up(spec.disk_mb(megabytes)).await?;
         let token = bed.machine(0).init(NAME).await?;
         bed.machine(0).start_node().await?;

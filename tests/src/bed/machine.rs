@@ -37,6 +37,33 @@ const EXEC_LIMIT: Duration = Duration::from_secs(60);
 /// A ping of an engine.
 const PING_LIMIT: Duration = Duration::from_secs(2);
 
+/// What the file system of a machine's /srv is. A power loss of either leaves what was synced, and no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    /// Files share what they have in common.
+    Xfs,
+    /// Files can't.
+    Ext4,
+}
+
+/// A machine's disk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Disk {
+    pub(super) file_system: FileSystem,
+    /// Of which those take room that were written once.
+    pub(super) megabytes: u32,
+}
+
+impl Disk {
+    /// What makes its file system. All of it: nothing is left to be done while it is used.
+    fn make(self) -> &'static str {
+        match self.file_system {
+            FileSystem::Xfs => "mkfs.xfs -q",
+            FileSystem::Ext4 => "mkfs.ext4 -q -m 0 -E lazy_itable_init=0,lazy_journal_init=0",
+        }
+    }
+}
+
 /// What a machine is made of, and keeps over its power losses.
 #[derive(Debug)]
 pub(super) struct Hardware {
@@ -48,7 +75,8 @@ pub(super) struct Hardware {
     pub(super) run: PathBuf,
     /// Kept over a power loss.
     pub(super) disk: PathBuf,
-    pub(super) disk_mb: Option<u32>,
+    /// The disk of its /srv.
+    pub(super) srv: Disk,
     pub(super) engine_flags: Vec<String>,
     /// Lines for /etc/hosts.
     pub(super) hosts: String,
@@ -76,15 +104,14 @@ struct Power {
 impl Machine {
     /// New, with an empty disk, and off.
     pub(super) fn build(hardware: Hardware) -> Result<Self> {
-        for directory in ["docker", "etc-docker", "srv"] {
+        for directory in ["docker", "etc-docker"] {
             fs::create_dir_all(hardware.disk.join(directory))?;
         }
         fs::set_permissions(hardware.disk.join("docker"), fs::Permissions::from_mode(0o711))?;
-        if let Some(megabytes) = hardware.disk_mb {
-            let image = hardware.disk.join("disk.img");
-            run(&format!("truncate -s {megabytes}M '{0}'; mkfs.xfs -q '{0}'", image.display()))
-                .context("make a disk; `tests/setup/install bed` installs what is missing")?;
-        }
+        let Disk { megabytes, .. } = hardware.srv;
+        let (image, make) = (hardware.disk.join("disk.img"), hardware.srv.make());
+        run(&format!("truncate -s {megabytes}M '{0}'; {make} '{0}'", image.display()))
+            .context("make a disk; `tests/setup/install bed` installs what is missing")?;
         // Mount points on this machine, which may never have had an engine.
         for directory in ["/var/lib/docker", "/etc/docker"] {
             fs::create_dir_all(directory)?;
@@ -190,10 +217,8 @@ impl Machine {
     pub(super) fn power_off(&mut self, network: &mut Network) -> Result<()> {
         let Some(mut power) = self.power.take() else { return Ok(()) };
         self.hardware.socket.set_link(false)?;
-        if self.hardware.disk_mb.is_some() {
-            // The file system ends as it is: what was not synced is gone.
-            run(&format!("nsenter -t {} -m -- xfs_io -x -c shutdown /srv", power.init))?;
-        }
+        // The file system ends as it is: what was not synced is gone. That is the same call for ext4 as for xfs.
+        run(&format!("nsenter -t {} -m -- xfs_io -x -c shutdown /srv", power.init))?;
         let end = Instant::now() + OFF_LIMIT;
         loop {
             let processes = self.hardware.group.processes()?;
@@ -316,7 +341,6 @@ impl Machine {
 
     /// Fills its disk, so that not even a page is left, with a file that [`Self::free_disk`] removes.
     pub async fn fill_disk(&self) -> Result<()> {
-        ensure!(self.hardware.disk_mb.is_some(), "{} has no disk of its own that could be filled", self.name());
         // Large pieces first, then what is left of the free space, which the file system rounds.
         let script = "for size in 64M 1M 64k 4k; do
                 n=0; while fallocate -l $size /srv/.full-$size-$n 2>/dev/null; do n=$((n + 1)); done; rm -f /srv/.full-$size-$n

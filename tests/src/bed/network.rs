@@ -7,13 +7,22 @@
 //!   m3 eth0 ──┘                     ┘
 //! ```
 //!
-//! Whatever is cut is cut in the switch, so that nobody sees its own link go down.
+//! Whatever is cut is cut in the switch, so that nobody sees its own link go down. What leads to the switch can be a slow line.
 
-use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    net::Ipv4Addr,
+    path::Path,
+};
 
 use anyhow::{Result, ensure};
 
-use super::shell::{path, rules_in, run, run_in};
+use super::{
+    cable::{Cable, End},
+    line::Line,
+    shell::{path, rules_in, run, run_in},
+};
 
 /// The port of the client.
 pub(super) const CLIENT: usize = 0;
@@ -40,6 +49,10 @@ pub(super) struct Network {
     /// Pairs of ports between which nothing passes, the lower number first.
     cut: BTreeSet<(usize, usize)>,
     namespaces: Vec<String>,
+    /// What leads to the switch, for all but the client.
+    line: Option<Line>,
+    /// Slow cables, by the namespace that they lead from.
+    cables: BTreeMap<String, Cable>,
 }
 
 /// Where a machine is wired to.
@@ -66,10 +79,11 @@ impl Socket {
 
 impl Network {
     /// Makes the switch and the client's namespace.
-    pub(super) fn make(bed: &str, internet: bool) -> Result<Self> {
+    pub(super) fn make(bed: &str, internet: bool, line: Option<Line>) -> Result<Self> {
         // A home's own range; or, where there are routers, the one that is kept for such tests (RFC 2544).
         let prefix = if internet { [198, 18, 0] } else { [192, 168, 77] };
-        let mut network = Self { bed: bed.to_owned(), prefix, cut: BTreeSet::new(), namespaces: Vec::new() };
+        let (cut, cables) = (BTreeSet::new(), BTreeMap::new());
+        let mut network = Self { bed: bed.to_owned(), prefix, cut, namespaces: Vec::new(), line, cables };
         let (switch, client) = (network.switch(), network.client());
         network.add(&switch)?;
         network.add(&client)?;
@@ -133,15 +147,31 @@ impl Network {
     }
 
     /// A namespace whose `eth0` leads to a socket.
-    pub(super) fn plug(&self, namespace: &str, socket: &Socket) -> Result<()> {
+    pub(super) fn plug(&mut self, namespace: &str, socket: &Socket) -> Result<()> {
         self.wire(namespace, UPLINK, socket)
     }
 
-    fn wire(&self, namespace: &str, device: &str, socket: &Socket) -> Result<()> {
+    fn wire(&mut self, namespace: &str, device: &str, socket: &Socket) -> Result<()> {
         let Socket { namespace: other, bridge, device: port, address, gateway, .. } = socket;
-        run(&format!("ip link add {port} netns {other} type veth peer name {device} netns {namespace}"))?;
+        // A home's own cables are short, and the client is at the switch.
+        if let Some(line) = self.line.filter(|_| !socket.behind_nat && socket.port != CLIENT) {
+            let end =
+                |namespace: &str, device: &str| End { namespace: namespace.to_owned(), device: device.to_owned() };
+            let cable = Cable::lay(line, socket.port, [end(namespace, device), end(other, port)])?;
+            self.cables.insert(namespace.to_owned(), cable);
+        } else {
+            run(&format!("ip link add {port} netns {other} type veth peer name {device} netns {namespace}"))?;
+        }
         run_in(other, &format!("ip link set {port} master {bridge} up"))?;
-        run_in(namespace, &format!("ip addr add {address}/24 dev {device}; ip link set {device} up"))?;
+        // A machine has the same card when it comes back: others still know it.
+        let [a, b, c, d] = address.octets();
+        let card = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+        run_in(
+            namespace,
+            &format!(
+                "ip link set {device} address {card}; ip addr add {address}/24 dev {device}; ip link set {device} up"
+            ),
+        )?;
         if let Some(gateway) = gateway {
             run_in(namespace, &format!("ip route add default via {gateway}"))?;
         }
@@ -162,7 +192,10 @@ impl Network {
     /// Takes a machine's namespace away. Its link first, as the kernel takes a namespace down at its leisure.
     pub(super) fn remove(&mut self, namespace: &str, socket: &Socket) -> Result<()> {
         self.namespaces.retain(|known| known != namespace);
-        run_in(&socket.namespace, &format!("ip link del {}", socket.device))?;
+        // A slow cable's devices are gone with it.
+        if self.cables.remove(namespace).is_none() {
+            run_in(&socket.namespace, &format!("ip link del {}", socket.device))?;
+        }
         run(&format!("ip netns del {namespace}")).map(drop)
     }
 
@@ -200,6 +233,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
+        self.cables.clear();
         for namespace in &self.namespaces {
             if Path::new(&path(namespace)).exists() {
                 let _ = run(&format!("ip netns del {namespace}"));

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use flotilla_tests::{
     beat::{self, Beat},
-    bed::{Bed, BedSpec, Machine, Nat, probe},
+    bed::{Bed, BedSpec, FileSystem, Line, Machine, Nat, probe},
     checker::Checker,
     image,
     poller::Poller,
@@ -58,7 +58,17 @@ async fn machines_are_apart_and_only_the_network_joins_them() -> Result<()> {
 
 #[tokio::test]
 async fn a_power_loss_says_no_goodbye_and_takes_what_was_not_synced() -> Result<()> {
-    let Some(mut bed) = Bed::up_or_skip(BedSpec::lan(2).without_engines()).await? else { return Ok(()) };
+    for (file_system, name) in [(FileSystem::Xfs, "xfs"), (FileSystem::Ext4, "ext4")] {
+        let spec = BedSpec::lan(2).without_engines().file_system(file_system);
+        let Some(bed) = Bed::up_or_skip(spec).await? else { return Ok(()) };
+        let mounts = bed.machines()[0].exec(&["cat", "/proc/mounts"]).await?;
+        ensure!(mounts.contains(&format!(" /srv {name} ")), "{mounts}");
+        loses_power(bed).await?;
+    }
+    Ok(())
+}
+
+async fn loses_power(mut bed: Bed) -> Result<()> {
     let m1 = &bed.machines()[0];
     m1.exec(&["sh", "-c", "echo a >/srv/synced; sync /srv/synced /srv; echo b >/srv/lost; touch /run/gone"]).await?;
     let mut listener = m1.command("busybox")?;
@@ -87,7 +97,7 @@ async fn a_power_loss_says_no_goodbye_and_takes_what_was_not_synced() -> Result<
 #[tokio::test]
 #[ignore = "it is run by another test"]
 async fn a_run_that_is_killed() -> Result<()> {
-    let bed = Bed::up(BedSpec::lan(1)).await?;
+    let bed = Bed::up(BedSpec::lan(1).shaped(Line::HOME)).await?;
     // The harness of tests swallows what is printed.
     std::fs::write(std::env::var("FLOTILLA_BED_TOLD")?, bed.scratch("").display().to_string())?;
     std::future::pending().await
@@ -274,7 +284,7 @@ async fn receive(socket: &UdpSocket) -> Result<SocketAddr> {
     Ok(tokio::time::timeout(LIMIT, socket.recv_from(&mut bytes)).await.context("a packet from behind a router")??.1)
 }
 
-async fn pings(from: &Machine, to: &Machine) -> bool {
+pub(crate) async fn pings(from: &Machine, to: &Machine) -> bool {
     from.exec(&["busybox", "ping", "-c", "1", "-W", "1", &to.address().to_string()]).await.is_ok()
 }
 

@@ -11,6 +11,7 @@ mod machines;
 mod partition;
 mod power;
 mod rolling;
+mod slow;
 
 use std::time::Duration;
 

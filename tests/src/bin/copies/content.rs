@@ -1,4 +1,4 @@
-//! What is written: nothing that could be compressed, so that every byte has to travel.
+//! What is written: nothing that could be compressed, so that every byte has to travel; but for what people really have.
 
 use std::{
     fs::{self, File},
@@ -7,6 +7,8 @@ use std::{
 };
 
 use anyhow::Result;
+
+use crate::real;
 
 /// Bytes of the large file.
 pub(crate) const LARGE: u64 = 500_000_000;
@@ -20,27 +22,24 @@ pub(crate) const PATCH: u64 = 1_000_000;
 pub(crate) enum Tree {
     Large,
     Many,
+    /// Which is the same each time.
+    Real,
 }
 
 impl Tree {
-    pub(crate) const ALL: [Self; 2] = [Self::Large, Self::Many];
+    /// Other bytes each time.
+    pub(crate) const RANDOM: [Self; 2] = [Self::Large, Self::Many];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Large => "500 MB in one file",
             Self::Many => "2,000 files of 50 kB",
+            Self::Real => "sources, documents and a database",
         }
     }
 
-    pub(crate) fn bytes(self) -> u64 {
-        match self {
-            Self::Large => LARGE,
-            Self::Many => MANY.0 * MANY.1 as u64,
-        }
-    }
-
-    /// Writes one anew into a directory that is made.
-    pub(crate) fn write(self, directory: &Path) -> Result<()> {
+    /// Writes one into a directory that is made.
+    pub(crate) async fn write(self, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory)?;
         match self {
             Self::Large => random(&directory.join("large"), LARGE)?,
@@ -49,6 +48,7 @@ impl Tree {
                     random(&directory.join(format!("file-{number}")), MANY.0)?;
                 }
             }
+            Self::Real => real::write(directory).await?,
         }
         // What is copied is on the disk, as what programs wrote a while ago is.
         rustix::fs::syncfs(File::open(directory)?)?;

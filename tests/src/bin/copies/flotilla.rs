@@ -9,12 +9,15 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use flotilla_api::rest::VolumeView;
 use flotilla_tests::{
-    bed::{BedSpec, Cluster, Machine, probe::clock},
+    bed::{BedSpec, Cluster, FileSystem, Machine, probe::clock},
     series::{Report, Series, Unit},
     wait,
 };
 
-use crate::content::{self, LARGE, PATCH, Tree};
+use crate::{
+    content::{self, LARGE, PATCH, Tree},
+    way::Way,
+};
 
 const MACHINES: usize = 3;
 const SERVICE: &str = "store";
@@ -27,6 +30,8 @@ const POLL: Duration = Duration::from_millis(5);
 /// A directory of a hundred thousand files, as a mail server has it.
 const DIRECTORIES: usize = 100;
 const IN_EACH: usize = 1_000;
+/// How long an instance may stand still for a capture, in milliseconds: longer where files can't share what they have in common.
+const STILL: [(FileSystem, &str, f64); 2] = [(FileSystem::Xfs, "xfs", 50.0), (FileSystem::Ext4, "ext4", 250.0)];
 /// Bytes of changes that are captured together.
 const CHANGES: u64 = 300_000_000;
 const CHANGED_FILES: u64 = 300;
@@ -39,9 +44,13 @@ struct Store {
     beside: PathBuf,
 }
 
+fn machines() -> BedSpec {
+    BedSpec::lan(MACHINES).disk_mb(DISK_MB)
+}
+
 impl Store {
-    async fn up(replicas: u32) -> Result<Self> {
-        let cluster = Cluster::on(BedSpec::lan(MACHINES).disk_mb(DISK_MB), MACHINES).await?;
+    async fn up(machines: BedSpec, replicas: u32) -> Result<Self> {
+        let cluster = Cluster::on(machines, MACHINES).await?;
         let image = cluster.image();
         cluster
             .deploy(&format!(
@@ -110,7 +119,7 @@ fn now_ms() -> u64 {
 }
 
 pub(crate) async fn small(runs: usize, report: &mut Report) -> Result<()> {
-    let store = Store::up(2).await?;
+    let store = Store::up(machines(), 2).await?;
     let mut series = Series::new("small write to committed on two others", Unit::Seconds).percentiles(0.5, 1.5);
     for run in 0..runs {
         content::random(&store.directory.join(format!("small-{run}")), 1_000)?;
@@ -124,17 +133,30 @@ pub(crate) async fn small(runs: usize, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// `rival`: how long the same takes otherwise, for each tree. Seconds.
-pub(crate) async fn first(runs: usize, rival: Option<[f64; 2]>, report: &mut Report) -> Result<()> {
-    for (number, tree) in Tree::ALL.into_iter().enumerate() {
-        let store = Store::up(1).await?;
-        let mut series = Series::new(format!("first copy of {}", tree.name()), Unit::Seconds);
-        if let Some(rival) = rival {
-            series = series.median_at_most(rival[number] * 2.0);
+/// `goals`: what it may take, for each tree. Seconds.
+pub(crate) async fn first(
+    runs: usize,
+    way: Way,
+    trees: &[Tree],
+    goals: Option<Vec<f64>>,
+    report: &mut Report,
+) -> Result<()> {
+    for (number, &tree) in trees.iter().enumerate() {
+        let mut series = Series::new(way.of(format!("first copy of {}", tree.name())), Unit::Seconds);
+        if let Some(goals) = &goals {
+            series = series.median_at_most(goals[number]);
         }
+        let mut store = None;
         for run in 0..runs {
+            // What a cluster has had before it needs no copy of.
+            let kept = store.take_if(|_| tree != Tree::Real);
+            drop(store.take());
+            let store = store.insert(match kept {
+                Some(kept) => kept,
+                None => Store::up(way.between(machines()), 1).await?,
+            });
             let made = store.beside.join(format!("tree-{run}"));
-            tree.write(&made)?;
+            tree.write(&made).await?;
             let (begun, written) = (Instant::now(), now_ms());
             fs::rename(&made, store.directory.join(format!("tree-{run}")))?;
             store.copied(written).await?;
@@ -145,10 +167,11 @@ pub(crate) async fn first(runs: usize, rival: Option<[f64; 2]>, report: &mut Rep
     Ok(())
 }
 
-pub(crate) async fn change(runs: usize, report: &mut Report) -> Result<()> {
-    let store = Store::up(1).await?;
-    let mut took = Series::new("1 MB changed inside 500 MB", Unit::Seconds).median_at_most(2.0);
-    let mut wire = Series::new("the same, on the wire", Unit::Megabytes).at_most(2.0);
+/// `most`: what it may take. Seconds.
+pub(crate) async fn change(runs: usize, way: Way, most: f64, report: &mut Report) -> Result<()> {
+    let store = Store::up(way.between(machines()), 1).await?;
+    let mut took = Series::new(way.of("1 MB changed inside 500 MB"), Unit::Seconds).median_at_most(most);
+    let mut wire = Series::new(way.of("the same, on the wire"), Unit::Megabytes).at_most(2.0);
     let file = store.directory.join("large");
     content::random(&file, LARGE)?;
     store.copied(now_ms()).await?;
@@ -179,34 +202,36 @@ async fn hundred_thousand(store: &Store) -> Result<()> {
 }
 
 pub(crate) async fn still(runs: usize, report: &mut Report) -> Result<()> {
-    let store = Store::up(1).await?;
-    hundred_thousand(&store).await?;
-    let mut held =
-        Series::new("stands still for 300 MB of changes among 100,000 files, xfs", Unit::Milliseconds).at_most(50.0);
-    let mut took = Series::new("the same, until they are copied", Unit::Seconds);
-    for run in 0..runs {
-        let begun = Instant::now();
-        for file in 0..CHANGED_FILES {
-            let directory = (file as usize * 7 + run) % DIRECTORIES;
-            let path = store.directory.join(format!("many-{directory}/file-{}", file * 3));
-            content::random(&path, CHANGES / CHANGED_FILES)?;
+    for (file_system, name, most) in STILL {
+        let store = Store::up(machines().file_system(file_system), 1).await?;
+        hundred_thousand(&store).await?;
+        let what = format!("stands still for 300 MB of changes among 100,000 files, {name}");
+        let mut held = Series::new(what, Unit::Milliseconds).at_most(most);
+        let mut took = Series::new("the same, until they are copied", Unit::Seconds);
+        for run in 0..runs {
+            let begun = Instant::now();
+            for file in 0..CHANGED_FILES {
+                let directory = (file as usize * 7 + run) % DIRECTORIES;
+                let path = store.directory.join(format!("many-{directory}/file-{}", file * 3));
+                content::random(&path, CHANGES / CHANGED_FILES)?;
+            }
+            let mut longest = 0;
+            store.copied_and(now_ms(), |view| longest = longest.max(view.held_ms.unwrap_or(0))).await?;
+            held.add(longest as f64);
+            took.add_time(begun.elapsed());
         }
-        let mut longest = 0;
-        store.copied_and(now_ms(), |view| longest = longest.max(view.held_ms.unwrap_or(0))).await?;
-        held.add(longest as f64);
-        took.add_time(begun.elapsed());
+        report.add(held);
+        report.add(took);
     }
-    report.add(held);
-    report.add(took);
     Ok(())
 }
 
 pub(crate) async fn idle(report: &mut Report) -> Result<()> {
     const MEASURED: Duration = Duration::from_secs(60);
-    let empty = Store::up(1).await?;
+    let empty = Store::up(machines(), 1).await?;
     let without = processor(&empty, MEASURED).await?;
     drop(empty);
-    let store = Store::up(1).await?;
+    let store = Store::up(machines(), 1).await?;
     hundred_thousand(&store).await?;
     // What was made is tidied up after.
     tokio::time::sleep(MEASURED).await;
@@ -227,7 +252,7 @@ async fn processor(store: &Store, over: Duration) -> Result<f64> {
 }
 
 pub(crate) async fn failover(runs: usize, gigabytes: u64, report: &mut Report) -> Result<()> {
-    let mut store = Store::up(2).await?;
+    let mut store = Store::up(machines(), 2).await?;
     for number in 0..gigabytes {
         content::random(&store.directory.join(format!("gigabyte-{number}")), 1_000_000_000)?;
     }

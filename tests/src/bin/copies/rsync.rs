@@ -14,11 +14,18 @@ use flotilla_tests::{
     wait,
 };
 
-use crate::content::{self, LARGE, PATCH, Tree};
+use crate::{
+    content::{self, LARGE, PATCH, Tree},
+    way::Way,
+};
 
 const PORT: u16 = 8730;
 const DISK_MB: u32 = 30_000;
 const LIMIT: Duration = Duration::from_secs(600);
+/// As nearly everybody calls it.
+pub(crate) const PLAIN: &str = "-a";
+/// The same, and it compresses what it sends.
+pub(crate) const COMPRESSED: &str = "-az";
 
 struct Rsync {
     // Before the bed, which can't be taken away below them.
@@ -27,8 +34,8 @@ struct Rsync {
 }
 
 impl Rsync {
-    async fn up(machines: usize) -> Result<Self> {
-        let bed = Bed::up(BedSpec::lan(machines).without_engines().disk_mb(DISK_MB)).await?;
+    async fn up(machines: usize, way: Way) -> Result<Self> {
+        let bed = Bed::up(way.between(BedSpec::lan(machines).without_engines().disk_mb(DISK_MB))).await?;
         let mut daemons = Vec::new();
         for machine in &bed.machines()[1..] {
             let srv = machine.srv();
@@ -42,7 +49,7 @@ impl Rsync {
         fs::create_dir_all(bed.machines()[0].srv().join("source"))?;
         let rsync = Self { _daemons: daemons, bed };
         for index in 1..machines {
-            wait::holds("an rsync daemon", LIMIT, async || Ok(rsync.copy(index).await.is_ok())).await?;
+            wait::holds("an rsync daemon", LIMIT, async || Ok(rsync.copy(index, PLAIN).await.is_ok())).await?;
         }
         Ok(rsync)
     }
@@ -59,16 +66,16 @@ impl Rsync {
         format!("rsync://{}:{PORT}/copy/", self.bed.machines()[index].address())
     }
 
-    async fn copy(&self, index: usize) -> Result<()> {
+    async fn copy(&self, index: usize, flags: &str) -> Result<()> {
         let mut command = self.bed.machines()[0].command("rsync")?;
-        command.args(["-a", "/srv/source/", &self.url(index)]);
+        command.args([flags, "/srv/source/", &self.url(index)]);
         process::run(&mut command, LIMIT).await.map(drop)
     }
 }
 
 /// Copied over and over to two others.
 pub(crate) async fn small(runs: usize, report: &mut Report) -> Result<()> {
-    let rsync = Rsync::up(3).await?;
+    let rsync = Rsync::up(3, Way::Lan).await?;
     let script =
         format!("while :; do rsync -a /srv/source/ {}; rsync -a /srv/source/ {}; done", rsync.url(1), rsync.url(2));
     let mut command = rsync.bed.machines()[0].command("sh")?;
@@ -88,35 +95,37 @@ pub(crate) async fn small(runs: usize, report: &mut Report) -> Result<()> {
 }
 
 /// How long it takes for each tree, as a rule. Seconds.
-pub(crate) async fn first(runs: usize, report: &mut Report) -> Result<[f64; 2]> {
-    let mut medians = [0.0; 2];
-    for (number, tree) in Tree::ALL.into_iter().enumerate() {
-        let rsync = Rsync::up(2).await?;
-        let mut series = Series::new(format!("rsync, first copy of {}", tree.name()), Unit::Seconds);
+pub(crate) async fn first(runs: usize, way: Way, trees: &[Tree], flags: &str, report: &mut Report) -> Result<Vec<f64>> {
+    let mut medians = Vec::new();
+    for &tree in trees {
+        let what = format!("rsync {flags}, first copy of {}", tree.name());
+        let mut series = Series::new(way.of(what), Unit::Seconds);
         for run in 0..runs {
-            tree.write(&rsync.source().join(format!("tree-{run}")))?;
+            // A new one each time, as for Flotilla: what was copied before is not looked at again.
+            let rsync = Rsync::up(2, way).await?;
+            tree.write(&rsync.source().join(format!("tree-{run}"))).await?;
             let begun = Instant::now();
-            rsync.copy(1).await?;
+            rsync.copy(1, flags).await?;
             series.add_time(begun.elapsed());
         }
-        medians[number] = series.median();
+        medians.push(series.median());
         report.add(series);
     }
     Ok(medians)
 }
 
-pub(crate) async fn change(runs: usize, report: &mut Report) -> Result<()> {
-    let rsync = Rsync::up(2).await?;
+pub(crate) async fn change(runs: usize, way: Way, report: &mut Report) -> Result<()> {
+    let rsync = Rsync::up(2, way).await?;
     let file = rsync.source().join("large");
     content::random(&file, LARGE)?;
-    rsync.copy(1).await?;
-    let mut took = Series::new("rsync, 1 MB changed inside 500 MB", Unit::Seconds);
-    let mut wire = Series::new("rsync, the same, on the wire", Unit::Megabytes);
+    rsync.copy(1, PLAIN).await?;
+    let mut took = Series::new(way.of("rsync, 1 MB changed inside 500 MB"), Unit::Seconds);
+    let mut wire = Series::new(way.of("rsync, the same, on the wire"), Unit::Megabytes);
     for run in 0..runs {
         let before = rsync.bed.machines()[0].sent().await?;
         content::patch(&file, 50_000_000 + run as u64 * 77_777_777 % 400_000_000, PATCH)?;
         let begun = Instant::now();
-        rsync.copy(1).await?;
+        rsync.copy(1, PLAIN).await?;
         took.add_time(begun.elapsed());
         wire.add((rsync.bed.machines()[0].sent().await? - before) as f64 / 1e6);
     }
