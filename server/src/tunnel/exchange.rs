@@ -238,7 +238,11 @@ impl Exchange<'_> {
             head.cookies = Some(self.mux.jar.visible(self.head.page_path()));
         }
         let mut body = has_body.then(|| {
-            let body = decode.map_or_else(|| raw(incoming), |coding| coding.decode(raw(incoming)));
+            let body = raw(incoming);
+            let body = match decode {
+                Some(coding) => coding.decode(body),
+                None => body,
+            };
             match inject {
                 Some(inject) => {
                     html::inject(body, inject.charset.as_deref(), &html::script_tag(inject.nonce.as_deref()))

@@ -99,7 +99,7 @@ volumes:
     let past = async |machine: usize| {
         let detail = cluster.client(machine)?.volume(&service, &volume).await?;
         let names = detail.history.into_iter().map(|moment| moment.generation.generation);
-        Ok((cluster.bed.index_of(detail.read_on.as_str())?, names.collect::<Vec<_>>()))
+        anyhow::Ok((cluster.bed.index_of(detail.read_on.as_str())?, names.collect::<Vec<_>>()))
     };
     let directory = cluster.bed.machines()[host].srv().join("flotilla/volumes/notes/board");
     let mut before = Vec::new();
