@@ -152,7 +152,7 @@ async fn copied(cluster: &Cluster) -> Result<()> {
 }
 
 /// The first answer of an instance that began after the event.
-async fn later(visitor: &Visitor, event: u64) -> Result<Ledger> {
+pub(super) async fn later(visitor: &Visitor, event: u64) -> Result<Ledger> {
     let later = wait::until("another instance", SETTLED_LIMIT, async || {
         Ok(told(visitor).filter(|ledger| ledger.started > event))
     })
@@ -160,7 +160,7 @@ async fn later(visitor: &Visitor, event: u64) -> Result<Ledger> {
     later.with_context(|| format!("it saw {:?}", visitor.seen()))
 }
 
-fn told(visitor: &Visitor) -> Option<Ledger> {
+pub(super) fn told(visitor: &Visitor) -> Option<Ledger> {
     serde_json::from_slice(&visitor.seen().answer?.body).ok()
 }
 

@@ -9,6 +9,7 @@ mod machines;
 mod partition;
 mod power;
 mod rolling;
+mod storage;
 
 use std::time::Duration;
 
