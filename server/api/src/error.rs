@@ -110,6 +110,8 @@ codes! {
     /// This machine does not have the key that a secret or config was sealed with, or it is another one.
     ValueKeyMissing = "value-key-missing", 503;
     VolumeInUse = "volume-in-use", 409;
+    /// The machine that was asked only stores (RFC 9110, 15.5.20: ask another).
+    StorageOnly = "storage-only", 421;
     ImageInUse = "image-in-use", 409;
 
     ImageNotFound = "image-not-found", 422;

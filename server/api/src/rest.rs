@@ -268,6 +268,9 @@ pub struct CreateToken {
     pub grant: Grant,
     /// Seconds from now; the node caps it.
     pub ttl_seconds: u64,
+    /// Of the scope `machine`: the machine keeps encrypted copies that it can't read, and nothing else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub storage_only: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

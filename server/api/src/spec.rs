@@ -111,11 +111,20 @@ pub struct VolumeRules {
     pub sync: bool,
     #[serde(skip_serializing_if = "VolumeHooks::is_empty")]
     pub hooks: VolumeHooks,
+    /// What is kept of it, here and elsewhere, can be read with the cluster's key alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
 }
 
 impl Default for VolumeRules {
     fn default() -> Self {
-        Self { on_loss: OnLoss::default(), replicas: COPIES_DEFAULT, sync: false, hooks: VolumeHooks::default() }
+        Self {
+            on_loss: OnLoss::default(),
+            replicas: COPIES_DEFAULT,
+            sync: false,
+            hooks: VolumeHooks::default(),
+            encrypted: false,
+        }
     }
 }
 
@@ -255,6 +264,16 @@ impl ServiceSpec {
     /// The volumes that it writes, in the order in which it names them.
     pub fn written(&self) -> impl Iterator<Item = &VolumeMount> {
         self.volumes.iter().filter(|mount| !mount.read_only)
+    }
+
+    /// Is what is kept of this volume encrypted?
+    pub fn encrypts(&self, volume: &VolumeName) -> bool {
+        self.written().any(|mount| mount.volume == *volume && mount.rules.encrypted)
+    }
+
+    /// Does it take the cluster's key to keep what it writes?
+    pub fn needs_key(&self) -> bool {
+        self.written().any(|mount| mount.rules.encrypted)
     }
 
     /// Other machines that shall have a copy of what it writes.

@@ -39,6 +39,18 @@ pub enum Command {
     V1(CommandV1),
 }
 
+impl Command {
+    /// May a machine that only stores propose it? What it says of itself, and that it has deleted what it was told to.
+    pub fn is_about_storage_of(&self, machine: &NodeId) -> bool {
+        let Self::V1(command) = self;
+        match command {
+            CommandV1::AnnounceMachine { machine: told, .. } => told == machine,
+            CommandV1::VolumesPurged { machine: Some(told), .. } => told == machine,
+            _ => false,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum CommandV1 {
@@ -197,6 +209,11 @@ pub enum CommandV1 {
         version: u64,
         sealed: Sealed,
     },
+    /// Makes an invitation for a machine that only stores. Not [`Self::CreateInvitation`]: whoever does not know what that means must
+    /// not let the machine in as any other.
+    InviteStorage {
+        invitation: InvitationRecord,
+    },
     /// How long leases shall be, as the jitter of the links demands. Milliseconds.
     SetLease {
         term: u64,
@@ -303,4 +320,7 @@ pub struct InvitationRecord {
     pub expires_at: UnixMillis,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_at: Option<UnixMillis>,
+    /// Whoever uses it becomes a machine that only stores.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stores_only: bool,
 }

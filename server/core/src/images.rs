@@ -31,14 +31,15 @@ pub fn holders<'a>(state: &'a State, service: &'a Service) -> BTreeSet<&'a NodeI
     let placed = service.placements.iter().map(|placement| &placement.machine);
     let mut holders: BTreeSet<&NodeId> =
         placed.chain(&service.standby).chain(&service.data.replicas).chain(&service.home).collect();
-    holders.retain(|machine| state.machines.contains_key(*machine));
+    holders.retain(|machine| state.machines.contains_key(*machine) && !state.stores_only(machine));
     let is_there = |machine: &NodeId| state.machines.get(machine).is_some_and(|machine| machine.lost_at.is_none());
     let there = holders.iter().filter(|machine| is_there(machine)).count();
     let mut others: Vec<&NodeId> = state
         .machines
         .iter()
         .filter(|(id, machine)| {
-            machine.lost_at.is_none() && machine.availability == Availability::Active && !holders.contains(id)
+            let is_there = machine.lost_at.is_none() && machine.availability == Availability::Active;
+            is_there && !machine.stores_only && !holders.contains(id)
         })
         .map(|(id, _)| id)
         .collect();

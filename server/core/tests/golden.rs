@@ -137,6 +137,7 @@ fn invitation() -> InvitationRecord {
         created_at,
         expires_at,
         used_at: None,
+        stores_only: false,
     }
 }
 
@@ -386,6 +387,28 @@ fn commands_of_values() -> Vec<(&'static str, CommandV1)> {
     ]
 }
 
+/// Once there were machines that only store.
+fn commands_of_storage() -> Vec<(&'static str, CommandV1)> {
+    let id = TokenId("storage".to_owned());
+    let grant = Grant { scope: Scope::Machine, services: BTreeSet::new() };
+    let invitation = InvitationRecord { id: id.clone(), grant, ..invitation() };
+    let machine = MachineRecord {
+        id: NodeId("storage-node".to_owned()),
+        name: "cellar".parse().unwrap(),
+        public_key: "storage key".to_owned(),
+        labels: BTreeMap::new(),
+    };
+    let mut sealed = full();
+    sealed.name = service("sealed");
+    sealed.depends_on = BTreeSet::new();
+    sealed.volumes[0].rules.encrypted = true;
+    vec![
+        ("invite-storage", CommandV1::InviteStorage { invitation }),
+        ("admit-storage", CommandV1::AdmitMachine { invitation: id, machine, facts: MachineFacts::default() }),
+        ("deploy-encrypted", CommandV1::Deploy { stack: "shop".parse().unwrap(), services: vec![sealed] }),
+    ]
+}
+
 /// Commands of one machine, and the index of the last of them.
 const AFTER_ONE: u64 = 18;
 
@@ -401,6 +424,11 @@ const AFTER_HISTORY: u64 = 45;
 /// The index of the last command before the audit trail told of images.
 const AFTER_VALUES: u64 = 53;
 
+/// The index of the last command before there were machines that only store.
+const AFTER_IMAGES: u64 = 54;
+
+const AFTER_STORAGE: u64 = 57;
+
 fn commands() -> Vec<(&'static str, CommandV1)> {
     let mut commands = commands_of_one();
     assert_eq!(commands.len() as u64, AFTER_ONE);
@@ -413,6 +441,9 @@ fn commands() -> Vec<(&'static str, CommandV1)> {
     commands.extend(commands_of_values());
     assert_eq!(commands.len() as u64, AFTER_VALUES);
     commands.extend(commands_of_images());
+    assert_eq!(commands.len() as u64, AFTER_IMAGES);
+    commands.extend(commands_of_storage());
+    assert_eq!(commands.len() as u64, AFTER_STORAGE);
     commands
 }
 
@@ -492,13 +523,14 @@ fn every_command_has_a_golden_file() {
         CommandV1::CommitGenerations { .. } => "commit-generations",
         CommandV1::Restore { .. } => "restore",
         CommandV1::NoteImages { .. } => "note-images",
+        CommandV1::InviteStorage { .. } => "invite-storage",
         CommandV1::SetValue { .. } => "set-secret",
         CommandV1::RemoveValue { .. } => "remove-value",
         CommandV1::UseValueKey { .. } => "use-value-key",
         CommandV1::ResealValue { .. } => "reseal-value",
     };
     let covered: BTreeSet<&str> = commands().iter().map(|(_, command)| name(command)).collect();
-    assert_eq!(covered.len(), 31);
+    assert_eq!(covered.len(), 32);
 }
 
 #[test]
@@ -531,6 +563,7 @@ fn a_snapshot_keeps_its_bytes() {
         ("state-with-data", AFTER_DATA as usize),
         ("state-with-history", AFTER_HISTORY as usize),
         ("state-with-values", AFTER_VALUES as usize),
+        ("state-with-storage", AFTER_STORAGE as usize),
     ] {
         let state = snapshot(entries_of);
         let written = serde_json::to_string_pretty(&state).unwrap() + "\n";
@@ -582,6 +615,10 @@ fn the_kept_entries_still_amount_to_the_kept_snapshot() {
         }
         if state.applied == AFTER_VALUES {
             let kept = golden("state-with-values", "");
+            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
+        }
+        if state.applied == AFTER_STORAGE {
+            let kept = golden("state-with-storage", "");
             assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
         }
     }

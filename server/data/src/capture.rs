@@ -26,6 +26,7 @@ use taken::Aside;
 use crate::{
     Hash,
     place::{self, Place, kind},
+    seal::KeyId,
     store::{self, Generation, NewSight, News, Seen, Session, Sight, Store},
     stream,
     tree::{self, DEPTH_MAX, File, Name, Root, Totals},
@@ -175,16 +176,35 @@ pub struct Captured {
 }
 
 impl Capture {
+    /// Of a volume that is not sealed.
+    ///
     /// # Errors
     /// Where the directory or the store can't be read.
     pub fn begin(store: &Store, volume: &str, directory: &Path) -> Result<Self, Error> {
+        Self::begin_sealed(store, volume, directory, None)
+    }
+
+    /// What it makes is sealed with this key throughout, except for what has not changed since it was sealed with another one. Where the
+    /// volume was not sealed before, or shall not be any more, everything is read again: the two are never mixed.
+    ///
+    /// # Errors
+    /// Where the directory or the store can't be read, or the key is not here.
+    pub fn begin_sealed(store: &Store, volume: &str, directory: &Path, seal: Option<KeyId>) -> Result<Self, Error> {
+        let session = seal.map_or_else(|| Ok(store.session()), |key| store.sealing_session(key))?;
         let previous = match store.sight(volume)? {
-            Some(Sight { root }) => Some(Root::read(store, &root)?),
-            None => None,
+            Some(Sight { root }) if store.sealed_with(&root)?.is_some() == seal.is_some() => {
+                match Root::read(store, &root) {
+                    Ok(root) => Some(root),
+                    // Its key is gone; the directory is here.
+                    Err(tree::Error::Store(error)) if error.is_sealed() => None,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            _ => None,
         };
         Ok(Self {
             store: store.clone(),
-            session: store.session(),
+            session,
             volume: volume.to_owned(),
             place: Place::open(directory)?,
             previous,

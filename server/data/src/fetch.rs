@@ -2,12 +2,14 @@
 //!
 //! Who fetches goes through the tree and asks for what it does not have: equal parts of the tree, which have equal names, end the
 //! search at once, and what came before an interruption is not asked for again. Any number of sources may be asked side by
-//! side; each object is checked against its name, so that none of them has to be trusted.
+//! side; each object is checked against its name, so that none of them has to be trusted. What is sealed is gone through by what its objects
+//! refer to in the clear: who fetches it needs no key.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::{
     Hash,
+    seal::{Kind, Reference},
     store::{self, Generation, News, Objects, Session, Store},
     stream::{Cursor, Piece, Stream},
     tree::{self, Node, Root},
@@ -30,6 +32,8 @@ pub struct Fetch {
     /// Directories that are not complete, by number.
     directories: HashMap<u64, Directory>,
     last: u64,
+    /// Of what is sealed: what was gone into, or will be when it is here.
+    nodes: HashSet<Hash>,
     figures: Figures,
 }
 
@@ -45,6 +49,8 @@ pub struct Figures {
 #[derive(Debug)]
 enum Walk {
     Root,
+    /// What a sealed object refers to.
+    Sealed(Hash),
     Stream {
         cursor: Cursor,
         /// The list that the cursor waits for.
@@ -85,6 +91,7 @@ impl Fetch {
             waiting: HashMap::new(),
             directories: HashMap::new(),
             last: 0,
+            nodes: HashSet::new(),
             figures: Figures::default(),
         };
         fetch.walk(Walk::Root)?;
@@ -196,12 +203,20 @@ impl Fetch {
             Walk::Root => {
                 let name = self.generation.root;
                 if self.have(&name)? {
+                    if let Some(below) = self.session.references(&name)? {
+                        return self.refer(below);
+                    }
                     let root = Root::read(&self.session, &name)?;
                     self.enter(root.entries);
                 } else {
                     self.wait(name, Waiting::Walk(Walk::Root));
                 }
                 Ok(())
+            }
+            Walk::Sealed(name) => {
+                let below = self.session.references(&name)?;
+                let damage = store::Damaged::NotSealed;
+                self.refer(below.ok_or(store::Error::Damaged { name, damage })?)
             }
             Walk::Stream { mut cursor, list, directory } => {
                 if let Some(list) = list {
@@ -210,6 +225,21 @@ impl Fetch {
                 self.go_through(cursor, directory)
             }
         }
+    }
+
+    /// What is here may have come before an interruption, without what is below it.
+    fn refer(&mut self, below: Vec<Reference>) -> Result<(), tree::Error> {
+        for Reference { name, kind } in below {
+            let here = self.have(&name)?;
+            if kind == Kind::Node && self.nodes.insert(name) {
+                if here {
+                    self.ready.push(Walk::Sealed(name));
+                } else {
+                    self.wait(name, Waiting::Walk(Walk::Sealed(name)));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn go_through(&mut self, mut cursor: Cursor, directory: Option<u64>) -> Result<(), tree::Error> {

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// BLAKE3 of an object's bytes, before they are compressed.
+/// BLAKE3 of an object's bytes before they are compressed; of one that is sealed, of the sealed bytes, in a domain of its own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Hash(pub(crate) [u8; Self::LEN]);
 

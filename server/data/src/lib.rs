@@ -5,6 +5,8 @@
 //! ([`store`]). [`capture`] makes a generation of a directory, for which [`watch`] tells it where to look, [`restore`] a directory of a generation, and [`diff`] says what
 //! two of them do not share; [`fetch`] gets a generation from another store: equal parts have equal names, and are not even looked at.
 //!
+//! What is *sealed* ([`seal`]) can be fetched, checked, kept and freed by a machine that can't read it.
+//!
 //! All of it is blocking code on files: no network, no container engine, no clock but the file system's.
 
 pub mod capture;
@@ -14,6 +16,7 @@ pub mod hash;
 mod object;
 mod place;
 pub mod restore;
+pub mod seal;
 pub mod store;
 pub mod stream;
 pub mod tree;

@@ -1,10 +1,10 @@
-//! How an object's bytes are laid down: compressed where that helps.
+//! How an object's bytes are laid down: compressed where that helps, and sealed where that is asked for.
 
 use std::{cell::RefCell, io};
 
 use zstd::bulk::Compressor;
 
-use crate::Hash;
+use crate::{Hash, seal};
 
 /// Bytes of one object, uncompressed. Larger than any chunk; what claims more is damaged or forged.
 pub(crate) const OBJECT_MAX: usize = 1024 * 1024;
@@ -15,6 +15,8 @@ const LEVEL: i32 = 1;
 /// The first byte of what is laid down.
 const AS_IT_IS: u8 = 0;
 const ZSTD: u8 = 1;
+/// What is sealed is one of the others ([`seal`]).
+pub(crate) const SEALED: u8 = 2;
 
 /// Why stored bytes are not the object that they are said to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +29,14 @@ pub enum Damaged {
     Compression,
     #[error("its bytes have another hash")]
     Hash,
+    #[error("it is cut short, or too long")]
+    Cut,
+    #[error("what it refers to makes no sense")]
+    References,
+    #[error("it does not open with its key")]
+    Seal,
+    #[error("it is not sealed, and what needs it is")]
+    NotSealed,
 }
 
 thread_local! {
@@ -65,17 +75,30 @@ pub(crate) fn encode(bytes: &[u8]) -> Vec<u8> {
 /// # Errors
 /// [`Damaged`] where it is not that object.
 pub(crate) fn decode(coded: &[u8], name: &Hash) -> Result<Vec<u8>, Damaged> {
+    let bytes = plain(coded)?;
+    if Hash::of(&bytes) == *name { Ok(bytes) } else { Err(Damaged::Hash) }
+}
+
+/// Is this the object of that name, as far as can be told without a key?
+///
+/// # Errors
+/// [`Damaged`] where it is not.
+pub(crate) fn verify(coded: &[u8], name: &Hash) -> Result<(), Damaged> {
+    if seal::is_sealed(coded) { seal::verify(coded, name) } else { decode(coded, name).map(drop) }
+}
+
+/// The bytes of an object that is not sealed.
+pub(crate) fn plain(coded: &[u8]) -> Result<Vec<u8>, Damaged> {
     let (&coding, rest) = coded.split_first().ok_or(Damaged::Empty)?;
-    let bytes = match coding {
-        AS_IT_IS => rest.to_vec(),
+    match coding {
+        AS_IT_IS => Ok(rest.to_vec()),
         ZSTD => {
             let len = zstd::zstd_safe::get_frame_content_size(rest).ok().flatten().ok_or(Damaged::Compression)?;
             let len = usize::try_from(len).ok().filter(|len| *len <= OBJECT_MAX).ok_or(Damaged::Compression)?;
-            zstd::bulk::decompress(rest, len).map_err(|_| Damaged::Compression)?
+            zstd::bulk::decompress(rest, len).map_err(|_| Damaged::Compression)
         }
-        other => return Err(Damaged::Coding(other)),
-    };
-    if Hash::of(&bytes) == *name { Ok(bytes) } else { Err(Damaged::Hash) }
+        other => Err(Damaged::Coding(other)),
+    }
 }
 
 #[cfg(test)]

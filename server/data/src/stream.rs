@@ -3,13 +3,17 @@
 //! A change in the middle moves no cut behind it (FastCDC, Xia et al. 2020), so that equal stretches of two streams are equal
 //! chunks. The list of a long stream's chunks is a stream itself, and so on, until what is left is short.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    ops::Range,
+};
 
 use fastcdc::v2020::StreamCDC;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Hash,
+    seal::{Kind, Reference},
     store::{self, Objects, Sink},
 };
 
@@ -74,20 +78,56 @@ impl Stream {
     /// # Errors
     /// Where they can't be read, or not be kept.
     pub fn write(bytes: impl Read, grain: Grain, sink: &mut impl Sink) -> Result<Self, Error> {
-        let mut stream = Self::cut(bytes, grain, sink)?;
+        let stream = Self::cut(bytes, grain, &mut |_| Vec::new(), sink)?;
+        Self::listed(stream, Kind::Leaf, sink)
+    }
+
+    /// The same of bytes that name objects: `below` says which are named in a stretch of them. A stretch begins where the one before it ended.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub(crate) fn write_nodes(
+        bytes: impl Read,
+        grain: Grain,
+        below: &mut dyn FnMut(Range<u64>) -> Vec<Reference>,
+        sink: &mut impl Sink,
+    ) -> Result<Self, Error> {
+        let stream = Self::cut(bytes, grain, below, sink)?;
+        Self::listed(stream, Kind::Node, sink)
+    }
+
+    /// What this stream names itself. `kind` is that of its chunks.
+    pub(crate) fn references(&self, kind: Kind) -> impl Iterator<Item = Reference> {
+        let kind = if self.depth > 0 { Kind::Node } else { kind };
+        self.parts.iter().map(move |part| Reference { name: part.hash, kind })
+    }
+
+    /// Until what it names itself is short.
+    fn listed(mut stream: Self, kind: Kind, sink: &mut impl Sink) -> Result<Self, Error> {
         while stream.parts.len() > PARTS_MAX {
             let mut list = Vec::with_capacity(stream.parts.len() * PART_LEN);
             for part in &stream.parts {
                 list.extend_from_slice(part.hash.as_bytes());
                 list.extend_from_slice(&part.len.to_be_bytes());
             }
-            let parts = Self::cut(list.as_slice(), Grain::List, sink)?.parts;
+            let named: Vec<Reference> = stream.references(kind).collect();
+            let mut below = |range: Range<u64>| {
+                // A part that lies in two stretches is named by both.
+                let at = |byte: u64| usize::try_from(byte).unwrap_or(usize::MAX) / PART_LEN;
+                named.get(at(range.start)..=at(range.end - 1)).unwrap_or_default().to_vec()
+            };
+            let parts = Self::cut(list.as_slice(), Grain::List, &mut below, sink)?.parts;
             stream = Self { len: stream.len, depth: stream.depth + 1, parts };
         }
         Ok(stream)
     }
 
-    fn cut(mut bytes: impl Read, grain: Grain, sink: &mut impl Sink) -> Result<Self, Error> {
+    fn cut(
+        mut bytes: impl Read,
+        grain: Grain,
+        below: &mut dyn FnMut(Range<u64>) -> Vec<Reference>,
+        sink: &mut impl Sink,
+    ) -> Result<Self, Error> {
         let (smallest, usual, largest) = grain.sizes();
         let mut stream = Self::default();
         // Most files are shorter than the shortest chunk: for them the cutter's buffers would be most of the work.
@@ -95,21 +135,28 @@ impl Stream {
         bytes.by_ref().take(smallest as u64).read_to_end(&mut first).map_err(Error::Read)?;
         if first.len() < smallest {
             if !first.is_empty() {
-                stream.push(&first, sink)?;
+                stream.push(&first, below, sink)?;
             }
             return Ok(stream);
         }
         for chunk in StreamCDC::new(first.as_slice().chain(bytes), smallest, usual, largest) {
-            stream.push(&chunk.map_err(|error| Error::Read(error.into()))?.data, sink)?;
+            stream.push(&chunk.map_err(|error| Error::Read(error.into()))?.data, below, sink)?;
         }
         Ok(stream)
     }
 
-    fn push(&mut self, chunk: &[u8], sink: &mut impl Sink) -> Result<(), Error> {
+    fn push(
+        &mut self,
+        chunk: &[u8],
+        below: &mut dyn FnMut(Range<u64>) -> Vec<Reference>,
+        sink: &mut impl Sink,
+    ) -> Result<(), Error> {
         // No chunk has more bytes than a few hundred thousand.
         let len = chunk.len() as u32;
-        self.parts.push(Part { hash: sink.put(chunk)?, len });
-        self.len += u64::from(len);
+        let end = self.len + u64::from(len);
+        let references = below(self.len..end);
+        self.parts.push(Part { hash: sink.put_with(chunk, &references)?, len });
+        self.len = end;
         Ok(())
     }
 

@@ -4,9 +4,11 @@
 //! equal in two trees has the same name in both, however deep it lies. A [`Root`] is the whole of a generation.
 
 use std::{
-    collections::BTreeMap,
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
     fmt,
     io::{self, Read},
+    ops::Range,
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     Hash,
     object::OBJECT_MAX,
+    seal::{Kind, Reference},
     store::{self, Objects, Sink},
     stream::{self, Grain, Stream},
 };
@@ -187,7 +190,8 @@ impl Root {
     /// # Errors
     /// Where it can't be kept.
     pub fn write(&self, sink: &mut impl Sink) -> Result<Hash, Error> {
-        Ok(sink.put(&coded(self))?)
+        let references: Vec<Reference> = self.entries.references(Kind::Node).collect();
+        Ok(sink.put_with(&coded(self), &references)?)
     }
 
     /// # Errors
@@ -208,33 +212,69 @@ impl Root {
 /// Where it can't be kept.
 pub fn write(entries: impl IntoIterator<Item = Result<Entry, Error>>, sink: &mut impl Sink) -> Result<Stream, Error> {
     let mut failed = None;
+    let named = RefCell::new(Named::default());
     let bytes = Coded {
         entries: entries.into_iter().map_while(|entry| entry.map_err(|error| failed = Some(error)).ok()),
+        named: &named,
         bytes: Vec::new(),
         read: 0,
     };
-    let stream = Stream::write(bytes, Grain::List, sink)?;
+    let stream = Stream::write_nodes(bytes, Grain::List, &mut |range| named.borrow_mut().within(range), sink)?;
     failed.map_or(Ok(stream), Err)
 }
 
+/// What entries name that are read and may not be cut yet: by the bytes that each has, in order.
+#[derive(Default)]
+struct Named {
+    entries: VecDeque<(Range<u64>, Vec<Reference>)>,
+    len: u64,
+}
+
+impl Named {
+    fn add(&mut self, entry: &Entry, len: usize) {
+        let range = self.len..self.len + len as u64;
+        self.len = range.end;
+        let references: Vec<Reference> = match &entry.node {
+            Node::File(file) => file.content.references(Kind::Leaf).collect(),
+            Node::Directory(below) => below.entries.references(Kind::Node).collect(),
+            _ => return,
+        };
+        if !references.is_empty() {
+            self.entries.push_back((range, references));
+        }
+    }
+
+    /// Of all entries of which a part lies in the stretch. Whoever lies in the next one, too, stays.
+    fn within(&mut self, stretch: Range<u64>) -> Vec<Reference> {
+        let within = self.entries.iter().take_while(|(range, _)| range.start < stretch.end);
+        let references = within.flat_map(|(_, references)| references).copied().collect();
+        while self.entries.front().is_some_and(|(range, _)| range.end <= stretch.end) {
+            self.entries.pop_front();
+        }
+        references
+    }
+}
+
 /// Entries one after the other, each behind its length.
-struct Coded<I> {
+struct Coded<'a, I> {
     entries: I,
+    named: &'a RefCell<Named>,
     bytes: Vec<u8>,
     read: usize,
 }
 
-impl<I: Iterator<Item = Entry>> Read for Coded<I> {
+impl<I: Iterator<Item = Entry>> Read for Coded<'_, I> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.read == self.bytes.len() {
             let Some(entry) = self.entries.next() else { return Ok(0) };
-            let entry = coded(&entry);
-            if entry.len() > ENTRY_MAX {
-                return Err(io::Error::other(Error::TooLarge { len: entry.len() }));
+            let bytes = coded(&entry);
+            if bytes.len() > ENTRY_MAX {
+                return Err(io::Error::other(Error::TooLarge { len: bytes.len() }));
             }
             self.bytes.clear();
-            self.bytes.extend_from_slice(&(entry.len() as u32).to_be_bytes());
-            self.bytes.extend_from_slice(&entry);
+            self.bytes.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+            self.bytes.extend_from_slice(&bytes);
+            self.named.borrow_mut().add(&entry, self.bytes.len());
             self.read = 0;
         }
         let len = buffer.len().min(self.bytes.len() - self.read);

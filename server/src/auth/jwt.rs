@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use ed25519_dalek::{SigningKey, pkcs8::EncodePrivateKey};
+use ed25519_dalek::pkcs8::EncodePrivateKey;
 use flotilla_api::{Grant, Scope, ServiceName, TokenId, UnixMillis};
 use flotilla_core::command::TokenRecord;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use crate::identity::ClusterKey;
 
 /// Bytes of a token. A user's list of 200 services makes about 12 KiB; headers of a request may have 16 KiB together.
 pub const TOKEN_MAX: usize = 14 * 1024;
@@ -51,16 +52,17 @@ impl Claims {
 
 pub(super) struct Keys {
     cluster: String,
-    signing: EncodingKey,
+    /// Absent on a machine that only stores.
+    signing: Option<EncodingKey>,
     verifying: DecodingKey,
     validation: Validation,
 }
 
 impl Keys {
-    pub(super) fn new(cluster: &str, key: &SigningKey) -> Result<Self, Error> {
+    pub(super) fn new(cluster: &str, key: &ClusterKey) -> Result<Self, Error> {
         let failed = |error: &dyn std::fmt::Display| Error::Signing(error.to_string());
-        let der = key.to_pkcs8_der().map_err(|error| failed(&error))?;
-        let public = BASE64_URL_SAFE_NO_PAD.encode(key.verifying_key().as_bytes());
+        let der = key.private().map(EncodePrivateKey::to_pkcs8_der).transpose().map_err(|error| failed(&error))?;
+        let public = BASE64_URL_SAFE_NO_PAD.encode(key.public().as_bytes());
         // The algorithm is fixed here and never taken from a token (RFC 8725, 3.1).
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_issuer(&[cluster]);
@@ -69,7 +71,7 @@ impl Keys {
         validation.validate_exp = false;
         Ok(Self {
             cluster: cluster.to_owned(),
-            signing: EncodingKey::from_ed_der(der.as_bytes()),
+            signing: der.map(|der| EncodingKey::from_ed_der(der.as_bytes())),
             verifying: DecodingKey::from_ed_components(&public).map_err(|error| failed(&error))?,
             validation,
         })
@@ -87,7 +89,10 @@ impl Keys {
             services: record.grant.services.clone(),
             cnf: record.bound_to.clone().map(|jkt| Confirmation { jkt }),
         };
-        let token = jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.signing)
+        let signing = self.signing.as_ref();
+        let signing =
+            signing.ok_or_else(|| Error::Signing("this machine only stores, and signs nothing".to_owned()))?;
+        let token = jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, signing)
             .map_err(|error| Error::Signing(error.to_string()))?;
         if token.len() > TOKEN_MAX {
             return Err(Error::Lifetime("the token would be too long; name fewer services".to_owned()));

@@ -27,7 +27,10 @@ use sha2::{Digest, Sha256};
 pub use error::Error;
 pub use jwt::TOKEN_MAX;
 
-use crate::{identity::hexadecimal, store::Store};
+use crate::{
+    identity::{ClusterKey, hexadecimal},
+    store::Store,
+};
 
 /// The method that a proof for signalling names.
 pub const SIGNAL_METHOD: &str = "CONNECT";
@@ -117,6 +120,8 @@ pub struct Wanted {
     pub name: String,
     pub grant: Grant,
     pub life_ms: u64,
+    /// Of a machine's: it shall only store.
+    pub stores_only: bool,
 }
 
 /// A token that was made: the only time that its text is to be had.
@@ -138,14 +143,14 @@ pub struct Invited {
 impl Authority {
     /// # Errors
     /// A key that can't sign.
-    pub fn new(store: Store, cluster: &str, key: &ed25519_dalek::SigningKey) -> Result<Self, Error> {
+    pub fn new(store: Store, cluster: &str, key: &ClusterKey) -> Result<Self, Error> {
         Self::with_clock(store, cluster, key, crate::clock::now)
     }
 
     pub(crate) fn with_clock(
         store: Store,
         cluster: &str,
-        key: &ed25519_dalek::SigningKey,
+        key: &ClusterKey,
         clock: fn() -> UnixMillis,
     ) -> Result<Self, Error> {
         let keys = jwt::Keys::new(cluster, key)?;
@@ -279,9 +284,14 @@ impl Authority {
             created_at: now,
             expires_at: now.plus(wanted.life_ms),
             used_at: None,
+            stores_only: false,
         };
         let expires_at = invitation.expires_at;
-        self.propose(actor, CommandV1::CreateInvitation { invitation }).await?;
+        let command = match wanted.stores_only {
+            true => CommandV1::InviteStorage { invitation },
+            false => CommandV1::CreateInvitation { invitation },
+        };
+        self.propose(actor, command).await?;
         Ok(Invited { invitation: format!("{id}.{secret}"), id, expires_at })
     }
 
@@ -323,8 +333,12 @@ impl Authority {
         if record.grant.scope == Scope::Machine {
             return Err(Error::InvitationInvalid);
         }
-        let wanted =
-            Wanted { name: with_device(&record.name, device), grant: record.grant.clone(), life_ms: SESSION_MS };
+        let wanted = Wanted {
+            name: with_device(&record.name, device),
+            grant: record.grant.clone(),
+            life_ms: SESSION_MS,
+            stores_only: false,
+        };
         let actor = Actor { name: record.name.clone(), token: Some(id.clone()), from };
         let token = self.record(wanted, Some(thumbprint));
         self.propose_token(actor, token.clone(), CommandV1::RedeemInvitation { id, token }).await
@@ -349,6 +363,7 @@ impl Authority {
             name: with_device(&principal.name, device),
             grant: principal.grant.clone(),
             life_ms: principal.expires_at.since((self.inner.clock)()).min(SESSION_MS),
+            stores_only: false,
         };
         let made_from = MadeFrom { id: principal.token.clone(), expires_at: principal.expires_at };
         let record = TokenRecord { made_from: Some(made_from), ..self.record(wanted, Some(thumbprint)) };

@@ -95,7 +95,7 @@ async fn cluster() -> Cluster {
     let command = Command::V1(CommandV1::Init { cluster, machine });
     store.propose(Entry { at: clock(), actor: actor(), command }).await.unwrap();
     let key = SigningKey::generate(&mut rand::rng());
-    let authority = Authority::with_clock(store.clone(), CLUSTER, &key, clock).unwrap();
+    let authority = Authority::with_clock(store.clone(), CLUSTER, &ClusterKey::Private(key.clone()), clock).unwrap();
     Cluster { _directory: directory, store, authority, key }
 }
 
@@ -104,7 +104,7 @@ fn actor() -> Actor {
 }
 
 fn wanted(life_ms: u64) -> Wanted {
-    Wanted { name: "ada".to_owned(), grant: Grant::admin(), life_ms }
+    Wanted { name: "ada".to_owned(), grant: Grant::admin(), life_ms, stores_only: false }
 }
 
 const HOUR: u64 = 3_600_000;
@@ -424,7 +424,7 @@ async fn a_user_of_every_service_still_has_a_token() {
         .map(|n| format!("{}-{n:03}", "x".repeat(36)).parse().unwrap())
         .collect();
     let grant = Grant { scope: Scope::User, services };
-    let wanted = Wanted { name: "ada".to_owned(), grant: grant.clone(), life_ms: HOUR };
+    let wanted = Wanted { name: "ada".to_owned(), grant: grant.clone(), life_ms: HOUR, stores_only: false };
     let issued = cluster.authority.issue(actor(), wanted).await.unwrap();
     assert_eq!(cluster.bearer(&issued.token).unwrap().grant, grant);
 }

@@ -51,16 +51,20 @@ fn seconds(duration: Duration) -> u64 {
 pub(super) async fn tokens(verb: Token, session: &Session) -> Result<(), Failure> {
     let output = session.output;
     match verb {
-        Token::Create { name, grant: args, expires, quiet } => {
+        Token::Create { name, grant: args, expires, storage_only, quiet } => {
             let grant = grant(args)?;
             let is_machine = grant.scope == Scope::Machine;
+            if storage_only && !is_machine {
+                return Err(Failure::Usage("only a machine can be one that only stores; say --scope machine".into()));
+            }
             let name = match name {
                 Some(name) => name,
+                None if storage_only => "storage machine".to_owned(),
                 None if is_machine => "machine".to_owned(),
                 None => return Err(Failure::Usage("give the token a name that says for what or whom it is".into())),
             };
             let expires = expires.unwrap_or(if is_machine { JOIN_TOKEN_LIFE } else { TOKEN_LIFE });
-            let request = CreateToken { name, grant, ttl_seconds: seconds(expires) };
+            let request = CreateToken { name, grant, ttl_seconds: seconds(expires), storage_only };
             let created = session.client.create_token(&request).await?;
             if output.json {
                 return output.value(&created);
@@ -74,6 +78,12 @@ pub(super) async fn tokens(verb: Token, session: &Session) -> Result<(), Failure
                     created.id,
                     join.addresses.join(", ")
                 ));
+                if storage_only {
+                    output.note(
+                        "It will keep copies of encrypted volumes and can't read them; it sees names, sizes and times, and the \
+                         specifications of services with their environment.",
+                    );
+                }
                 if let Some(warning) = &join.warning {
                     output.note(&format!("warning: {warning}"));
                 }

@@ -389,7 +389,8 @@ Examples:
   flotilla token create ci --scope operator --expires 90d
   flotilla token create kiosk --service notes
   export FLOTILLA_TOKEN=$(flotilla token create laptop --scope admin --quiet)
-  flotilla token create --scope machine    then `flotilla join TOKEN` on the new machine")]
+  flotilla token create --scope machine    then `flotilla join TOKEN` on the new machine
+  flotilla token create --scope machine --storage-only    for a machine that keeps encrypted copies, and can't read them")]
     Create {
         /// For what or whom it is; not needed for a machine
         name: Option<String>,
@@ -398,6 +399,9 @@ Examples:
         /// After which time it ends [default: 30d; for a machine 1d]
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
         expires: Option<Duration>,
+        /// The machine only keeps copies of encrypted volumes, which it can't read; for ever
+        #[arg(long)]
+        storage_only: bool,
         /// Print the token and nothing else
         #[arg(short, long)]
         quiet: bool,

@@ -61,9 +61,13 @@ pub(super) async fn join(args: Join, output: Output) -> Result<(), Failure> {
             "cluster_id": joined.cluster.id,
             "node": joined.node,
             "machine": joined.name,
+            "storage_only": joined.stores_only,
         }));
     }
     output.line(&format!("This machine is `{}` of the cluster `{}` now.\n", joined.name, joined.cluster.name))?;
+    if joined.stores_only {
+        output.line("It only stores: it keeps encrypted copies that it can't read, and runs nothing.\n")?;
+    }
     output.line(&format!("Start it:   {}", output.strong(&up_command(&args.flags))))
 }
 

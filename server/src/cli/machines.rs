@@ -63,6 +63,8 @@ async fn list(session: &Session) -> Result<(), Failure> {
 
 fn row(machine: &MachineView, now: UnixMillis, output: Output) -> Vec<Cell> {
     let (engine, trouble) = match &machine.engine {
+        // It needs none.
+        _ if machine.storage_only => (String::new(), None),
         Some(EngineView::Ready { version, .. }) => (format!("Docker {version}"), None),
         Some(EngineView::Unavailable { message, .. }) => ("unavailable".to_owned(), Some(message.as_str())),
         None => (String::new(), None),
@@ -95,6 +97,9 @@ fn row(machine: &MachineView, now: UnixMillis, output: Output) -> Vec<Cell> {
 }
 
 fn role(machine: &MachineView) -> &'static str {
+    if machine.storage_only {
+        return "stores only";
+    }
     match (machine.leads, machine.role) {
         (true, _) => "leader",
         (false, Role::Voter) => "voter",
@@ -150,6 +155,7 @@ fn describe(detail: &MachineDetail, names: &BTreeMap<NodeId, MachineName>, outpu
         ""
     };
     let engine = match &view.engine {
+        _ if view.storage_only => String::new(),
         Some(EngineView::Ready { version, operating_system, .. }) => format!("Docker {version} on {operating_system}"),
         Some(EngineView::Unavailable { message, .. }) => message.clone(),
         None => String::new(),

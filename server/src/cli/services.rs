@@ -155,7 +155,8 @@ fn describe(detail: &ServiceDetail, output: Output) -> Result<(), Failure> {
     }
     lines.extend(spec.volumes.iter().map(|mount| {
         let read_only = if mount.read_only { ", read only" } else { "" };
-        ("Volume", format!("{} at {}{read_only}", mount.volume, mount.target))
+        let encrypted = if mount.rules.encrypted { ", encrypted where it is kept" } else { "" };
+        ("Volume", format!("{} at {}{read_only}{encrypted}", mount.volume, mount.target))
     }));
     lines.extend(spec.values.iter().map(|it| {
         let kind = if it.kind == ValueKind::Secret { "Secret" } else { "Config" };

@@ -39,7 +39,7 @@ async fn list(session: &Session) -> Result<(), Failure> {
     }
     let now = clock::now();
     let rows = volumes.iter().map(|volume| row(volume, now, session.output)).collect();
-    let header = ["VOLUME", "STATE", "WRITTEN ON", "SIZE", "COPIES", "COMMITTED", "NOT YET", "MESSAGE"];
+    let header = ["VOLUME", "STATE", "WRITTEN ON", "SIZE", "ENCRYPTED", "COPIES", "COMMITTED", "NOT YET", "MESSAGE"];
     session.output.table(&header, rows, "No service writes a volume.")
 }
 
@@ -49,6 +49,7 @@ fn row(volume: &VolumeView, now: UnixMillis, output: Output) -> Vec<Cell> {
         state(volume.state, output),
         Cell::new(volume.machine.as_ref().map_or("", AsRef::as_ref)),
         Cell::new(volume.bytes.map(time::size).unwrap_or_default()),
+        Cell::new(if volume.encrypted { "yes" } else { "" }),
         Cell::new(volume.copies.iter().map(copy).collect::<Vec<_>>().join(", ")),
         Cell::new(
             volume

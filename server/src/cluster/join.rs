@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     auth::Authority,
     clock,
-    identity::{self, DataDir, Identity, node_id},
+    identity::{self, ClusterKey, DataDir, Identity, node_id},
     store::Store,
     vault::{self, KeyText, Vault},
 };
@@ -65,7 +65,7 @@ struct AnyRequest {
 struct Answer {
     version: u32,
     cluster: ClusterRecord,
-    /// The private key that signs the cluster's tokens, base64url without padding.
+    /// The private key that signs the cluster's tokens, base64url without padding; empty for a machine that only stores.
     cluster_key: String,
     /// What secrets and configs are sealed with. An older node tells none; they are asked for later.
     #[serde(default)]
@@ -101,6 +101,7 @@ pub async fn answer_join(member: Member<'_>, public_key: &str, request: &[u8]) -
     })?;
     let request = read(request, &cluster, now)?;
     let id = node_id_of(public_key)?;
+    let admitted_id = id.clone();
     let invitation =
         member.authority.check_invitation(&request.invitation, &request.secret).await.map_err(|_| foreign(&cluster))?;
     // That may have waited for the log.
@@ -124,13 +125,16 @@ pub async fn answer_join(member: Member<'_>, public_key: &str, request: &[u8]) -
         let command = CommandV1::AdmitMachine { invitation: request.invitation, machine, facts: request.facts };
         member.store.propose(Entry { at: now, actor, command: Command::V1(command) }).await.map_err(ApiError::from)?;
     }
-    let answer = Answer {
-        version: VERSION,
-        cluster,
-        cluster_key: BASE64_URL_SAFE_NO_PAD.encode(member.cluster_key.to_bytes()),
-        value_keys: member.vault.key_texts(),
-        machines: member.store.state().machines.clone(),
+    let machines = member.store.state().machines.clone();
+    // By what the state says, and not by what it asked with: that is what it was admitted as.
+    let (cluster_key, value_keys) = match machines.get(&admitted_id).map(|machine| machine.stores_only) {
+        Some(false) => (BASE64_URL_SAFE_NO_PAD.encode(member.cluster_key.to_bytes()), member.vault.key_texts()),
+        Some(true) => (String::new(), Vec::new()),
+        None => {
+            return Err(ApiError::new(ErrorCode::Conflict, "the machine was removed just after it was admitted"));
+        }
     };
+    let answer = Answer { version: VERSION, cluster, cluster_key, value_keys, machines };
     serde_json::to_vec(&answer)
         .map(Bytes::from)
         .map_err(|error| ApiError::new(ErrorCode::Internal, format!("the answer can't be written: {error}")))
@@ -233,6 +237,8 @@ pub struct Joined {
     pub cluster: ClusterRecord,
     pub node: NodeId,
     pub name: MachineName,
+    /// It keeps copies that it can't read, and nothing else.
+    pub stores_only: bool,
 }
 
 /// Why a machine did not become a member.
@@ -291,10 +297,13 @@ where
     let node = node_id(&keys.node.verifying_key());
     let name = answer.machines.get(&node).map_or(wanted.name, |machine| machine.name().clone());
     Told { version: VERSION, cluster: answer.cluster.clone(), machines: answer.machines }.store(&directory)?;
-    vault::keep_keys(&directory, &answer.value_keys)?;
+    if cluster_key.private().is_some() {
+        vault::keep_keys(&directory, &answer.value_keys)?;
+    }
     // Last: from here on the directory is that of a member.
+    let stores_only = cluster_key.private().is_none();
     Identity::keep_cluster_key(&directory, &cluster_key)?;
-    Ok(Joined { cluster: answer.cluster, node, name })
+    Ok(Joined { cluster: answer.cluster, node, name, stores_only })
 }
 
 /// What it takes to speak to a member for the first time.
@@ -313,10 +322,13 @@ impl fmt::Debug for Contacting {
 }
 
 /// The cluster's key, if it is that of the cluster which made the token.
-fn checked_key(token: &JoinToken, answer: &Answer) -> Option<SigningKey> {
-    let seed: [u8; 32] = BASE64_URL_SAFE_NO_PAD.decode(&answer.cluster_key).ok()?.try_into().ok()?;
-    let key = SigningKey::from_bytes(&seed);
-    let public = key.verifying_key();
+fn checked_key(token: &JoinToken, answer: &Answer) -> Option<ClusterKey> {
+    let bytes = |text: &str| <[u8; 32]>::try_from(BASE64_URL_SAFE_NO_PAD.decode(text).ok()?).ok();
+    let key = match answer.cluster_key.as_str() {
+        "" => ClusterKey::Public(VerifyingKey::from_bytes(&bytes(&answer.cluster.token_key)?).ok()?),
+        seed => ClusterKey::Private(SigningKey::from_bytes(&bytes(seed)?)),
+    };
+    let public = key.public();
     let is_it = node_id(&public).0 == token.fingerprint
         && answer.cluster.id == token.cluster
         && answer.cluster.token_key == BASE64_URL_SAFE_NO_PAD.encode(public.as_bytes());

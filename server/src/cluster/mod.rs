@@ -263,11 +263,12 @@ impl Shared {
 
     /// Nobody could ever take over from this node.
     fn is_alone(&self, state: &State) -> bool {
-        state.machines.len() < FENCED_FROM && self.parts.store.consensus().status().borrow().is_alone()
+        let eligible = state.machines.values().filter(|machine| !machine.stores_only).count();
+        eligible < FENCED_FROM && self.parts.store.consensus().status().borrow().is_alone()
     }
 }
 
-/// Machines from which on a cluster has several voters, so that another may take over.
+/// Machines (without those that only store) from which on a cluster has several voters, so that another may take over.
 const FENCED_FROM: usize = 3;
 
 async fn until_stopped(stop: CancellationToken, task: impl Future<Output = ()>) {

@@ -54,6 +54,21 @@ impl Consensus {
     }
 }
 
+impl Consensus {
+    /// What [`Method::Propose`] carries.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn proposed(body: &[u8]) -> Result<Entry, ApiError> {
+        decode(body)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn proposal(entry: &Entry) -> Bytes {
+        encode(entry).expect("an entry has such a form")
+    }
+}
+
 impl Core {
     async fn answer(self: &Arc<Self>, from: &NodeId, method: Method, body: &[u8]) -> Result<Bytes, ApiError> {
         match method {

@@ -460,7 +460,9 @@ impl Stage {
 /// Makes a machine a member of the cluster, as a person would on a new one.
 async fn join(client: &Client, name: &MachineName, recipe: &Recipe) -> Result<(), Failure> {
     let grant = Grant { scope: Scope::Machine, services: [].into() };
-    let token = client.create_token(&CreateToken { name: name.to_string(), grant, ttl_seconds: JOIN_TTL }).await?;
+    let token = client
+        .create_token(&CreateToken { name: name.to_string(), grant, ttl_seconds: JOIN_TTL, storage_only: false })
+        .await?;
     let mut command = recipe.command("join")?;
     command.arg("--name").arg(name.as_str()).arg(token.token);
     let joined = tokio::time::timeout(JOIN_TIMEOUT, command.status())

@@ -114,8 +114,7 @@ fn view(app: &App, moment: &Moment, service: &Service, mount: &VolumeMount) -> V
     let (observed_at, report) = report(app, moment, service);
     let committed = service.data.committed.as_ref();
     let copies = committed.and_then(|committed| committed.volumes.get(&mount.volume));
-    let wanted = service.data.replicas.iter().take(mount.rules.replicas as usize);
-    let mut machines: Vec<&NodeId> = wanted.clone().collect();
+    let mut machines = service.keepers(&moment.state, mount);
     let others = copies.into_iter().flat_map(|copies| &copies.holders);
     machines.extend(others.filter(|id| Some(*id) != home && !service.data.replicas.contains(id)));
     let copy = |id: &&NodeId| {
@@ -147,6 +146,7 @@ fn view(app: &App, moment: &Moment, service: &Service, mount: &VolumeMount) -> V
         bytes: copies.map(|copies| copies.bytes),
         replicas: mount.rules.replicas,
         sync: mount.rules.sync,
+        encrypted: mount.rules.encrypted,
         committed: committed.map(|committed| generation(committed.name, committed.taken_at)),
         uncommitted_since: report.as_ref().and_then(|report| report.uncommitted_since),
         held_ms: report.as_ref().and_then(|report| report.captured.as_ref().map(|_| report.held_ms)),
@@ -179,13 +179,18 @@ fn message(
         return Some(problem);
     }
     let wanted = mount.rules.replicas as usize;
+    // Machines that may keep it, the one that writes it among them.
+    let machines = state.machines.values().filter(|machine| mount.rules.encrypted || !machine.stores_only).count();
     match volume {
         VolumeState::Alone if wanted == 0 => Some("no copies are asked for".to_owned()),
-        VolumeState::Alone if state.machines.len() == 1 => {
+        VolumeState::Alone if machines == 1 && state.machines.len() > 1 => {
+            Some("no other machine may keep it; those that only store keep encrypted volumes alone".to_owned())
+        }
+        VolumeState::Alone if machines == 1 => {
             Some("this is the only machine; a second one keeps a copy as soon as it joins".to_owned())
         }
-        VolumeState::Alone | VolumeState::Copying if views.len() < wanted && state.machines.len() <= wanted => {
-            let missing = wanted + 1 - state.machines.len();
+        VolumeState::Alone | VolumeState::Copying if views.len() < wanted && machines <= wanted => {
+            let missing = wanted + 1 - machines;
             let machines =
                 if missing == 1 { "one more machine".to_owned() } else { format!("{missing} more machines") };
             Some(format!("{wanted} copies are asked for; add {machines}, or ask for fewer"))

@@ -97,6 +97,7 @@ impl Look {
             role: if self.quorum.voters.contains(id) { Role::Voter } else { Role::Learner },
             leads: self.quorum.leader.as_ref() == Some(id),
             condition: self.condition(app, id, machine),
+            storage_only: machine.stores_only,
             drained: matches!(machine.availability, Availability::Drained { .. }),
             joined_at: machine.joined_at,
             addresses: facts.addresses.clone(),
@@ -153,7 +154,8 @@ pub(super) fn placed_on(state: &State, id: &NodeId) -> usize {
 
 /// Why the loss of one machine would be one too many, as a sentence; `None` where the cluster outlives that of any.
 pub(super) fn weakness(state: &State, quorum: &Quorum) -> Option<String> {
-    let machines = state.machines.len();
+    // What only stores takes over nothing.
+    let machines = state.machines.values().filter(|machine| !machine.stores_only).count();
     match machines {
         0 | 1 => return Some("This is the only machine, so its services stop when it does; with three machines the others take over.".to_owned()),
         2 => return Some("With two machines neither can tell whether the other failed or the line between them, so none takes over; add a third.".to_owned()),
@@ -219,6 +221,7 @@ mod tests {
                 created_at: UnixMillis(1),
                 expires_at: UnixMillis(10),
                 used_at: None,
+                stores_only: false,
             };
             apply(&mut state, CommandV1::CreateInvitation { invitation });
             let facts = flotilla_core::state::MachineFacts::default();

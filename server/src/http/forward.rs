@@ -222,6 +222,10 @@ pub(super) fn join_sockets(
 
 /// Answers the calls that another member of the cluster passes on over a stream.
 pub async fn serve_member(app: Arc<App>, from: NodeId, stream: Stream) {
+    if app.stores_only {
+        // It answers nobody, whoever passes it on.
+        return;
+    }
     let router = super::router(app.clone());
     let stop = app.stop.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {

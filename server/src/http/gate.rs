@@ -105,6 +105,9 @@ async fn reach(
     let path = request.uri().path();
     let routed =
         is_under(path, "/api") || matches!(path, "/signal" | "/healthz" | "/readyz" | "/metrics" | SIGNAL_PATH);
+    if app.stores_only && !matches!(path, "/healthz" | "/readyz" | "/metrics" | SIGNAL_PATH) {
+        return Failure(stores_only()).into_response();
+    }
     match site {
         Site::Service(_) => assets::service(request.method(), path, request.headers()),
         Site::App if !routed => assets::app(request.method(), path, request.headers()),
@@ -119,6 +122,14 @@ async fn reach(
             router.oneshot(request).await.unwrap_or_else(|never| match never {})
         }
     }
+}
+
+/// All that a machine that only stores says to anybody but the other machines and a collector.
+pub(super) fn stores_only() -> ApiError {
+    ApiError::new(
+        ErrorCode::StorageOnly,
+        "this machine only keeps encrypted copies for its cluster and answers nothing else; ask another of its machines",
+    )
 }
 
 /// Pages have one address, so that what a browser keeps for them (keys, service workers) is in one place.

@@ -65,6 +65,8 @@ pub struct App {
     pub config: Config,
     pub domain: Domain,
     pub node: NodeId,
+    /// This machine keeps copies that it can't read, and answers nobody.
+    pub stores_only: bool,
     /// Where the listener is.
     pub listening: SocketAddr,
     pub started_at: UnixMillis,
@@ -98,6 +100,7 @@ pub struct Parts {
     pub config: Config,
     pub domain: Domain,
     pub node: NodeId,
+    pub stores_only: bool,
     pub listening: SocketAddr,
     pub store: Store,
     pub authority: Authority,
@@ -121,6 +124,7 @@ impl App {
             config,
             domain,
             node,
+            stores_only,
             listening,
             store,
             authority,
@@ -146,6 +150,7 @@ impl App {
             config,
             domain,
             node,
+            stores_only,
             listening,
             store,
             authority,

@@ -23,13 +23,16 @@ use std::{
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use ed25519_dalek::{
     SigningKey, VerifyingKey,
-    pkcs8::{DecodePrivateKey, EncodePrivateKey, spki::der::pem::LineEnding},
+    pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey, spki::der::pem::LineEnding},
 };
 use flotilla_api::NodeId;
 use sha2::{Digest, Sha256};
 
 /// Bytes of a key file. A PEM file with certificate and key has about 1 KiB.
 const KEY_FILE_MAX: u64 = 64 * 1024;
+
+/// The public half of the cluster's key, where the other one is not.
+const PUBLIC: &str = "cluster.pub";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -50,6 +53,8 @@ pub enum Error {
     AlreadyInitialised { path: PathBuf },
     #[error("the key in `{path}` is damaged ({what}); restore the file from a backup", path = path.display())]
     DamagedKey { path: PathBuf, what: String },
+    #[error("`{path}` has {most} keys, and a cluster may have no more; none of them can be forgotten", path = path.display())]
+    TooManyKeys { path: PathBuf, most: usize },
     #[error("failed to make the certificate for WebRTC: {0}")]
     Certificate(String),
 }
@@ -136,9 +141,40 @@ impl DataDir {
 /// The keys of this node, and the one that signs the cluster's tokens.
 pub struct Identity {
     pub node: SigningKey,
-    pub cluster: SigningKey,
+    pub cluster: ClusterKey,
     /// Certificate and private key, as the WebRTC library writes them.
     pub webrtc_pem: String,
+}
+
+/// The key that signs the cluster's tokens, as far as a machine has it.
+#[derive(Clone, PartialEq, Eq)]
+pub enum ClusterKey {
+    Private(SigningKey),
+    /// A machine that only stores can check what the others sign, and sign nothing.
+    Public(VerifyingKey),
+}
+
+impl std::fmt::Debug for ClusterKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = if self.private().is_some() { "Private" } else { "Public" };
+        write!(f, "ClusterKey::{kind}({})", node_id(&self.public()))
+    }
+}
+
+impl ClusterKey {
+    pub fn private(&self) -> Option<&SigningKey> {
+        match self {
+            Self::Private(key) => Some(key),
+            Self::Public(_) => None,
+        }
+    }
+
+    pub fn public(&self) -> VerifyingKey {
+        match self {
+            Self::Private(key) => key.verifying_key(),
+            Self::Public(key) => *key,
+        }
+    }
 }
 
 /// The keys that a machine has before it has a cluster.
@@ -197,19 +233,34 @@ impl Identity {
     ///
     /// # Errors
     /// It can't be written.
-    pub fn keep_cluster_key(directory: &DataDir, key: &SigningKey) -> Result<(), Error> {
-        write_key(&directory.key("cluster.pem"), key)
+    pub fn keep_cluster_key(directory: &DataDir, key: &ClusterKey) -> Result<(), Error> {
+        match key {
+            ClusterKey::Private(key) => write_key(&directory.key("cluster.pem"), key),
+            ClusterKey::Public(key) => {
+                let path = directory.key(PUBLIC);
+                let pem = key
+                    .to_public_key_pem(LineEnding::LF)
+                    .map_err(|error| Error::DamagedKey { path: path.clone(), what: error.to_string() })?;
+                write_private(&path, pem.as_bytes())
+            }
+        }
     }
 
     /// # Errors
     /// Keys that are missing or damaged.
     pub fn load(directory: &DataDir) -> Result<Self, Error> {
-        if !directory.key("cluster.pem").exists() {
-            return Err(Error::NotInitialised { path: directory.path.clone() });
-        }
+        let (private, public) = (directory.key("cluster.pem"), directory.key(PUBLIC));
+        let cluster = match (private.exists(), public.exists()) {
+            (true, _) => ClusterKey::Private(read_key(&private)?),
+            (false, true) => ClusterKey::Public(
+                VerifyingKey::from_public_key_pem(&read_text(&public)?)
+                    .map_err(|error| Error::DamagedKey { path: public, what: error.to_string() })?,
+            ),
+            (false, false) => return Err(Error::NotInitialised { path: directory.path.clone() }),
+        };
         Ok(Self {
             node: read_key(&directory.key("node.pem"))?,
-            cluster: read_key(&directory.key("cluster.pem"))?,
+            cluster,
             webrtc_pem: read_text(&directory.key("webrtc.pem"))?,
         })
     }
@@ -233,7 +284,7 @@ impl Identity {
 
     /// Public half of the key that signs tokens, base64url without padding.
     pub fn cluster_key(&self) -> String {
-        BASE64_URL_SAFE_NO_PAD.encode(self.cluster.verifying_key().as_bytes())
+        BASE64_URL_SAFE_NO_PAD.encode(self.cluster.public().as_bytes())
     }
 }
 
@@ -350,6 +401,21 @@ mod tests {
         let second = Identity::create(&data, certificate).unwrap();
         assert_eq!(first.node, second.node, "a key that was there was replaced");
         assert_ne!(first.cluster, second.cluster);
+    }
+
+    #[test]
+    fn a_machine_that_only_stores_has_the_public_half_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = DataDir::open(directory.path()).unwrap();
+        Identity::create_node(&data, certificate).unwrap();
+        let cluster = SigningKey::generate(&mut rand::rng());
+        Identity::keep_cluster_key(&data, &ClusterKey::Public(cluster.verifying_key())).unwrap();
+        let read = Identity::load(&data).unwrap();
+        assert!(read.cluster.private().is_none());
+        assert_eq!(read.cluster.public(), cluster.verifying_key());
+        assert!(!data.key("cluster.pem").exists());
+        fs::write(data.key(PUBLIC), "nothing").unwrap();
+        assert!(matches!(Identity::load(&data), Err(Error::DamagedKey { .. })));
     }
 
     #[test]

@@ -13,12 +13,18 @@ pub(super) struct Values(pub(super) Vault, pub(super) Store);
 
 const VALUES: Figure = gauge("values", "Secrets and configs");
 const MISSING: Figure = gauge("value_keys_missing", "Keys of secrets and configs that this machine needs and lacks");
+const ENCRYPTED: Figure = gauge("volumes_encrypted", "Volumes whose copies and history are encrypted");
 
 impl Collector for Values {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let state = self.1.state();
         let count = |kind: &ValueKind| (kind.as_str(), state.values.of(*kind).len() as u64);
         VALUES.encode(&mut encoder, "kind", ValueKind::ALL.iter().map(count))?;
+        let encrypted = state.services.values().map(|service| {
+            let volumes = service.volumes();
+            volumes.iter().filter(|volume| service.encrypts(volume)).count() as u64
+        });
+        ENCRYPTED.encode_plain(&mut encoder, encrypted.sum())?;
         MISSING.encode_plain(&mut encoder, self.0.missing(&state).len() as u64)
     }
 }

@@ -85,7 +85,8 @@ async fn begin(wanted: &Init, directory: &DataDir, identity: &Identity, store: &
         }
     };
     let authority = Authority::new(store.clone(), &cluster_id, &identity.cluster)?;
-    let administrator = |life_ms| Wanted { name: "administrator".to_owned(), grant: Grant::admin(), life_ms };
+    let administrator =
+        |life_ms| Wanted { name: "administrator".to_owned(), grant: Grant::admin(), life_ms, stores_only: false };
     let invited = authority.invite(actor.clone(), administrator(FIRST_INVITATION_MS)).await?;
     let admin_token =
         if wanted.with_token { Some(authority.issue(actor, administrator(ADMIN_TOKEN_MS)).await?.token) } else { None };

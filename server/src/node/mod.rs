@@ -4,6 +4,7 @@ mod init;
 mod joining;
 mod peering;
 mod relay;
+mod storage;
 mod wiring;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -118,8 +119,8 @@ pub(crate) async fn start_with(config: Config, limits: store::Limits) -> Result<
     let address = listener.address();
     let mut mesh =
         NodeConfig::new(identity.node.clone(), Certificate::from_pem(&identity.webrtc_pem)?, candidates(&config));
-    mesh.cluster_key = Some(identity.cluster.clone());
-    mesh.relay_secret = Some(relay::secret(&identity));
+    mesh.cluster_key = identity.cluster.private().cloned();
+    mesh.relay_secret = relay::secret(&identity);
     let port = Port::new(config.udp_port.unwrap_or(address.port()));
     mesh.port = Some(port.clone());
     let nodes = NodeMesh::new(mesh)?;
@@ -176,8 +177,8 @@ async fn open_store(
         Some(_) => Store::open_joining(&path, &identity.node_id(), limits, network).await?,
         None => Store::open_with(&path, &identity.node_id(), limits, network).await?,
     };
-    let peering = Peering::new(store.consensus().clone());
     let members = peering::members(&store, told.as_ref().map(joined::Told::as_state));
+    let peering = Peering::new(store.consensus().clone(), members.clone());
     nodes.start(members, Arc::new(Answering(peering.clone())));
     // Up to the entry that admits it, or one that removed it again.
     let node = identity.node_id();
@@ -250,9 +251,11 @@ fn assemble(
     if let Some(removed) = state.removed_machines.get(&node) {
         return Err(Error::Removed { name: removed.name.to_string(), path: directory.path().to_owned() });
     }
-    if record.token_key != identity.cluster_key() || !state.machines.contains_key(&node) {
+    let known = state.machines.get(&node).filter(|_| record.token_key == identity.cluster_key());
+    let Some(machine) = known.filter(|machine| machine.stores_only == identity.cluster.private().is_none()) else {
         return Err(Error::ForeignState { path: directory.state() });
-    }
+    };
+    let stores_only = machine.stores_only;
     let authority = Authority::new(store.clone(), &record.id, &identity.cluster)?;
     let domain = Domain::new(config.domain.as_deref(), record.name.as_str(), listening, is_secure);
     metrics.watch_consensus(store.consensus());
@@ -293,6 +296,7 @@ fn assemble(
     })?;
     metrics.watch_images(images.clone());
     let vault = Vault::open(directory, node.clone(), store.clone(), nodes.clone())?;
+    vault.give_keys_to(volumes.store().clone());
     metrics.watch_vault(vault.clone(), store.clone());
     let engine = EngineConfig {
         docker_host: config.docker_host.clone(),
@@ -334,7 +338,7 @@ fn assemble(
         router,
         store: store.clone(),
         authority: authority.clone(),
-        cluster_key: identity.cluster.clone(),
+        cluster_key: identity.cluster.private().cloned(),
         vault: vault.clone(),
         app: tokio::sync::SetOnce::new(),
     });
@@ -342,6 +346,7 @@ fn assemble(
         config,
         domain,
         node,
+        stores_only,
         listening,
         store,
         authority,

@@ -25,8 +25,10 @@ use crate::{
     route::{self, Router},
     store::Store,
     vault::Vault,
-    volumes::{self, Volumes},
+    volumes::{self, Served, Volumes},
 };
+
+use super::storage;
 
 /// How long a stream waits for the rest of this node: other nodes link with it before that is put together.
 const STARTING: Duration = Duration::from_secs(5);
@@ -35,6 +37,8 @@ const STARTING: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Peering {
     pub(super) consensus: Consensus,
+    /// The members, as far as they are known: a machine that only stores is one from the first moment on.
+    members: watch::Receiver<Arc<flotilla_core::State>>,
     rest: SetOnce<Rest>,
 }
 
@@ -46,7 +50,8 @@ pub(super) struct Rest {
     pub(super) router: Router,
     pub(super) store: Store,
     pub(super) authority: Authority,
-    pub(super) cluster_key: SigningKey,
+    /// Absent on a machine that only stores.
+    pub(super) cluster_key: Option<SigningKey>,
     pub(super) vault: Vault,
     /// What answers calls of the API that another node passes on.
     pub(super) app: SetOnce<Weak<App>>,
@@ -59,8 +64,12 @@ impl std::fmt::Debug for Rest {
 }
 
 impl Peering {
-    pub(super) fn new(consensus: Consensus) -> Arc<Self> {
-        Arc::new(Self { consensus, rest: SetOnce::new() })
+    pub(super) fn new(consensus: Consensus, members: watch::Receiver<Arc<flotilla_core::State>>) -> Arc<Self> {
+        Arc::new(Self { consensus, members, rest: SetOnce::new() })
+    }
+
+    fn stores_only(&self, machine: &NodeId) -> bool {
+        self.members.borrow().stores_only(machine)
     }
 
     /// From now on everything is answered. Once.
@@ -88,6 +97,12 @@ pub(super) struct Answering(pub(super) Arc<Peering>);
 
 impl Handler for Answering {
     fn call(&self, from: NodeId, method: Method, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {
+        if self.0.stores_only(&from)
+            && let Err(refused) = storage::may_call(&from, method, &body)
+        {
+            tracing::warn!(%from, ?method, "a machine that only stores asked for what is none of its business");
+            return Box::pin(std::future::ready(Err(refused)));
+        }
         if Consensus::answers(method) {
             return self.0.consensus.call(from, method, body);
         }
@@ -106,7 +121,7 @@ impl Handler for Answering {
     }
 
     fn takes_strangers(&self) -> bool {
-        self.0.rest.get().is_some()
+        self.0.rest.get().is_some_and(|rest| rest.cluster_key.is_some())
     }
 
     fn stranger(&self, public_key: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {
@@ -116,7 +131,7 @@ impl Handler for Answering {
             let member = join::Member {
                 store: &rest.store,
                 authority: &rest.authority,
-                cluster_key: &rest.cluster_key,
+                cluster_key: rest.cluster_key.as_ref().ok_or_else(storage::takes_nobody)?,
                 vault: &rest.vault,
             };
             join::answer_join(member, &public_key, &body).await
@@ -127,10 +142,19 @@ impl Handler for Answering {
         let this = self.0.clone();
         Box::pin(async move {
             let Ok(rest) = timeout(STARTING, this.rest.wait()).await else { return };
+            if this.stores_only(&from) {
+                // It gets what it may keep, and reaches nothing else: no instance, and no call in somebody's name.
+                if label == volumes::LABEL {
+                    rest.volumes.serve(&from, stream, Served::Sealed).await;
+                } else {
+                    tracing::warn!(%from, label, "a machine that only stores asked for a stream that is none of its business");
+                }
+                return;
+            }
             if let Some(instance) = label.strip_prefix(route::LABEL) {
                 rest.router.serve(instance, stream).await;
             } else if label == volumes::LABEL {
-                rest.volumes.serve(&from, stream).await;
+                rest.volumes.serve(&from, stream, Served::All).await;
             } else if label == http::PEER_LABEL
                 && let Ok(app) = timeout(STARTING, rest.app.wait()).await
                 && let Some(app) = app.upgrade()

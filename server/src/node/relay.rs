@@ -28,7 +28,7 @@ pub(super) async fn start(config: &Config, realm: String, identity: &Identity) -
         None if listen.is_unspecified() => outward(listen)?,
         None => listen,
     };
-    let relay = RelayConfig::new(SocketAddr::new(listen, config.relay.port), public, realm, secret(identity));
+    let relay = RelayConfig::new(SocketAddr::new(listen, config.relay.port), public, realm, secret(identity)?);
     match Relay::start(relay).await {
         Ok(relay) => Some(Arc::new(relay)),
         Err(error) => {
@@ -38,10 +38,11 @@ pub(super) async fn start(config: &Config, realm: String, identity: &Identity) -
     }
 }
 
-/// The same on every node that has the cluster's key, and says nothing about it.
-pub(super) fn secret(identity: &Identity) -> String {
-    let digest = Sha256::new().chain_update("flotilla relay 1\0").chain_update(identity.cluster.as_bytes()).finalize();
-    hexadecimal(&digest)
+/// The same on every node that has the cluster's key, and says nothing about it. One that only stores has none.
+pub(super) fn secret(identity: &Identity) -> Option<String> {
+    let key = identity.cluster.private()?;
+    let digest = Sha256::new().chain_update("flotilla relay 1\0").chain_update(key.as_bytes()).finalize();
+    Some(hexadecimal(&digest))
 }
 
 /// The address that this machine's packets to the world carry. Asking the kernel sends nothing.
@@ -112,6 +113,9 @@ mod tests {
         let (one, other) = (identity(), identity());
         assert_eq!(secret(&one), secret(&one));
         assert_ne!(secret(&one), secret(&other));
-        assert_ne!(secret(&one), hexadecimal(one.cluster.as_bytes()));
+        let key = one.cluster.private().unwrap();
+        assert_ne!(secret(&one), Some(hexadecimal(key.as_bytes())));
+        let stores = Identity { cluster: crate::identity::ClusterKey::Public(key.verifying_key()), ..identity() };
+        assert_eq!(secret(&stores), None, "a machine that only stores makes no credentials");
     }
 }

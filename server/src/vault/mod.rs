@@ -11,7 +11,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -78,8 +78,12 @@ impl fmt::Debug for Opened {
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 enum Message {
-    /// Who has these?
-    Want { keys: BTreeSet<KeyId> },
+    /// Who has these? With `rest`, also all others that it has: what is kept of volumes may need a key that the state names no more.
+    Want {
+        keys: BTreeSet<KeyId>,
+        #[serde(default)]
+        rest: bool,
+    },
     /// They are about to be used; the answer means that they are on disk.
     Keep { keys: Vec<KeyText> },
 }
@@ -99,6 +103,8 @@ pub struct Vault {
 struct Shared {
     node: NodeId,
     ring: Mutex<KeyRing>,
+    /// What seals and opens what is kept of volumes with keys that are made of these.
+    data: OnceLock<flotilla_data::Store>,
     store: Store,
     network: Network,
     /// One change at a time: two of one name would only be in each other's way.
@@ -114,7 +120,51 @@ impl Vault {
 
     fn open_at(path: &Path, node: NodeId, store: Store, network: Network) -> Result<Self, identity::Error> {
         let ring = Mutex::new(KeyRing::load(path)?);
-        Ok(Self { shared: Arc::new(Shared { node, ring, store, network, changing: tokio::sync::Mutex::default() }) })
+        let (data, changing) = (OnceLock::new(), tokio::sync::Mutex::default());
+        Ok(Self { shared: Arc::new(Shared { node, ring, data, store, network, changing }) })
+    }
+
+    /// From now on what is kept of volumes is sealed and opened with keys that are made of these, whatever they are. Once.
+    pub(crate) fn give_keys_to(&self, data: flotilla_data::Store) {
+        if self.shared.data.set(data).is_err() {
+            tracing::error!("the node was put together twice");
+        }
+        self.hand_on(&self.ring());
+    }
+
+    fn hand_on(&self, ring: &KeyRing) {
+        if let Some(data) = self.shared.data.get() {
+            data.use_keys(ring.all().iter().filter_map(Key::of_data));
+        }
+    }
+
+    /// What is deployed has an encrypted volume: where the cluster has no key yet it gets one.
+    ///
+    /// # Errors
+    /// Too few machines can be reached, or the state refuses.
+    pub async fn need_key(&self, actor: &Actor) -> Result<(), ApiError> {
+        let _changing = self.shared.changing.lock().await;
+        if self.shared.store.state().values.key.is_some() {
+            return Ok(());
+        }
+        // Somebody may have made one on another machine a moment ago.
+        self.shared.store.consensus().linearize().await.map_err(ApiError::from)?;
+        if self.shared.store.state().values.key.is_some() {
+            return Ok(());
+        }
+        let key = self.sealing_key().await?;
+        let command = CommandV1::UseValueKey { key: key.id, instead_of: None };
+        match self.propose(actor, command).await {
+            // Somebody was quicker.
+            Err(error) if error.code == ErrorCode::Conflict && self.shared.store.state().values.key.is_some() => Ok(()),
+            proposed => proposed.map(drop),
+        }
+    }
+
+    /// The same for a check alone: a key that nobody keeps. Absent where there is one.
+    pub(crate) fn draft_key(state: &State) -> Option<CommandV1> {
+        let none = state.values.key.is_none();
+        none.then(|| CommandV1::UseValueKey { key: Key::generate().id, instead_of: None })
     }
 
     /// Sets a secret or config. Nothing is proposed where it is the same already.
@@ -225,7 +275,7 @@ impl Vault {
         let Some(current) = state.values.key.clone() else {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
-                "there is no secret and no config yet, so there is nothing to seal anew",
+                "there is no secret, no config and no encrypted volume yet, so there is nothing to seal anew",
             ));
         };
         let mut half_done = false;
@@ -291,8 +341,9 @@ impl Vault {
     /// Puts a key on the disks of this machine and of the others, most voters among them.
     async fn share(&self, state: &State, key: &Key) -> Result<(), ApiError> {
         self.keep(state, [key.clone()])?;
-        let message = write(&Message::Keep { keys: vec![key.text()] })?;
-        let connected = self.shared.network.connected().borrow().clone();
+        // With all that came before it: who has the newest has what is kept of volumes, whenever that was sealed.
+        let message = write(&Message::Keep { keys: self.key_texts() })?;
+        let connected = self.others(state);
         let telling = connected.into_iter().map(|peer| {
             let call = self.shared.network.call(&peer, Method::Keys, message.clone(), ASKING);
             async move {
@@ -323,11 +374,23 @@ impl Vault {
     }
 
     fn keep(&self, state: &State, keys: impl IntoIterator<Item = Key>) -> Result<(), ApiError> {
-        let needed = state.values.keys().into_iter().cloned().collect();
-        self.ring().keep(keys, &needed).map_err(|error| {
+        if state.stores_only(&self.shared.node) {
+            return Err(ApiError::new(ErrorCode::StorageOnly, "this machine only stores, and keeps no key"));
+        }
+        let mut ring = self.ring();
+        ring.keep(keys).map_err(|error| {
             tracing::error!(%error, "a key of secrets can't be kept");
             ApiError::new(ErrorCode::Internal, error.to_string())
-        })
+        })?;
+        self.hand_on(&ring);
+        Ok(())
+    }
+
+    /// Machines that may have keys and can be asked.
+    fn others(&self, state: &State) -> BTreeSet<NodeId> {
+        let mut connected = self.shared.network.connected().borrow().clone();
+        connected.retain(|machine| !state.stores_only(machine));
+        connected
     }
 
     /// From this machine, or from another one.
@@ -341,13 +404,15 @@ impl Vault {
 
     /// Asks all machines that can be reached for these keys, and keeps what they have.
     async fn fetch(&self, wanted: &BTreeSet<KeyId>) {
-        let Ok(message) = write(&Message::Want { keys: wanted.clone() }) else { return };
-        let connected = self.shared.network.connected().borrow().clone();
+        let Ok(message) = write(&Message::Want { keys: wanted.clone(), rest: true }) else { return };
+        let connected = self.others(&self.shared.store.state());
         let asking = connected.iter().map(|peer| self.shared.network.call(peer, Method::Keys, message.clone(), ASKING));
         let answers = join_all(asking).await;
         let told = answers.into_iter().flatten().filter_map(|answer| serde_json::from_slice::<Answer>(&answer).ok());
         let keys = told.flat_map(|answer| answer.keys).filter_map(|text| Key::read(&text));
-        let keys: Vec<Key> = keys.filter(|key| wanted.contains(&key.id)).collect();
+        // The wanted ones last: the newest of them is what is sealed with.
+        let (wanted, mut keys): (Vec<Key>, Vec<Key>) = keys.partition(|key| wanted.contains(&key.id));
+        keys.extend(wanted);
         if !keys.is_empty() {
             // Logged there; it is asked for again.
             let _ = self.keep(&self.shared.store.state(), keys);
@@ -364,6 +429,9 @@ impl Vault {
         if !state.machines.contains_key(from) {
             return Err(ApiError::new(ErrorCode::ScopeInsufficient, "keys are for members of the cluster alone"));
         }
+        if state.stores_only(from) {
+            return Err(ApiError::new(ErrorCode::ScopeInsufficient, "that machine only stores, and gets no key"));
+        }
         if body.len() > MESSAGE_MAX {
             return refuse("a message about keys is longer than any is");
         }
@@ -371,9 +439,9 @@ impl Vault {
             return refuse("a message of another machine can't be read; run the same version on both");
         };
         match message {
-            Message::Want { keys } => {
+            Message::Want { keys, rest } => {
                 let ring = self.ring();
-                let keys = keys.iter().filter_map(|id| ring.find(id)).map(Key::text).collect();
+                let keys = ring.all().iter().filter(|key| rest || keys.contains(&key.id)).map(Key::text).collect();
                 write(&Answer { keys })
             }
             Message::Keep { keys } => {
@@ -424,6 +492,9 @@ impl Vault {
 
     /// Keys that the state names and this machine does not have.
     pub fn missing(&self, state: &State) -> BTreeSet<KeyId> {
+        if state.stores_only(&self.shared.node) {
+            return BTreeSet::new();
+        }
         let ring = self.ring();
         state.values.keys().into_iter().filter(|id| ring.find(id).is_none()).cloned().collect()
     }
@@ -452,7 +523,7 @@ pub(crate) fn create_key(directory: &DataDir) -> Result<(), identity::Error> {
     let mut ring = KeyRing::load(&directory.value_keys())?;
     match ring.newest() {
         Some(_) => Ok(()),
-        None => ring.keep([Key::generate()], &BTreeSet::new()),
+        None => ring.keep([Key::generate()]),
     }
 }
 
@@ -461,7 +532,7 @@ pub(crate) fn create_key(directory: &DataDir) -> Result<(), identity::Error> {
 /// # Errors
 /// They can't be written; what is no key is left out.
 pub(crate) fn keep_keys(directory: &DataDir, keys: &[KeyText]) -> Result<(), identity::Error> {
-    KeyRing::load(&directory.value_keys())?.keep(keys.iter().filter_map(Key::read), &BTreeSet::new())
+    KeyRing::load(&directory.value_keys())?.keep(keys.iter().filter_map(Key::read))
 }
 
 fn check_size(kind: ValueKind, name: &ValueName, plain: &Opened) -> Result<(), ApiError> {

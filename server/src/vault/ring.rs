@@ -3,7 +3,6 @@
 //! There is more than one only after the key was changed: the state may still hold what an older one sealed, and so may a copy of it.
 
 use std::{
-    collections::BTreeSet,
     fmt, fs, io,
     path::{Path, PathBuf},
 };
@@ -15,17 +14,22 @@ use chacha20poly1305::{
 };
 use flotilla_api::{ValueName, spec::ValueKind};
 use flotilla_core::state::{KeyId, SEAL_BYTES, Sealed};
+use flotilla_data::seal;
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::identity::{self, hexadecimal, write_private};
+use crate::{
+    identity::{self, hexadecimal, write_private},
+    volumes::key_id as sealing_id,
+};
 
 const VERSION: u32 = 1;
 
-/// Keys that are kept. A cluster gets a new one when a machine was removed, which is seldom.
-pub(super) const KEYS_KEPT: usize = 32;
+/// Keys that a cluster may have had. It gets a new one when a machine was removed, which is seldom; and none is ever forgotten: a copy of
+/// the state, or what is kept of a volume, may need any of them.
+pub(super) const KEYS_MAX: usize = 256;
 
 /// Bytes of the file; a key has 44 characters in it.
 const FILE_MAX: u64 = 64 * 1024;
@@ -105,6 +109,11 @@ impl Key {
         self.cipher().decrypt(&XNonce::from(nonce), payload).ok().map(Zeroizing::new)
     }
 
+    /// The key that what is kept of volumes is sealed with, under the same id.
+    pub(super) fn of_data(&self) -> Option<seal::Key> {
+        Some(seal::Key::derive(sealing_id(&self.id)?, &self.bytes))
+    }
+
     fn cipher(&self) -> XChaCha20Poly1305 {
         XChaCha20Poly1305::new(&(*self.bytes).into())
     }
@@ -178,12 +187,11 @@ impl KeyRing {
         &self.keys
     }
 
-    /// On disk when this returns. Of many keys the oldest goes that is not `needed`.
-    pub(super) fn keep(
-        &mut self,
-        new: impl IntoIterator<Item = Key>,
-        needed: &BTreeSet<KeyId>,
-    ) -> Result<(), identity::Error> {
+    /// On disk when this returns.
+    ///
+    /// # Errors
+    /// It can't be written, or there are more keys than a cluster may have.
+    pub(super) fn keep(&mut self, new: impl IntoIterator<Item = Key>) -> Result<(), identity::Error> {
         let mut keys = self.keys.clone();
         for key in new {
             if keys.iter().all(|known| known.id != key.id) {
@@ -193,10 +201,8 @@ impl KeyRing {
         if keys.len() == self.keys.len() {
             return Ok(());
         }
-        while keys.len() > KEYS_KEPT
-            && let Some(oldest) = keys[..keys.len() - 1].iter().position(|key| !needed.contains(&key.id))
-        {
-            keys.remove(oldest);
+        if keys.len() > KEYS_MAX {
+            return Err(identity::Error::TooManyKeys { path: self.path.clone(), most: KEYS_MAX });
         }
         let file = File { version: VERSION, keys: keys.iter().map(Key::text).collect() };
         let bytes = serde_json::to_vec(&file).map(Zeroizing::new).map_err(|error| identity::Error::Io {
@@ -255,8 +261,8 @@ mod tests {
         let mut ring = KeyRing::load(&path).unwrap();
         assert!(ring.newest().is_none());
         let keys: Vec<Key> = (0..3).map(|_| Key::generate()).collect();
-        ring.keep(keys.clone(), &BTreeSet::new()).unwrap();
-        ring.keep([keys[0].clone()], &BTreeSet::new()).unwrap();
+        ring.keep(keys.clone()).unwrap();
+        ring.keep([keys[0].clone()]).unwrap();
         let read = KeyRing::load(&path).unwrap();
         assert_eq!(
             read.all().iter().map(|key| &key.id).collect::<Vec<_>>(),
@@ -265,10 +271,19 @@ mod tests {
         assert_eq!(read.newest().unwrap().id, keys[2].id);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
-        let needed = BTreeSet::from([keys[1].id.clone()]);
-        ring.keep((0..KEYS_KEPT).map(|_| Key::generate()), &needed).unwrap();
-        assert_eq!(ring.all().len(), KEYS_KEPT);
-        assert!(ring.find(&keys[1].id).is_some() && ring.find(&keys[0].id).is_none());
+        // None of them is ever forgotten.
+        ring.keep((3..KEYS_MAX).map(|_| Key::generate())).unwrap();
+        assert!(matches!(ring.keep([Key::generate()]), Err(identity::Error::TooManyKeys { .. })));
+        assert_eq!(KeyRing::load(&path).unwrap().all().len(), KEYS_MAX);
+        assert!(keys.iter().all(|key| ring.find(&key.id).is_some()));
+    }
+
+    #[test]
+    fn the_key_of_data_has_the_same_name_and_is_another() {
+        let key = Key::generate();
+        let data = key.of_data().unwrap();
+        assert_eq!(data.id().to_string(), key.id.0);
+        assert!(!format!("{data:?}").contains(&key.text().0));
     }
 
     #[test]

@@ -238,3 +238,93 @@ async fn what_is_too_large_is_refused_and_a_value_is_in_no_debug_text() {
     let largest = Opened::new(vec![b'x'; VALUE_MAX]);
     machines.vault(1).set(&actor(), (SECRET, &value("db")), &largest, true).await.unwrap();
 }
+
+/// A member of which nothing is there but its record.
+async fn admit_storage(machines: &Machines, name: &str) -> NodeId {
+    use flotilla_api::{Grant, Scope, TokenId};
+    use flotilla_core::command::{InvitationRecord, MachineFacts, MachineRecord};
+
+    let id = TokenId(name.to_owned());
+    let invitation = InvitationRecord {
+        id: id.clone(),
+        name: name.to_owned(),
+        grant: Grant { scope: Scope::Machine, services: [].into() },
+        secret_hash: "ab".repeat(32),
+        created_at: clock::now(),
+        expires_at: clock::now().plus(60_000),
+        used_at: None,
+        stores_only: false,
+    };
+    let node = NodeId(format!("{name}-id"));
+    let machine =
+        MachineRecord { id: node.clone(), name: name.parse().unwrap(), public_key: String::new(), labels: [].into() };
+    let vault = machines.vault(1);
+    vault.propose(&actor(), CommandV1::InviteStorage { invitation }).await.unwrap();
+    let facts = MachineFacts::default();
+    vault.propose(&actor(), CommandV1::AdmitMachine { invitation: id, machine, facts }).await.unwrap();
+    machines.bed.settle().await;
+    node
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_only_stores_gets_no_key_and_gives_none() {
+    let machines = Machines::of(3).await;
+    machines.set(1, "db", "hunter").await.unwrap();
+    let cellar = admit_storage(&machines, "cellar").await;
+    let key = key_of(&machines.bed[1]);
+    for asked in [
+        format!(r#"{{"type":"want","keys":["{key}"]}}"#),
+        format!(r#"{{"type":"want","keys":["{key}"],"rest":true}}"#),
+        r#"{"type":"keep","keys":[]}"#.to_owned(),
+    ] {
+        let refused = machines.vault(1).answer(&cellar, asked.as_bytes()).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::ScopeInsufficient, "{asked}");
+    }
+    // Nor does it keep one that it is given all the same.
+    let (store, network) = (machines.bed[2].clone(), machines.bed.wires.join(&cellar));
+    let own = Vault::open_at(&machines.ring(9), cellar, store, network).unwrap();
+    let keep = write(&Message::Keep { keys: machines.vault(1).key_texts() }).unwrap();
+    let refused = own.answer(&NodeId::from(1), &keep).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::StorageOnly);
+    assert!(own.missing(&machines.bed[2].state()).is_empty(), "it lacks nothing");
+    assert!(!machines.ring(9).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_volume_makes_the_first_key_and_whoever_has_one_has_all() {
+    let mut machines = Machines::of(3).await;
+    let (one, other) = (machines.vault(1).clone(), machines.vault(2).clone());
+    let maker = actor();
+    let (first, second) = tokio::join!(one.need_key(&maker), other.need_key(&maker));
+    first.unwrap();
+    second.unwrap();
+    machines.bed.settle().await;
+    let first = key_of(&machines.bed[3]);
+    assert!(machines.vault(1).key(&first).await.is_some());
+
+    // A machine that was away while the key was changed twice, and of whose first one nothing in the state tells any more.
+    let leads = |number: &u64| machines.bed[*number].consensus().status().borrow().leads;
+    let leader = (1..=3).find(leads).unwrap();
+    let away = leader % 3 + 1;
+    machines.forget(away);
+    machines.bed.wires.isolate(&NodeId::from(away));
+    machines.vault(leader).rekey(&maker).await.unwrap();
+    machines.bed.wires.heal_all();
+    machines.bed.settle().await;
+    machines.vault(leader).rekey(&maker).await.unwrap();
+    machines.bed.settle().await;
+    assert!(machines.vault(away).ring().find(&first).is_some(), "what is kept of volumes may need it");
+
+    // What seals and opens what is kept of volumes has them all.
+    let directory = tempfile::tempdir().unwrap();
+    let data = flotilla_data::Store::open(directory.path()).unwrap();
+    machines.vault(away).give_keys_to(data.clone());
+    let newest = key_of(&machines.bed[away]);
+    for key in [&first, &newest] {
+        data.sealing_session(crate::volumes::key_id(key).unwrap()).unwrap();
+    }
+    machines.vault(leader).rekey(&maker).await.unwrap();
+    machines.bed.settle().await;
+    let newer = crate::volumes::key_id(&key_of(&machines.bed[away])).unwrap();
+    data.sealing_session(newer).unwrap();
+}

@@ -1,7 +1,7 @@
 //! One capture of all volumes of a service: most of it while the instance goes on, the rest while it is held still.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
     os::unix::fs::OpenOptionsExt as _,
@@ -14,11 +14,12 @@ use flotilla_core::state::GenerationName;
 use flotilla_data::{
     Store,
     capture::{Capture, Captured, Scope, Still},
+    seal::KeyId,
     store,
 };
 use rustix::fs::OFlags;
 
-use super::{Error, Shared, directories::Lock, import::Tree, layout, mapped, watched::Watched};
+use super::{Error, Shared, directories::Lock, import::Tree, layout, mapped, sealing, watched::Watched};
 use crate::clock;
 
 /// What changes while everything is read is read again before the instance is held, so often at most.
@@ -42,6 +43,8 @@ pub(super) struct Made {
     pub(super) name: GenerationName,
     pub(super) taken_at: UnixMillis,
     pub(super) volumes: BTreeMap<VolumeName, Tree>,
+    /// Those of them that are sealed.
+    pub(super) sealed: BTreeSet<VolumeName>,
     /// Bytes that were read for it, and for all before it.
     pub(super) read: u64,
     /// For how long the instance stood still.
@@ -105,10 +108,18 @@ impl Job {
             return Err(Error::NoDirectory { service: self.service.clone() });
         }
         let (store, service, mut watched) = (self.shared.store.clone(), self.service.clone(), self.watched.clone());
+        let seals: BTreeMap<VolumeName, Option<KeyId>> = {
+            let state = self.shared.parts.state.borrow();
+            let volumes = watched.keys().chain(self.adopts.keys());
+            let seal = |volume: &VolumeName| Ok((volume.clone(), sealing::seal_of(&state, &service, volume)?));
+            volumes.map(seal).collect::<Result<_, Error>>()?
+        };
         watched.retain(|volume, _| !self.adopts.contains_key(volume));
         let (fence, epoch) = (self.shared.parts.fence.clone(), self.name.epoch);
+        let (with, adopts) = (seals.clone(), self.adopts.clone());
         let parts = super::blocking(move || {
-            let mut parts = read(&store, &service, watched)?;
+            sealing::check(&store, &service, &with, adopts.into_iter().map(|(volume, (root, _))| (volume, root)))?;
+            let mut parts = read(&store, &service, watched, &with)?;
             // So that little is left to write back while the instance is held.
             let maps = mapped::maps(&fence.processes(epoch));
             parts.iter_mut().try_for_each(|part| part.settle(&maps))?;
@@ -142,7 +153,8 @@ impl Job {
         self.shared.counters.captured(held, read);
         let before = self.newest.map_or(0, |newest| newest.read);
         let changed_at = self.changed_at;
-        Ok(Some(Made { name: self.name, taken_at, volumes: roots, read: before + read, held, changed_at }))
+        let sealed = seals.into_iter().filter_map(|(volume, seal)| seal.map(|_| volume)).collect();
+        Ok(Some(Made { name: self.name, taken_at, volumes: roots, sealed, read: before + read, held, changed_at }))
     }
 
     /// Its machine may have lost the service meanwhile: its directories show something else, or are deleted.
@@ -180,10 +192,16 @@ impl Job {
 }
 
 /// Reads what has changed while the instance goes on, until there is little left.
-fn read(store: &Store, service: &ServiceName, watched: BTreeMap<VolumeName, Arc<Watched>>) -> Result<Vec<Part>, Error> {
+fn read(
+    store: &Store,
+    service: &ServiceName,
+    watched: BTreeMap<VolumeName, Arc<Watched>>,
+    seals: &BTreeMap<VolumeName, Option<KeyId>>,
+) -> Result<Vec<Part>, Error> {
     let mut parts = Vec::new();
     for (volume, watched) in watched {
-        let mut capture = Capture::begin(store, &layout::key(service, &volume), &watched.directory)?;
+        let (key, seal) = (layout::key(service, &volume), seals.get(&volume).copied().flatten());
+        let mut capture = Capture::begin_sealed(store, &key, &watched.directory, seal)?;
         let mut scope = Scope::nothing();
         for _ in 0..ROUNDS_MAX {
             let began = Instant::now();

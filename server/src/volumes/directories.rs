@@ -25,6 +25,7 @@ use super::{
     layout::{branch_key, directory, key, of_service, passing_key},
     name_of,
     record::{Record, Shown},
+    sealing,
 };
 
 /// Whoever changes a service's directories, or starts what does, holds this.
@@ -188,7 +189,7 @@ impl Directories {
             // What was written before there were records counts as well.
             None => self.branch(state, service, 0, now)?,
             Some(Record { written: Some(epoch), .. }) => self.branch(state, service, *epoch, now)?,
-            Some(_) => self.look(service, 0, now)?,
+            Some(_) => self.look(state, service, 0, now)?,
         };
         self.keep(service, &Record { shows: None, becomes: Some(to.clone()), written: None })?;
         for (volume, root) in &to.roots {
@@ -219,7 +220,7 @@ impl Directories {
         epoch: u64,
         now: UnixMillis,
     ) -> Result<BTreeMap<VolumeName, Hash>, Error> {
-        let roots = self.look(service, epoch, now)?;
+        let roots = self.look(state, service, epoch, now)?;
         let succeeded =
             succeeded_from(state, service, epoch).map(|name| self.kept(service, name)).transpose()?.flatten();
         let is_new = |(volume, root): (&VolumeName, &Hash)| -> Result<bool, Error> {
@@ -242,12 +243,24 @@ impl Directories {
         Ok(roots)
     }
 
-    /// What is in each directory now.
-    fn look(&self, service: &ServiceName, epoch: u64, now: UnixMillis) -> Result<BTreeMap<VolumeName, Hash>, Error> {
+    /// What is in each directory now. It is sealed as it was when it was captured here last, so that what is the same is the same, though
+    /// the cluster's key was changed meanwhile.
+    fn look(
+        &self,
+        state: &State,
+        service: &ServiceName,
+        epoch: u64,
+        now: UnixMillis,
+    ) -> Result<BTreeMap<VolumeName, Hash>, Error> {
         let mut roots = BTreeMap::new();
         for volume in self.volumes(service)? {
             let path = directory(&self.data_dir, service, &volume);
-            let capture = Capture::begin(&self.store, &key(service, &volume), &path)?;
+            let key = key(service, &volume);
+            let seal = match self.store.captured_with(&key)? {
+                Some(key) => Some(key),
+                None => sealing::seal_of(state, service, &volume)?,
+            };
+            let capture = Capture::begin_sealed(&self.store, &key, &path, seal)?;
             let captured = capture.finish(&Scope::Everything)?;
             let root = captured.root;
             captured.commit_as(&passing_key(service, &volume), epoch, 1, now.0)?;

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use flotilla_api::{ApiError, ErrorCode, ServiceName};
+use flotilla_api::{ApiError, ErrorCode, ServiceName, VolumeName};
 use flotilla_core::state::GenerationName;
 use flotilla_data::{restore, store, tree};
 
@@ -36,6 +36,12 @@ pub enum Error {
     Torn { service: ServiceName, file: String },
     #[error("the volumes of `{service}` were deleted meanwhile")]
     Deleted { service: ServiceName },
+    #[error("`{service}` has an encrypted volume, and the cluster has no key yet; deploy it once more")]
+    NoKey { service: ServiceName },
+    #[error(
+        "`{volume}` of `{service}` is encrypted, or is not any more, and what it was to become is kept the other way; try again"
+    )]
+    Mixed { service: ServiceName, volume: VolumeName },
     #[error("no machine that has it sends it: {why}")]
     NoSource { why: String },
     #[error("the node failed inside; look at its log")]
@@ -58,9 +64,31 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Has somebody to be asked for a key?
+    pub(super) fn lacks_key(&self) -> bool {
+        use flotilla_data::{capture, stream};
+
+        let store = |error: &store::Error| error.is_sealed();
+        let tree = |error: &tree::Error| match error {
+            tree::Error::Store(error) | tree::Error::Stream(stream::Error::Store(error)) => store(error),
+            _ => false,
+        };
+        match self {
+            Self::NoKey { .. } => true,
+            Self::Store(error) | Self::Capture(capture::Error::Store(error)) => store(error),
+            Self::Tree(error) | Self::Capture(capture::Error::Tree(error)) => tree(error),
+            Self::Restore(restore::Error::Tree(error)) => tree(error),
+            _ => false,
+        }
+    }
+}
+
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         let code = match &error {
+            _ if error.lacks_key() => ErrorCode::ValueKeyMissing,
+            Error::Mixed { .. } => ErrorCode::Conflict,
             _ if error.is_full() => ErrorCode::DiskFull,
             Error::Stopped | Error::NoSource { .. } | Error::NotHere { .. } | Error::NoDirectory { .. } => {
                 ErrorCode::ServiceUnavailable

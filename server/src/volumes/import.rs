@@ -15,6 +15,7 @@ use flotilla_core::state::{GenerationName, Phase};
 use flotilla_data::{
     Hash, Store,
     capture::{Capture, Scope},
+    seal::KeyId,
     tree::{Root, Totals},
 };
 use futures::{Stream, TryStreamExt as _};
@@ -22,7 +23,7 @@ use tar::{Archive, EntryType};
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
-    Error, Volumes, blocking, layout, replica,
+    Error, Volumes, blocking, layout, replica, sealing,
     writer::{Adoption, Word},
 };
 use crate::{bridge::Incoming, clock};
@@ -119,10 +120,11 @@ impl Volumes {
         let (key, live) =
             (layout::import_key(service, volume), layout::directory(&self.shared.parts.data_dir, service, volume));
         let named = key.clone();
+        let seal = sealing::seal_of(&self.shared.parts.state.borrow(), service, volume)?;
         let unpacked = tokio::task::spawn_blocking(move || {
             let directory = layout::importing(&data_dir).map_err(|source| Error::file("create", &data_dir, source))?;
             unpack(bytes, directory.path(), &live)?;
-            let capture = Capture::begin(&store, &named, directory.path()).map_err(Error::from)?;
+            let capture = Capture::begin_sealed(&store, &named, directory.path(), seal).map_err(Error::from)?;
             let captured = capture.finish(&Scope::Everything).map_err(Error::from)?;
             let tree = (captured.root, captured.totals);
             captured.commit(1, 1, clock::now().0).map_err(Error::from)?;
@@ -170,12 +172,25 @@ impl Volumes {
         };
         let roots: Vec<(VolumeName, Hash)> =
             pairs.iter().filter_map(|(from, to)| Some(((*to).clone(), kept.roots[*from].parse().ok()?))).collect();
-        let store = self.shared.store.clone();
+        let seals = {
+            let seal = |(volume, _): &(VolumeName, Hash)| sealing::seal_of(&state, service, volume);
+            roots.iter().map(seal).collect::<Result<Vec<_>, _>>()?
+        };
+        let (store, data_dir, name) = (self.shared.store.clone(), self.shared.parts.data_dir.clone(), service.clone());
         let trees = blocking(move || {
-            let tree = |(volume, root): (VolumeName, Hash)| Ok((volume, (root, Root::read(&store, &root)?.totals)));
-            roots.into_iter().map(tree).collect::<Result<BTreeMap<_, _>, Error>>()
+            let tree = |((volume, root), seal): ((VolumeName, Hash), Option<KeyId>)| {
+                let tree = (root, Root::read(&store, &root)?.totals);
+                let tree = sealing::as_kept(&store, &data_dir, (&name, &volume), seal, tree)?;
+                Ok((volume, tree))
+            };
+            roots.into_iter().zip(seals).map(tree).collect::<Result<BTreeMap<_, _>, Error>>()
         });
-        self.adopt(service, trees.await?).await
+        let trees = trees.await?;
+        let brought: Vec<String> = trees.keys().map(|volume| layout::import_key(service, volume)).collect();
+        let adopted = self.adopt(service, trees).await;
+        let store = self.shared.store.clone();
+        blocking(move || brought.iter().try_for_each(|key| Ok(store.forget_volume(key)?))).await?;
+        adopted
     }
 
     /// Under which a service writes its volumes here.

@@ -17,7 +17,9 @@ mod past;
 mod record;
 mod replica;
 mod scrub;
+mod sealing;
 mod storage;
+mod stored;
 mod watched;
 mod wire;
 mod writer;
@@ -62,7 +64,8 @@ pub use error::Error;
 pub use import::Refused;
 use record::Shown;
 pub(crate) use replica::Lines;
-pub use wire::LABEL;
+pub(crate) use sealing::key_id;
+pub use wire::{LABEL, Served};
 pub(crate) use wire::{answered, ask};
 use writer::{Word, Words};
 
@@ -234,12 +237,20 @@ impl Volumes {
     pub fn run(&self, engine: &Engine) -> Vec<(&'static str, JoinHandle<()>)> {
         vec![
             ("the writers of volumes", tokio::spawn(supervise(Arc::clone(&self.shared), engine.clone()))),
-            ("the copies of volumes", tokio::spawn(replica::tend(Arc::clone(&self.shared), engine.clone()))),
+            ("the copies of volumes", self.tend(engine)),
             ("the history of volumes", tokio::spawn(history::keep(Arc::clone(&self.shared)))),
             ("the past of volumes", tokio::spawn(past::keep(Arc::clone(&self.shared)))),
             ("the scrub of volumes", tokio::spawn(scrub::keep(Arc::clone(&self.shared)))),
             ("the measure of volumes", tokio::spawn(storage::measure(Arc::clone(&self.shared)))),
         ]
+    }
+
+    /// Where nothing ever runs there is nothing to show in directories, and no engine that tells when a volume may go.
+    fn tend(&self, engine: &Engine) -> JoinHandle<()> {
+        match self.shared.parts.state.borrow().stores_only(&self.shared.parts.node) {
+            true => tokio::spawn(stored::tend(self.clone())),
+            false => tokio::spawn(replica::tend(Arc::clone(&self.shared), engine.clone())),
+        }
     }
 
     /// Answers another machine.
@@ -282,8 +293,8 @@ impl Volumes {
     }
 
     /// Serves a stream `objects` that another machine opened.
-    pub async fn serve(&self, from: &NodeId, stream: peers::Stream) {
-        if let Err(error) = wire::serve(&self.shared.store, stream).await {
+    pub async fn serve(&self, from: &NodeId, stream: peers::Stream, served: Served) {
+        if let Err(error) = wire::serve(&self.shared.store, stream, served).await {
             tracing::debug!(%from, %error, "objects were not sent to their end");
         }
     }

@@ -4,10 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use flotilla_api::{NodeId, ServiceName, rest::StorageView};
 use flotilla_core::State;
-use flotilla_data::{Store, tree::Root};
+use flotilla_data::{
+    Store,
+    tree::{self, Root},
+};
 use tokio::time::sleep;
 
-use super::{Error, Shared};
+use super::{Error, Shared, layout};
 use crate::clock;
 
 /// The store answers from its index, and one root is read for each volume: milliseconds, but not for every look at a page.
@@ -43,7 +46,12 @@ fn taken_up(store: &Store, state: &State, node: &NodeId) -> Result<StorageView, 
             continue;
         };
         let Some(newest) = store.generations(&key)?.pop() else { continue };
-        let bytes = Root::read(store, &newest.root)?.totals.bytes;
+        let bytes = match Root::read(store, &newest.root) {
+            Ok(root) => root.totals.bytes,
+            // This machine can't read it; the state says what whoever wrote it told.
+            Err(tree::Error::Store(error)) if error.is_sealed() => told_bytes(state, &service, &key),
+            Err(error) => return Err(error.into()),
+        };
         let home = match state.services.get(&service) {
             Some(service) => service.home.as_ref(),
             None => state.kept_homes.get(&service),
@@ -55,6 +63,14 @@ fn taken_up(store: &Store, state: &State, node: &NodeId) -> Result<StorageView, 
         }
     }
     Ok(storage)
+}
+
+/// Of the committed generation of the volume that is kept under this name.
+fn told_bytes(state: &State, service: &ServiceName, key: &str) -> u64 {
+    let committed = state.services.get(service).and_then(|service| service.data.committed.as_ref());
+    let volumes = committed.into_iter().flat_map(|committed| &committed.volumes);
+    let mut of_key = volumes.filter(|(volume, _)| layout::key(service, volume) == key);
+    of_key.next().map_or(0, |(_, copies)| copies.bytes)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, io, time::Duration};
 use bytes::Bytes;
 use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName};
 use flotilla_core::state::GenerationName;
-use flotilla_data::{Hash, Store, store};
+use flotilla_data::{Hash, Store, seal, store};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -31,7 +31,7 @@ pub const LABEL: &str = "objects";
 pub(super) const NAMES_MAX: usize = 64;
 
 /// Of one object as it is laid down. Bytes.
-const OBJECT_MAX: u32 = 1024 * 1024 + 4096;
+const OBJECT_MAX: u32 = seal::LAID_DOWN_MAX as u32;
 
 /// Batches that are read and not yet sent.
 const READ_AHEAD: usize = 2;
@@ -80,8 +80,25 @@ pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     })
 }
 
+/// What another machine may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    All,
+    /// It only stores: what it could read is not there for it.
+    Sealed,
+}
+
+impl Served {
+    fn filter(self, name: &Hash, coded: Vec<u8>) -> Result<Vec<u8>, store::Error> {
+        match self {
+            Self::Sealed if !seal::is_sealed(&coded) => Err(store::Error::Missing { name: *name }),
+            Self::All | Self::Sealed => Ok(coded),
+        }
+    }
+}
+
 /// Gives another machine what it asks for, until it asks for no more. The disk is read while what was read before is on its way.
-pub(super) async fn serve(store: &Store, stream: Stream) -> io::Result<()> {
+pub(super) async fn serve(store: &Store, stream: Stream, served: Served) -> io::Result<()> {
     let (mut asked, mut answers) = tokio::io::split(stream);
     let (found, mut objects) = mpsc::channel(READ_AHEAD);
     let reading = async move {
@@ -92,7 +109,8 @@ pub(super) async fn serve(store: &Store, stream: Stream) -> io::Result<()> {
                 Err(error) => return Err(error),
             };
             let store = store.clone();
-            let read = move || names.iter().map(|name| store.laid_down(name)).collect::<Vec<_>>();
+            let one = move |name: &Hash| store.laid_down(name).and_then(|coded| served.filter(name, coded));
+            let read = move || names.iter().map(one).collect::<Vec<_>>();
             if found.send(tokio::task::spawn_blocking(read).await?).await.is_err() {
                 return Ok(());
             }
@@ -164,4 +182,50 @@ pub(crate) async fn answered(from: &mut (impl AsyncRead + Unpin)) -> io::Result<
         Ok(Some(bytes))
     };
     timeout(STALL, reading).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_data::{
+        seal::{Key, KeyId},
+        store::{News, Sink as _},
+    };
+
+    use super::*;
+
+    async fn answers(store: &Store, served: Served, names: &[Hash]) -> Vec<Option<Vec<u8>>> {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (store, stream): (Store, Stream) = (store.clone(), Box::new(far));
+        let serving = tokio::spawn(async move { serve(&store, stream, served).await });
+        let (mut from, mut to) = tokio::io::split(near);
+        ask(&mut to, names).await.unwrap();
+        let mut all = Vec::new();
+        for _ in names {
+            all.push(answered(&mut from).await.unwrap());
+        }
+        drop((from, to));
+        serving.await.unwrap().unwrap();
+        all
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_only_stores_is_given_what_is_sealed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let key = KeyId([3; 8]);
+        store.use_keys([Key::derive(key, &[3; 32])]);
+        let mut open = store.session();
+        let plain = open.put(b"anybody may read this").unwrap();
+        open.commit(&News::default()).unwrap();
+        let mut sealing = store.sealing_session(key).unwrap();
+        let sealed = sealing.put(b"nobody may read this").unwrap();
+        sealing.commit(&News::default()).unwrap();
+
+        let names = [plain, sealed, Hash::of(b"nothing")];
+        let all = answers(&store, Served::All, &names).await;
+        assert_eq!(all.iter().map(Option::is_some).collect::<Vec<_>>(), [true, true, false]);
+        let some = answers(&store, Served::Sealed, &names).await;
+        assert_eq!(some.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true, false]);
+        assert!(seal::is_sealed(some[1].as_ref().unwrap()));
+    }
 }

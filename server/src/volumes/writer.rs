@@ -490,10 +490,15 @@ impl Task {
         let connected = self.shared.parts.network.connected().borrow().clone();
         let spec = service.spec();
         self.offered.retain(|machine, _| service.data.replicas.contains(machine));
-        for (rank, machine) in service.data.replicas.iter().enumerate() {
+        let state = self.shared.parts.state.borrow().clone();
+        for machine in &service.data.replicas {
             let shall_have = |volume: &VolumeName| {
-                spec.written().any(|mount| mount.volume == *volume && rank < mount.rules.replicas as usize)
+                let mut mounts = spec.written().filter(|mount| mount.volume == *volume);
+                mounts.any(|mount| service.keepers(&state, mount).contains(&machine))
             };
+            // The rules may be newer than what was made.
+            let may_have =
+                |made: &Made, volume: &VolumeName| !state.stores_only(machine) || made.sealed.contains(volume);
             let has = |sequence: u64| self.copies.get(machine).is_some_and(|copy| *copy >= sequence);
             let fetching = self.offered.get(machine).filter(|offering| {
                 !has(offering.sequence)
@@ -506,7 +511,7 @@ impl Task {
             let sequence = fetching.map_or(next, |offering| offering.sequence);
             let Some(made) = self.made.get(&sequence) else { continue };
             let volumes: BTreeSet<VolumeName> =
-                made.volumes.keys().filter(|volume| shall_have(volume)).cloned().collect();
+                made.volumes.keys().filter(|it| shall_have(it) && may_have(made, it)).cloned().collect();
             let offered = self.offered.get(machine).filter(|it| it.sequence == sequence && it.volumes == volumes);
             let lately = offered.is_some_and(|offering| offering.last.elapsed() < OFFER_AGAIN);
             let done = has(sequence) && offered.is_some();

@@ -236,6 +236,7 @@ impl Playground {
                 created_at: at,
                 expires_at: at.plus(3_600_000),
                 used_at: None,
+                stores_only: false,
             },
         });
         let node = NodeId(machine.to_owned());

@@ -47,7 +47,7 @@ impl Handler for Answers {
         let volumes = self.volumes.clone();
         Box::pin(async move {
             assert_eq!(label, volumes::LABEL);
-            volumes.serve(&from, stream).await;
+            volumes.serve(&from, stream, volumes::Served::All).await;
         })
     }
 }

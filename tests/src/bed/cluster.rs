@@ -87,8 +87,17 @@ impl Cluster {
 
     /// Lets a machine join through another one, and launches its node.
     pub async fn join(&mut self, index: usize, through: usize) -> Result<()> {
+        self.join_as(index, through, false).await
+    }
+
+    /// The same of a machine that only stores.
+    pub async fn join_storage(&mut self, index: usize, through: usize) -> Result<()> {
+        self.join_as(index, through, true).await
+    }
+
+    async fn join_as(&mut self, index: usize, through: usize, storage_only: bool) -> Result<()> {
         let grant = Grant { scope: Scope::Machine, services: BTreeSet::new() };
-        let asked = CreateToken { name: format!("m{}", index + 1), grant, ttl_seconds: 600 };
+        let asked = CreateToken { name: format!("m{}", index + 1), grant, ttl_seconds: 600, storage_only };
         let token = self.client(through)?.create_token(&asked).await?;
         let machine = self.bed.machine(index);
         machine.join(&token.token).await?;

@@ -128,7 +128,7 @@ pub(crate) async fn later(visitor: &Visitor, event: u64) -> Result<Ledger> {
     later.with_context(|| format!("it saw {:?}", visitor.seen()))
 }
 
-fn told(visitor: &Visitor) -> Option<Ledger> {
+pub(crate) fn told(visitor: &Visitor) -> Option<Ledger> {
     serde_json::from_slice(&visitor.seen().answer?.body).ok()
 }
 

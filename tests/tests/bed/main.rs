@@ -12,6 +12,7 @@ mod partition;
 mod power;
 mod rolling;
 mod slow;
+mod storage;
 
 use std::time::Duration;
 

@@ -45,7 +45,12 @@ async fn a_machine_is_emptied_and_no_request_fails() -> Result<()> {
 /// A token that one node has just made is good at the others, which may not have heard of it.
 async fn tokens_are_good_everywhere_at_once(cluster: &Cluster, maker: usize) -> Result<()> {
     for round in 0..10 {
-        let wanted = CreateToken { name: format!("round-{round}"), grant: Grant::admin(), ttl_seconds: 600 };
+        let wanted = CreateToken {
+            name: format!("round-{round}"),
+            grant: Grant::admin(),
+            ttl_seconds: 600,
+            storage_only: false,
+        };
         let made = cluster.client(maker)?.create_token(&wanted).await?;
         for other in cluster.all_but(maker) {
             let asked = cluster.client_with(other, &made.token)?.cluster().await;

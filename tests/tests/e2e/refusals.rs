@@ -99,7 +99,12 @@ async fn images_that_can_not_be_had_are_refused() -> Result<()> {
 async fn tokens_that_are_not_good_are_refused() -> Result<()> {
     let cluster = Cluster::start().await?;
     let issue = async |name: &str, scope: Scope, ttl_seconds: u64| {
-        let wanted = CreateToken { name: name.to_owned(), grant: Grant { scope, services: [].into() }, ttl_seconds };
+        let wanted = CreateToken {
+            name: name.to_owned(),
+            grant: Grant { scope, services: [].into() },
+            ttl_seconds,
+            storage_only: false,
+        };
         cluster.client.create_token(&wanted).await
     };
     let user = issue("user", Scope::User, 600).await?;

@@ -159,6 +159,7 @@ mod tests {
             bytes: None,
             replicas: 2,
             sync: false,
+            encrypted: false,
             committed: None,
             uncommitted_since: None,
             held_ms: None,

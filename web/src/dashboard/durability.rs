@@ -68,6 +68,11 @@ pub(crate) fn asked_for(replicas: u32, sync: bool) -> String {
     }
 }
 
+/// Whether what is kept of a volume is encrypted.
+pub(crate) fn encryption(encrypted: bool) -> &'static str {
+    if encrypted { "Yes: its copies and its history" } else { "No" }
+}
+
 /// For how long an instance stood still: "34 ms", "1.2 s".
 pub(crate) fn pause(millis: u64) -> String {
     if millis < 1000 { format!("{millis} ms") } else { format!("{:.1} s", millis as f64 / 1000.0) }
@@ -129,6 +134,7 @@ mod tests {
             bytes: None,
             replicas: 2,
             sync: false,
+            encrypted: false,
             committed: None,
             uncommitted_since: None,
             held_ms: None,

@@ -123,6 +123,7 @@ pub(crate) mod tests {
             role: Role::Voter,
             leads: false,
             condition: MachineCondition { state, since: UnixMillis(0), reason: None },
+            storage_only: false,
             drained: false,
             joined_at: None,
             addresses: Vec::new(),

@@ -60,6 +60,9 @@ pub struct MachineView {
     /// Does it lead the cluster?
     pub leads: bool,
     pub condition: MachineCondition,
+    /// It keeps encrypted copies that it can't read, and does nothing else.
+    #[serde(default)]
+    pub storage_only: bool,
     /// Was it told to take nothing new? Its condition may be another one, such as lost.
     pub drained: bool,
     /// Absent for the one that the cluster began with.

@@ -20,6 +20,9 @@ pub struct VolumeView {
     pub replicas: u32,
     /// Copied within a second, whatever that costs.
     pub sync: bool,
+    /// What is kept of it can be read with the cluster's key alone.
+    #[serde(default)]
+    pub encrypted: bool,
     /// The newest state of it that is certain to be there after the loss of its machine; what came after may be lost with that.
     pub committed: Option<GenerationView>,
     /// Since when there is something newer, as its machine told.

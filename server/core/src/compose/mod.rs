@@ -156,7 +156,7 @@ fn declared_volumes(root: &Section<'_>) -> Result<BTreeMap<VolumeName, VolumeRul
 }
 
 fn volume_rules(volume: &Section<'_>) -> Result<VolumeRules, ApiError> {
-    const KEYS: [&str; 4] = ["on-loss", "replicas", "sync", "hooks"];
+    const KEYS: [&str; 5] = ["on-loss", "replicas", "sync", "encrypted", "hooks"];
     let mut rules = VolumeRules::default();
     let Some(extension) = volume.get(EXTENSION) else { return Ok(rules) };
     let known = dependency::listed(KEYS);
@@ -179,6 +179,7 @@ fn volume_rules(volume: &Section<'_>) -> Result<VolumeRules, ApiError> {
         rules.replicas = number.ok_or_else(wrong)?;
     }
     rules.sync = service::flag(&extension, "sync")?;
+    rules.encrypted = service::flag(&extension, "encrypted")?;
     if let Some(hooks) = extension.get("hooks") {
         rules.hooks = volume_hooks(&hooks)?;
     }

@@ -76,6 +76,11 @@ pub const SUPPORT: &[Key] = &[
         "`true`: what is written is copied within a second, however much there is of it. Otherwise reading what has changed takes \
          at most a tenth of the time in the long run.",
     ),
+    flag(
+        "volumes.*.x-flotilla.encrypted",
+        "`true`: what is kept of the volume (its copies and its history, on every machine) can be read with the cluster's key alone, so that a \
+         machine that only stores may keep a copy. The directory that the container writes is as it is: encrypt that disk.",
+    ),
     yes(
         "volumes.*.x-flotilla.hooks",
         "Commands in the container around each copy, with at most 30 s each: `pre` before it, for programs whose files mean nothing \

@@ -30,13 +30,15 @@ fn voters_of(machines: usize) -> usize {
 
 /// The members that the cluster should have, if those differ from today's. `leader` is who decides it, and stays a voter.
 pub fn wanted_members(now: UnixMillis, state: &State, leader: &NodeId, present: &Members) -> Option<Members> {
-    let count = voters_of(state.machines.len());
+    // What only stores never votes: nobody has to trust it with more than to keep its copies.
+    let eligible = || state.machines.iter().filter(|(_, machine)| !machine.stores_only).map(|(id, _)| id);
+    let count = voters_of(eligible().count());
     let is_gone = |id: &NodeId| {
         state.machines.get(id).is_none_or(|machine| machine.lost_at.is_some_and(|at| now.since(at) >= VOTER_LOST_MS))
     };
     let is_lost = |id: &NodeId| state.machines.get(id).is_none_or(|machine| machine.lost_at.is_some());
     // Who is a voter stays one while it can: each change is a risk. Then by id, so that the order never changes by chance.
-    let mut ranked: Vec<&NodeId> = state.machines.keys().collect();
+    let mut ranked: Vec<&NodeId> = eligible().collect();
     ranked.sort_by_key(|id| {
         let voter = present.voters.contains(*id);
         (*id != leader, voter && is_gone(id), !voter && is_lost(id), !voter, (*id).clone())

@@ -53,6 +53,7 @@ pub(super) struct Site<'a> {
 /// Why nothing may be placed on a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bar {
+    StoresOnly,
     Lost,
     /// It joined a moment ago, or its lease has ended a moment ago.
     NoLease,
@@ -101,6 +102,9 @@ impl<'a> Site<'a> {
     }
 
     fn find_bar(&self) -> Option<Bar> {
+        if self.machine.stores_only {
+            return Some(Bar::StoresOnly);
+        }
         if self.is_lost() {
             return Some(Bar::Lost);
         }

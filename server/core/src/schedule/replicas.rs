@@ -1,5 +1,8 @@
 //! Which machines keep copies of what a service writes. Copying takes long, so that whoever has a copy keeps it; and one is made anew
 //! only when its machine has been lost for a while.
+//!
+//! A machine that only stores keeps the last copy of an encrypted volume that has two or more: the others are where the service can go on at
+//! once, and it is wherever the others are not. Nothing else is kept there.
 
 use flotilla_api::NodeId;
 
@@ -35,12 +38,10 @@ pub(super) fn replicate<'a>(draft: &mut Draft<'a>, fleet: &Fleet<'a>, units: &[U
     let stopped = stopped.map(|service| Unit { members: vec![Member { service, replica: 1 }] });
     for unit in units.iter().cloned().chain(stopped) {
         let members: Vec<&Service> = unit.members.iter().filter(|it| it.replica == 1).map(|it| it.service).collect();
-        let copies = members.iter().map(|service| service.spec().copies()).max().unwrap_or(0);
-        let wanted = chosen(draft, fleet, &members, copies as usize, wake);
+        let ranked = Ranked::of(draft, fleet, &members, wake);
         for service in members {
-            let len = wanted.len().min(service.spec().copies() as usize);
             // Of what nobody has written yet nothing can be said.
-            let machines = if service.home.is_some() { wanted[..len].to_vec() } else { Vec::new() };
+            let machines = if service.home.is_some() { ranked.chosen(service) } else { Vec::new() };
             if service.data.replicas != machines {
                 draft.changes.push(Change::Replicate { service: service.name.clone(), machines });
             }
@@ -48,22 +49,56 @@ pub(super) fn replicate<'a>(draft: &mut Draft<'a>, fleet: &Fleet<'a>, units: &[U
     }
 }
 
-/// The first first. Those that have copies stay, in their order, as long as they will do.
-fn chosen<'a>(
+/// Machines that may have copies, the first first. Those that have some stay, in their order, as long as they will do.
+struct Ranked<'a> {
+    running: Vec<&'a NodeId>,
+    storing: Vec<&'a NodeId>,
+    /// So many of each will do, the first ones.
+    good: (usize, usize),
+}
+
+impl<'a> Ranked<'a> {
+    fn of(draft: &Draft<'a>, fleet: &Fleet<'a>, members: &[&'a Service], wake: &mut Wake) -> Self {
+        let sites = ranked(draft, fleet, members, wake);
+        let (storing, running): (Vec<_>, Vec<_>) = sites.into_iter().partition(|site| site.machine.stores_only);
+        let mut good = |sites: &[&Site<'a>]| sites.iter().filter(|site| will_do(draft, site, wake)).count();
+        let good = (good(&running), good(&storing));
+        let ids = |sites: Vec<&Site<'a>>| sites.into_iter().map(|site| site.id).collect();
+        Self { running: ids(running), storing: ids(storing), good }
+    }
+
+    fn chosen(&self, service: &Service) -> Vec<NodeId> {
+        let copies = |encrypted: bool| {
+            let mounts = service.spec().written().filter(|mount| mount.rules.encrypted == encrypted);
+            mounts.map(|mount| mount.rules.replicas as usize).max().unwrap_or(0)
+        };
+        let (plain, encrypted) = (copies(false), copies(true));
+        let (good_running, good_storing) = self.good;
+        let reserved = usize::from(encrypted >= 2).min(good_storing);
+        let mut running = plain.max(good_running.min(encrypted - reserved)).min(self.running.len());
+        let storing = encrypted.saturating_sub(running).clamp(reserved, good_storing.max(reserved));
+        // One that is drained, or lost for long, where nobody else can.
+        running = running.max(encrypted.saturating_sub(storing).min(self.running.len()));
+        let storing = storing.max(encrypted.saturating_sub(running)).min(self.storing.len());
+        let chosen = self.running[..running].iter().chain(&self.storing[..storing]);
+        chosen.map(|id| (*id).clone()).collect()
+    }
+}
+
+fn ranked<'f, 'a>(
     draft: &Draft<'a>,
-    fleet: &Fleet<'a>,
+    fleet: &'f Fleet<'a>,
     members: &[&'a Service],
-    copies: usize,
     wake: &mut Wake,
-) -> Vec<NodeId> {
+) -> Vec<&'f Site<'a>> {
     let is_home = |site: &&Site<'_>| members.iter().any(|service| service.home.as_ref() == Some(site.id));
-    let mut candidates: Vec<&Site<'a>> = fleet.sites().filter(|site| !is_home(site)).collect();
+    let mut candidates: Vec<&'f Site<'a>> = fleet.sites().filter(|site| !is_home(site)).collect();
     candidates.sort_by_key(|site| {
         let rank = members.iter().filter_map(|service| service.data.replicas.iter().position(|id| id == site.id)).min();
         let points = points(fleet, members, site);
         (!will_do(draft, site, wake), rank.unwrap_or(usize::MAX), std::cmp::Reverse(points), site.id)
     });
-    candidates.into_iter().take(copies).map(|site| site.id.clone()).collect()
+    candidates
 }
 
 /// One that is drained, or lost for long, has a copy only where nobody else can.

@@ -216,6 +216,7 @@ fn value<'s>(attribute: &Attribute, site: &'s Site<'_>) -> &'s str {
 impl fmt::Display for Bar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::StoresOnly => "it only stores: nothing runs there",
             Self::Lost => "it is lost",
             Self::NoLease => "it has no lease at the moment",
             Self::Drained => "it is drained",

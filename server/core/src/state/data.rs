@@ -7,7 +7,7 @@ use std::{
     str::FromStr,
 };
 
-use flotilla_api::{ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName};
+use flotilla_api::{ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName, spec::VolumeMount};
 use serde::{Deserialize, Serialize};
 
 use super::{Applied, Event, Outcome, Rejected, Service, State, placements::stale};
@@ -155,24 +155,73 @@ impl Generation {
 }
 
 impl Service {
-    /// The generation with which an instance begins on this machine. One that wrote last goes on with what it has; every other one
-    /// shows an older state, or has what it wrote after it was lost. One that may begin anew where its data is not does so. All of that
-    /// unless somebody asked for another one.
-    pub(super) fn source_on(&self, machine: &NodeId) -> Option<GenerationName> {
-        if self.data.restores.is_some() {
-            return self.data.restores;
+    /// Is what is kept of a volume encrypted? As soon as it shall be, and as long as an instance runs of a revision that says so.
+    pub fn encrypts(&self, volume: &VolumeName) -> bool {
+        let placed = self.placements.iter().map(|placement| self.spec_of(placement.revision));
+        placed.chain([self.spec()]).any(|spec| spec.encrypts(volume))
+    }
+
+    /// Machines that shall have a copy of a volume, the first first: of several copies one is where it can only be stored, as far as it may
+    /// be there at all.
+    pub fn keepers<'a>(&'a self, state: &State, mount: &VolumeMount) -> Vec<&'a NodeId> {
+        let wanted = mount.rules.replicas as usize;
+        let (mut storing, mut keepers): (Vec<&NodeId>, Vec<&NodeId>) =
+            self.data.replicas.iter().partition(|id| state.stores_only(id));
+        if !mount.rules.encrypted {
+            storing.clear();
         }
-        let committed = self.data.committed.as_ref()?;
-        (self.home.as_ref() != Some(machine) && committed.holders().contains(machine)).then_some(committed.name)
+        // The first is where the service can go on at once.
+        keepers.truncate(wanted - storing.len().min(wanted.saturating_sub(1)));
+        keepers.extend(storing);
+        keepers.truncate(wanted);
+        keepers
     }
 }
 
 impl State {
+    /// The generation with which an instance begins on this machine. One that wrote last goes on with what it has; every other one
+    /// shows an older state, or has what it wrote after it was lost. One that may begin anew where its data is not does so. All of that
+    /// unless somebody asked for another one.
+    pub(super) fn source_on(&self, service: &Service, machine: &NodeId) -> Option<GenerationName> {
+        if service.data.restores.is_some() {
+            return service.data.restores;
+        }
+        let committed = service.data.committed.as_ref().filter(|_| service.home.as_ref() != Some(machine))?;
+        (committed.holders().contains(machine) || self.is_only_stored(service)).then_some(committed.name)
+    }
+
+    fn is_lost(&self, machine: &NodeId) -> bool {
+        self.machines.get(machine).is_none_or(|machine| machine.lost_at.is_some())
+    }
+
+    /// Is the newest committed generation with machines that only store, whole, while every machine that has it and could run the service
+    /// is lost?
+    fn is_only_stored(&self, service: &Service) -> bool {
+        let Some(committed) = &service.data.committed else { return false };
+        let here = |copies: &Copies, stored: bool| {
+            copies.holders.iter().any(|it| !self.is_lost(it) && (stored || !self.stores_only(it)))
+        };
+        let home_is_here = service.home.as_ref().is_some_and(|home| !self.is_lost(home));
+        let runs = committed.holders().into_iter().any(|it| !self.is_lost(it) && !self.stores_only(it));
+        let volumes = || committed.volumes.values();
+        !home_is_here
+            && !runs
+            && volumes().all(|copies| here(copies, true))
+            && !volumes().all(|copies| here(copies, false))
+    }
+
     /// Where a service may begin, or go when its instance has ended. While the machine that wrote last is not lost, what it wrote is
-    /// newer than every copy, unless its last generation is committed; and what runs there can make that so before it goes.
+    /// newer than every copy, unless its last generation is committed; and what runs there can make that so before it goes. Where nobody has
+    /// it any more but machines that only store it begins anywhere, and gets it from there.
     pub fn sources<'a>(&'a self, service: &'a Service) -> Sources<'a> {
         let committed = service.data.committed.as_ref();
-        let holders = || committed.map(Generation::holders).unwrap_or_default();
+        if self.is_only_stored(service) {
+            return Sources::Anywhere;
+        }
+        let holders = || {
+            let holders = committed.map(Generation::holders).unwrap_or_default();
+            holders.into_iter().filter(|holder| !self.stores_only(holder)).collect::<BTreeSet<_>>()
+        };
         let Some(home) = &service.home else {
             return committed.map_or(Sources::Anywhere, |_| Sources::On(holders()));
         };

@@ -41,6 +41,10 @@ pub struct Machine {
     /// Index of the entry that took something from it by force. It gets no lease before it has applied this.
     #[serde(default, skip_serializing_if = "super::is_zero")]
     pub taken: u64,
+    /// It keeps copies that it can't read, and does nothing else. As it was invited, and never otherwise: what it has once been told can't be
+    /// taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stores_only: bool,
 }
 
 /// What a node says of its machine, for others to reach and to plan with.
@@ -97,6 +101,7 @@ impl Machine {
             here_since: None,
             losses: Vec::new(),
             taken: 0,
+            stores_only: false,
         }
     }
 
@@ -106,6 +111,11 @@ impl Machine {
 }
 
 impl State {
+    /// Does a machine keep copies that it can't read, and nothing else? One that is not known is any other.
+    pub fn stores_only(&self, id: &NodeId) -> bool {
+        self.machines.get(id).is_some_and(|machine| machine.stores_only)
+    }
+
     /// The machine of this name.
     pub fn machine_named(&self, name: &MachineName) -> Option<(&NodeId, &Machine)> {
         self.machines.iter().find(|(_, machine)| machine.record.name == *name)
@@ -121,13 +131,23 @@ impl State {
         self.check_join(at, invitation, record)?;
         check_facts(facts)?;
         check_labels(&record.labels)?;
+        let mut stores_only = false;
         if let Some(invitation) = self.invitations.get_mut(invitation) {
             invitation.used_at = Some(at);
+            stores_only = invitation.stores_only;
         }
-        let machine =
-            Machine { joined_at: Some(at), here_since: Some(at), facts: facts.clone(), ..Machine::new(record.clone()) };
+        let machine = Machine {
+            joined_at: Some(at),
+            here_since: Some(at),
+            facts: facts.clone(),
+            stores_only,
+            ..Machine::new(record.clone())
+        };
         self.machines.insert(record.id.clone(), machine);
-        let message = format!("The machine `{}` joined.", record.name);
+        let message = match stores_only {
+            true => format!("The machine `{}` joined. It only stores.", record.name),
+            false => format!("The machine `{}` joined.", record.name),
+        };
         Ok(Applied::done(Event::new("machine-joined", None, message).on(&record.name)))
     }
 
@@ -193,6 +213,12 @@ impl State {
             return Err(Rejected::new(
                 ErrorCode::Conflict,
                 format!("`{name}` is the last machine; a cluster ends with its data directory, not by removing it"),
+            ));
+        }
+        if self.machines.iter().all(|(other, machine)| other == id || machine.stores_only) {
+            return Err(Rejected::new(
+                ErrorCode::Conflict,
+                format!("`{name}` is the last machine that does more than to store; let another one join first"),
             ));
         }
         self.machines.remove(id);
@@ -285,6 +311,10 @@ impl State {
     ) -> Result<Applied, Rejected> {
         let machine = self.machine_mut(id)?;
         let name = machine.record.name.clone();
+        if machine.stores_only && matches!(availability, Availability::Drained { .. }) {
+            let message = format!("`{name}` only stores, so that nothing runs there that could move away");
+            return Err(Rejected::new(ErrorCode::Conflict, message));
+        }
         let (now, kind, message) = match availability {
             Availability::Active => {
                 (Availability::Active, "machine-undrained", format!("The machine `{name}` takes instances again."))

@@ -293,6 +293,7 @@ impl State {
             CommandV1::RenewToken { id, expires_at } => self.renew_token(entry.at, id, *expires_at),
             CommandV1::RevokeToken { id } => self.revoke_token(entry.at, id),
             CommandV1::CreateInvitation { invitation } => self.create_invitation(entry.at, invitation),
+            CommandV1::InviteStorage { invitation } => self.invite_storage(entry.at, invitation),
             CommandV1::RedeemInvitation { id, token } => self.redeem_invitation(entry.at, id, token),
             CommandV1::AdmitMachine { invitation, machine, facts } => {
                 self.admit_machine(entry.at, invitation, machine, facts)

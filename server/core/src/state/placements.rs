@@ -227,6 +227,7 @@ impl State {
                 if let Some(unknown) = machines.iter().find(|id| !self.machines.contains_key(*id)) {
                     return Err(stale(format!("there is no machine `{unknown}`")));
                 }
+                machines.iter().try_for_each(|machine| self.check_runs(machine))?;
                 let service =
                     self.services.get_mut(service).ok_or_else(|| stale(format!("there is no service `{service}`")))?;
                 service.standby.clone_from(machines);
@@ -249,11 +250,13 @@ impl State {
         reason: &str,
     ) -> Result<Event, Rejected> {
         let machine_name = self.machine(machine)?.record.name.clone();
+        self.check_runs(machine)?;
         self.check_alone(name, revision, None)?;
         self.check_source(name, machine, revision)?;
         // Larger than every index before, which were the epochs as long as no leader had spoken.
         let epoch = self.epoch.max(self.applied) + 1;
         let index = self.applied + 1;
+        let source = self.services.get(name).and_then(|service| self.source_on(service, machine));
         let service = self.services.get_mut(name).ok_or_else(|| stale(format!("there is no service `{name}`")))?;
         if replica == 0 || replica > service.replicas {
             return Err(stale(format!("`{name}` has no replica {replica}")));
@@ -267,7 +270,7 @@ impl State {
             machine: machine.clone(),
             epoch,
             exclusive: service.is_exclusive(revision),
-            source: service.source_on(machine),
+            source,
             revision,
             restarts,
             phase: Phase::Active,
@@ -327,6 +330,13 @@ impl State {
             }
             _ => Ok(()),
         }
+    }
+
+    fn check_runs(&self, machine: &NodeId) -> Result<(), Rejected> {
+        if self.stores_only(machine) {
+            return Err(stale(format!("the machine `{machine}` only stores, and nothing runs there")));
+        }
+        Ok(())
     }
 
     /// What writes a volume begins where its data is, once there is some that others have, too.

@@ -62,6 +62,13 @@ impl State {
         if services.is_empty() {
             return Err(Rejected::new(ErrorCode::InvalidRequest, "nothing was deployed: name at least one service"));
         }
+        let encrypted = services.iter().find(|spec| spec.needs_key());
+        if let Some(spec) = encrypted.filter(|_| self.values.key.is_none()) {
+            return Err(Rejected::new(
+                ErrorCode::Conflict,
+                format!("`{}` has an encrypted volume, and the cluster has no key yet; deploy it once more", spec.name),
+            ));
+        }
         let mut names = BTreeSet::new();
         for spec in services {
             if !names.insert(&spec.name) {

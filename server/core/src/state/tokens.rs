@@ -1,6 +1,6 @@
 //! Tokens and invitations in the state: issue, renew, revoke, redeem.
 
-use flotilla_api::{ErrorCode, TokenId, UnixMillis};
+use flotilla_api::{ErrorCode, Scope, TokenId, UnixMillis};
 
 use super::{
     Applied, EXPIRED_KEPT_MS, Event, INVITATIONS_MAX, Rejected, SERVICES_MAX, State, TOKEN_NAME_MAX, TOKENS_MAX,
@@ -83,6 +83,25 @@ impl State {
         at: UnixMillis,
         invitation: &InvitationRecord,
     ) -> Result<Applied, Rejected> {
+        if invitation.stores_only {
+            return Err(Rejected::new(ErrorCode::InvalidRequest, "a machine that only stores is invited as such"));
+        }
+        self.open_invitation(at, invitation)
+    }
+
+    /// Of a machine that only stores.
+    pub(super) fn invite_storage(
+        &mut self,
+        at: UnixMillis,
+        invitation: &InvitationRecord,
+    ) -> Result<Applied, Rejected> {
+        if invitation.grant.scope != Scope::Machine {
+            return Err(Rejected::new(ErrorCode::InvalidRequest, "only a machine can be one that only stores"));
+        }
+        self.open_invitation(at, &InvitationRecord { stores_only: true, ..invitation.clone() })
+    }
+
+    fn open_invitation(&mut self, at: UnixMillis, invitation: &InvitationRecord) -> Result<Applied, Rejected> {
         self.check_new_id(&invitation.id)?;
         check_name(&invitation.name)?;
         check_services(invitation.grant.services.len())?;
@@ -107,8 +126,9 @@ impl State {
             "invitation-created",
             None,
             format!(
-                "An invitation with the scope {} was made for {}.",
+                "An invitation with the scope {}{} was made for {}.",
                 invitation.grant.scope,
+                if invitation.stores_only { " (storage only)" } else { "" },
                 quoted(&invitation.name)
             ),
         )))

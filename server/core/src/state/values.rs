@@ -93,7 +93,7 @@ impl Sealed {
 /// All secrets and configs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Values {
-    /// The key that is sealed with; absent until there is a first value.
+    /// The key that is sealed with; absent until there is a first value, or a first volume that is encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyId>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

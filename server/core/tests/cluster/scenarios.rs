@@ -66,6 +66,7 @@ pub(crate) fn settled(seed: u64, machines: usize, keep_history: bool) -> World {
             created_at,
             expires_at,
             used_at: None,
+            stores_only: false,
         };
         assert!(world.propose(0, CommandV1::CreateInvitation { invitation }), "{}", world.told());
         let machine = record(&world, number);

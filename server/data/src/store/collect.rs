@@ -14,6 +14,7 @@ use fastbloom::AtomicBloomFilter;
 use super::{Error, Store, pack};
 use crate::{
     Hash, object,
+    seal::Kind,
     stream::{self, Piece, Stream},
     tree::{self, Node, Root},
 };
@@ -106,7 +107,7 @@ impl Store {
         self.claims().needed = Some(Arc::clone(&needed));
         let under_way = UnderWay(self);
         // Whoever commits from now on adds to the filter; what was committed before is among these.
-        let mut marked = Marked { store: self, needed: &needed, directories: HashSet::new() };
+        let mut marked = Marked { store: self, needed: &needed, directories: HashSet::new(), nodes: HashSet::new() };
         for root in self.shared.index.roots()? {
             marked.root(&root)?;
         }
@@ -160,7 +161,7 @@ impl Store {
         for (name, from) in self.shared.index.in_packs(&numbers)? {
             let coded = self.shared.packs.read(&from);
             match coded {
-                Ok(coded) if object::decode(&coded, &name).is_ok() => {
+                Ok(coded) if object::verify(&coded, &name).is_ok() => {
                     let to = self.shared.packs.append(&name, &coded)?;
                     kept += pack::RECORD_HEAD as u64 + u64::from(to.len);
                     moved.push((name, from, to));
@@ -186,6 +187,8 @@ struct Marked<'a> {
     needed: &'a AtomicBloomFilter,
     /// Whose entries were looked at: generations share most of theirs.
     directories: HashSet<Stream>,
+    /// What is sealed, and was gone into.
+    nodes: HashSet<Hash>,
 }
 
 impl Marked<'_> {
@@ -194,7 +197,27 @@ impl Marked<'_> {
             return Err(Error::Missing { name: *name }.into());
         }
         self.needed.insert(name);
+        if self.store.sealed_with(name)?.is_some() {
+            return Ok(self.sealed(name)?);
+        }
         self.directory(Root::read(self.store, name)?.entries)
+    }
+
+    /// By what is in the clear: nobody needs a key to keep what others need.
+    fn sealed(&mut self, root: &Hash) -> Result<(), Error> {
+        let mut left = vec![*root];
+        while let Some(name) = left.pop() {
+            if !self.nodes.insert(name) {
+                continue;
+            }
+            for reference in self.store.references(&name)? {
+                self.needed.insert(&reference.name);
+                if reference.kind == Kind::Node {
+                    left.push(reference.name);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn directory(&mut self, entries: Stream) -> Result<(), tree::Error> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::{Error, Objects, Sink};
-use crate::Hash;
+use crate::{Hash, seal::Reference};
 
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
@@ -32,7 +32,7 @@ impl Objects for Memory {
 }
 
 impl Sink for Memory {
-    fn put(&mut self, bytes: &[u8]) -> Result<Hash, Error> {
+    fn put_with(&mut self, bytes: &[u8], _: &[Reference]) -> Result<Hash, Error> {
         let name = Hash::of(bytes);
         self.objects.insert(name, bytes.to_vec());
         Ok(name)

@@ -20,13 +20,14 @@ use std::{
     fmt, fs, io, mem,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 pub use crate::object::Damaged;
 use crate::{
     Hash,
     object::{self, OBJECT_MAX},
+    seal::{self, Key, KeyId, Reference},
 };
 use collect::Claims;
 pub use collect::Collected;
@@ -43,11 +44,19 @@ pub trait Objects: fmt::Debug {
 
 /// Where objects are kept.
 pub trait Sink {
-    /// The name under which it is found again.
+    /// The name under which it is found again. `references` are all objects that are needed with it.
     ///
     /// # Errors
     /// Where it can't be kept.
-    fn put(&mut self, bytes: &[u8]) -> Result<Hash, Error>;
+    fn put_with(&mut self, bytes: &[u8], references: &[Reference]) -> Result<Hash, Error>;
+
+    /// [`Self::put_with`] of what needs nothing else.
+    ///
+    /// # Errors
+    /// As [`Self::put_with`].
+    fn put(&mut self, bytes: &[u8]) -> Result<Hash, Error> {
+        self.put_with(bytes, &[])
+    }
 }
 
 /// Why the store can't do what it was asked.
@@ -66,6 +75,10 @@ pub enum Error {
     Missing { name: Hash },
     #[error("the object {name} is damaged: {damage}")]
     Damaged { name: Hash, damage: Damaged },
+    #[error("the object {name} is encrypted with the key {key}, and this machine does not have that")]
+    Sealed { name: Hash, key: KeyId },
+    #[error("what is kept here shall be encrypted with the key {key}, and this machine does not have that yet")]
+    NoKey { key: KeyId },
     #[error("an object has at most {OBJECT_MAX} bytes; this one has {len}")]
     TooLarge { len: usize },
     #[error("the store of the volumes is closed, as the node stops")]
@@ -75,6 +88,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Has somebody to be asked for a key?
+    pub fn is_sealed(&self) -> bool {
+        matches!(self, Self::Sealed { .. } | Self::NoKey { .. })
+    }
+
     /// Is there no room left on the disk?
     pub fn is_full(&self) -> bool {
         let full =
@@ -98,6 +116,8 @@ struct Shared {
     packs: Packs,
     index: Index,
     claims: Mutex<Claims>,
+    /// What is sealed is opened with these.
+    keys: RwLock<HashMap<KeyId, Key>>,
     /// One collection at a time.
     collecting: Mutex<()>,
 }
@@ -116,7 +136,54 @@ impl Store {
             .map_err(|source| failed("create the directory", &packs, source))?;
         let index = Index::open(&directory.join("index.redb"))?;
         let packs = Packs::open(packs, &index.ends()?)?;
-        Ok(Self { shared: Arc::new(Shared { packs, index, claims: Mutex::default(), collecting: Mutex::default() }) })
+        let (claims, keys, collecting) = (Mutex::default(), RwLock::default(), Mutex::default());
+        Ok(Self { shared: Arc::new(Shared { packs, index, claims, keys, collecting }) })
+    }
+
+    /// From now on these are the keys that it opens with, and no others. A machine may have none.
+    pub fn use_keys(&self, keys: impl IntoIterator<Item = Key>) {
+        let keys = keys.into_iter().map(|key| (key.id(), key)).collect();
+        *self.shared.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    fn key(&self, id: KeyId) -> Option<Key> {
+        self.shared.keys.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Which key an object is sealed with; `None` where it is not.
+    ///
+    /// # Errors
+    /// Where it is not there, or can't be read.
+    pub fn sealed_with(&self, name: &Hash) -> Result<Option<KeyId>, Error> {
+        let coded = self.laid_down(name)?;
+        if !seal::is_sealed(&coded) {
+            return Ok(None);
+        }
+        seal::key_of(&coded).map(Some).map_err(|damage| Error::Damaged { name: *name, damage })
+    }
+
+    /// Which key the newest generation is sealed with that was captured of a volume here; `None` where it is not, or there is none.
+    ///
+    /// # Errors
+    /// Where the store can't be read.
+    pub fn captured_with(&self, volume: &str) -> Result<Option<KeyId>, Error> {
+        self.sight(volume)?.map_or(Ok(None), |sight| self.sealed_with(&sight.root))
+    }
+
+    fn opened(&self, coded: &[u8], name: &Hash) -> Result<Vec<u8>, Error> {
+        let damaged = |damage| Error::Damaged { name: *name, damage };
+        if !seal::is_sealed(coded) {
+            return object::decode(coded, name).map_err(damaged);
+        }
+        seal::verify(coded, name).map_err(damaged)?;
+        let id = seal::key_of(coded).map_err(damaged)?;
+        let key = self.key(id).ok_or(Error::Sealed { name: *name, key: id })?;
+        seal::open(coded, &key).map_err(damaged)
+    }
+
+    /// What a sealed object refers to; nothing is opened for it.
+    pub(crate) fn references(&self, name: &Hash) -> Result<Vec<Reference>, Error> {
+        references(&self.laid_down(name)?, name)
     }
 
     /// Ends the use of the store by all handles; it can be opened anew.
@@ -127,7 +194,18 @@ impl Store {
     /// Begins to write. Nothing of it is there for others before [`Session::commit`].
     pub fn session(&self) -> Session {
         let id = self.claims().begin();
-        Session { store: self.clone(), id, fresh: HashMap::new() }
+        Session { store: self.clone(), id, fresh: HashMap::new(), seal: None }
+    }
+
+    /// The same, of which all that is put is sealed.
+    ///
+    /// # Errors
+    /// [`Error::NoKey`] where the key is not here.
+    pub fn sealing_session(&self, key: KeyId) -> Result<Session, Error> {
+        let key = self.key(key).ok_or(Error::NoKey { key })?;
+        let mut session = self.session();
+        session.seal = Some(key);
+        Ok(session)
     }
 
     /// # Errors
@@ -205,7 +283,8 @@ impl Store {
         let last = names.last().copied();
         let mut damaged = Vec::new();
         for name in names {
-            match self.get(&name) {
+            let read = self.laid_down(&name);
+            match read.and_then(|coded| verified(&coded, &name)) {
                 // It may have been freed since.
                 Ok(_) | Err(Error::Missing { .. }) => {}
                 Err(error @ Error::Index(_)) => return Err(error),
@@ -236,7 +315,7 @@ impl Store {
 
 impl Objects for Store {
     fn get(&self, name: &Hash) -> Result<Vec<u8>, Error> {
-        decoded(&self.laid_down(name)?, name)
+        self.opened(&self.laid_down(name)?, name)
     }
 }
 
@@ -247,6 +326,8 @@ pub struct Session {
     id: u64,
     /// Laid down, and not in the index yet.
     fresh: HashMap<Hash, Location>,
+    /// What is put is sealed with it.
+    seal: Option<Key>,
 }
 
 /// What becomes known at the same instant as the objects of a session.
@@ -288,7 +369,7 @@ impl Session {
     /// # Errors
     /// [`Error::Damaged`] where it is not; otherwise as [`Sink::put`].
     pub fn take(&mut self, name: &Hash, coded: &[u8]) -> Result<(), Error> {
-        decoded(coded, name)?;
+        verified(coded, name)?;
         if self.contains(name)? { Ok(()) } else { self.append(*name, coded) }
     }
 
@@ -297,8 +378,22 @@ impl Session {
     /// # Errors
     /// As [`Self::take`].
     pub fn repair(&mut self, name: &Hash, coded: &[u8]) -> Result<(), Error> {
-        decoded(coded, name)?;
+        verified(coded, name)?;
         self.append(*name, coded)
+    }
+
+    /// As it is laid down.
+    fn laid_down(&self, name: &Hash) -> Result<Vec<u8>, Error> {
+        match self.fresh.get(name) {
+            None => self.store.laid_down(name),
+            Some(location) => self.store.shared.packs.read(location),
+        }
+    }
+
+    /// What an object refers to; `None` where it is not sealed.
+    pub(crate) fn references(&self, name: &Hash) -> Result<Option<Vec<Reference>>, Error> {
+        let coded = self.laid_down(name)?;
+        if seal::is_sealed(&coded) { references(&coded, name).map(Some) } else { Ok(None) }
     }
 
     fn append(&mut self, name: Hash, coded: &[u8]) -> Result<(), Error> {
@@ -349,9 +444,17 @@ impl Drop for Session {
 }
 
 impl Sink for Session {
-    fn put(&mut self, bytes: &[u8]) -> Result<Hash, Error> {
+    fn put_with(&mut self, bytes: &[u8], references: &[Reference]) -> Result<Hash, Error> {
         if bytes.len() > OBJECT_MAX {
             return Err(Error::TooLarge { len: bytes.len() });
+        }
+        if let Some(key) = &self.seal {
+            let sealed = seal::seal(bytes, references, key);
+            let (name, coded) = sealed.map_err(|damage| Error::Damaged { name: Hash::of(bytes), damage })?;
+            if !self.contains(&name)? {
+                self.append(name, &coded)?;
+            }
+            return Ok(name);
         }
         let name = Hash::of(bytes);
         if !self.contains(&name)? {
@@ -364,15 +467,21 @@ impl Sink for Session {
 /// What was put a moment ago can be read, too.
 impl Objects for Session {
     fn get(&self, name: &Hash) -> Result<Vec<u8>, Error> {
-        match self.fresh.get(name) {
-            None => self.store.get(name),
-            Some(location) => decoded(&self.store.shared.packs.read(location)?, name),
-        }
+        self.store.opened(&self.laid_down(name)?, name)
     }
 }
 
-fn decoded(coded: &[u8], name: &Hash) -> Result<Vec<u8>, Error> {
-    object::decode(coded, name).map_err(|damage| Error::Damaged { name: *name, damage })
+/// What is laid down is the object of that name, as far as can be told without a key.
+fn verified(coded: &[u8], name: &Hash) -> Result<(), Error> {
+    object::verify(coded, name).map_err(|damage| Error::Damaged { name: *name, damage })
+}
+
+fn references(coded: &[u8], name: &Hash) -> Result<Vec<Reference>, Error> {
+    let damaged = |damage| Error::Damaged { name: *name, damage };
+    if !seal::is_sealed(coded) {
+        return Err(damaged(Damaged::NotSealed));
+    }
+    seal::verify(coded, name).and_then(|()| seal::references(coded)).map_err(damaged)
 }
 
 fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {

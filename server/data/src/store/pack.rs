@@ -80,7 +80,7 @@ impl Packs {
     }
 
     pub(super) fn append(&self, name: &Hash, coded: &[u8]) -> Result<Location, Error> {
-        // No object is longer than `OBJECT_MAX`, nor is what it is laid down as by more than a byte.
+        // Nothing that is laid down is longer than `LAID_DOWN_MAX`.
         let len = coded.len() as u32;
         let mut record = Vec::with_capacity(RECORD_HEAD + coded.len());
         record.extend_from_slice(&len.to_be_bytes());

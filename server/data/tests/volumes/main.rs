@@ -4,4 +4,5 @@ mod collecting;
 mod crashes;
 mod fetching;
 mod places;
+mod sealing;
 mod trees;

@@ -27,7 +27,7 @@ const LONG: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// One thing that a program does. What makes no sense at its time is left out.
 #[derive(Clone, Debug)]
-enum Deed {
+pub(crate) enum Deed {
     Write { at: usize, name: u8, seed: u8, len: usize },
     Overwrite { at: usize, offset: u64, len: usize },
     Sparse { at: usize, name: u8, hole: u64 },
@@ -44,7 +44,7 @@ enum Deed {
     Touch { at: usize, seconds: u32 },
 }
 
-fn deed() -> impl Strategy<Value = Deed> {
+pub(crate) fn deed() -> impl Strategy<Value = Deed> {
     let at = 0_usize..64;
     prop_oneof![
         4 => (at.clone(), 0_u8..8, any::<u8>(), prop_oneof![0_usize..100, 0_usize..200_000])
@@ -98,7 +98,7 @@ fn bytes(seed: u8, len: usize) -> Vec<u8> {
 }
 
 /// Does it. Gives the file that got another name, of which no watch tells.
-fn perform(directory: &Path, deed: &Deed) -> Option<PathBuf> {
+pub(crate) fn perform(directory: &Path, deed: &Deed) -> Option<PathBuf> {
     let all = everything(directory);
     let some = |at: usize| all.get(at % all.len().max(1)).cloned();
     let dir = |at: usize| {

@@ -112,6 +112,7 @@ impl Bed {
             created_at: NOW,
             expires_at: NOW.plus(3_600_000),
             used_at: None,
+            stores_only: false,
         };
         leader.propose(entry(CommandV1::CreateInvitation { invitation: record })).await.unwrap();
         let command = CommandV1::AdmitMachine { invitation, machine: machine(number), facts: MachineFacts::default() };

@@ -25,7 +25,7 @@ use crate::{
         answer::{Answer, Failure, Json, check_is_json, read_json},
         caller::{Caller, Operator},
     },
-    vault::Opened,
+    vault::{Opened, Vault},
 };
 
 /// A compose file as a JSON string may have each byte escaped (`\u0000`), and variables and values besides.
@@ -65,6 +65,9 @@ pub(super) async fn deploy(
         for (declared, plain) in &brought {
             app.vault.set(&caller.actor(), (declared.kind, &declared.name), plain, false).await?;
         }
+        if services.iter().any(ServiceSpec::needs_key) {
+            app.vault.need_key(&caller.actor()).await?;
+        }
         app.propose(caller.actor(), command).await?
     };
     let Outcome::Deployed(services) = outcome else {
@@ -78,6 +81,11 @@ pub(super) async fn deploy(
 async fn check(app: &App, actor: Actor, brought: &[Brought<'_>], command: CommandV1) -> Answer<Outcome> {
     let entry = |command| Entry { at: clock::now(), actor: actor.clone(), command: Command::V1(command) };
     let mut state = flotilla_core::State::clone(&app.store.state());
+    let needs_key =
+        matches!(&command, CommandV1::Deploy { services, .. } if services.iter().any(ServiceSpec::needs_key));
+    if let Some(command) = Vault::draft_key(&state).filter(|_| needs_key) {
+        state.apply(&entry(command)).map_err(|rejected| rejected.0)?;
+    }
     for (declared, plain) in brought {
         if let Some(command) = app.vault.draft(&state, (declared.kind, &declared.name), plain).await? {
             state.apply(&entry(command)).map_err(|rejected| rejected.0)?;

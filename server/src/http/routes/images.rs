@@ -276,7 +276,7 @@ fn collected(app: &App, own: Answer<Collected>) -> CollectedView {
 /// What the other machines did; one that can't be asked says why.
 async fn ask_all(app: &App, caller: &Caller, method: Method, path: &str) -> Vec<CollectedView> {
     let state = app.store.state();
-    let others = state.machines.iter().filter(|(id, _)| **id != app.node);
+    let others = state.machines.iter().filter(|(id, machine)| **id != app.node && !machine.stores_only);
     let asked = others.map(|(id, machine)| {
         let (name, method) = (machine.name().clone(), method.clone());
         async move {

@@ -118,7 +118,8 @@ fn check_removal(state: &ClusterState, id: &NodeId, machine: &Machine) -> Answer
         return Ok(());
     }
     let lost = machine.lost_at.is_some();
-    if !lost && machine.availability == Availability::Active {
+    // Nothing runs on one that only stores, and nothing could be drained.
+    if !lost && machine.availability == Availability::Active && !machine.stores_only {
         return refuse(format!(
             "`{name}` is in use; empty it first with `flotilla drain {name}`, or remove it with --force"
         ));

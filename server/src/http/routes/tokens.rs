@@ -53,7 +53,17 @@ pub(super) async fn create(
     Admin(caller): Admin,
     Json(request): Json<CreateToken>,
 ) -> Answer<Response> {
-    let wanted = Wanted { name: request.name, grant: request.grant, life_ms: request.ttl_seconds.saturating_mul(1000) };
+    let wanted = Wanted {
+        name: request.name,
+        grant: request.grant,
+        life_ms: request.ttl_seconds.saturating_mul(1000),
+        stores_only: request.storage_only,
+    };
+    if wanted.stores_only && wanted.grant.scope != Scope::Machine {
+        let message =
+            "only a machine can be one that only stores; leave `storage_only` out, or ask for the scope `machine`";
+        return Err(Failure::new(ErrorCode::InvalidRequest, message));
+    }
     if wanted.grant.scope == Scope::Machine {
         return create_join_token(&app, &caller, wanted).await;
     }
@@ -144,7 +154,12 @@ pub(super) async fn invite(
             "a machine joins with a join token, not with a link; make one with `flotilla token create --scope machine`";
         return Err(Failure::new(ErrorCode::InvalidRequest, message));
     }
-    let wanted = Wanted { name: request.name, grant: request.grant, life_ms: request.ttl_seconds.saturating_mul(1000) };
+    let wanted = Wanted {
+        name: request.name,
+        grant: request.grant,
+        life_ms: request.ttl_seconds.saturating_mul(1000),
+        stores_only: false,
+    };
     let invited = app.authority.invite(caller.actor(), wanted).await?;
     let created = CreatedInvitation {
         url: app.domain.invitation_url(&invited.invitation),

@@ -99,7 +99,7 @@ async fn a_token_that_does_not_count_is_refused_with_its_reason() {
     for token in ["", "nonsense", &"A".repeat(15_000), &String::from_utf8(forged).unwrap(), &other.admin] {
         assert_eq!(code(services(token)).await, ErrorCode::TokenInvalid, "{token}");
     }
-    let short = CreateToken { name: "short".to_owned(), grant: Grant::admin(), ttl_seconds: 1 };
+    let short = CreateToken { name: "short".to_owned(), grant: Grant::admin(), ttl_seconds: 1, storage_only: false };
     let short: CreatedToken =
         running.as_admin(Method::POST, "/api/v1/tokens").json(&short).send().await.unwrap().json().await.unwrap();
     let expired = async {

@@ -69,8 +69,8 @@ impl Machine {
 async fn answer(running: &Running, contacting: &Contacting, request: &Value) -> Result<bytes::Bytes, ApiError> {
     let app = running.node.app();
     let identity = identity(running);
-    let member =
-        Member { store: &app.store, authority: &app.authority, cluster_key: &identity.cluster, vault: &app.vault };
+    let cluster_key = identity.cluster.private().unwrap();
+    let member = Member { store: &app.store, authority: &app.authority, cluster_key, vault: &app.vault };
     let key = BASE64_URL_SAFE_NO_PAD.encode(contacting.key.verifying_key().as_bytes());
     join::answer_join(member, &key, request.to_string().as_bytes()).await
 }
@@ -110,6 +110,61 @@ async fn a_machine_with_a_token_becomes_a_member_and_keeps_what_a_member_needs()
     // Its directory has a cluster now.
     let again = machine.join(&running, &token).await.unwrap_err();
     assert!(matches!(again, join::Error::Identity(identity::Error::AlreadyInitialised { .. })), "{again}");
+    running.node.stop().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_only_stores_gets_the_public_half_of_the_key_and_no_other() {
+    let running = Running::start().await;
+    let request =
+        json!({ "name": "cellar", "grant": { "scope": "machine" }, "ttl_seconds": 3600, "storage_only": true });
+    let created: CreatedToken =
+        running.as_admin(Method::POST, "/api/v1/tokens").json(&request).send().await.unwrap().json().await.unwrap();
+    let machine = Machine::new("cellar");
+    // It can't ask to be more than that.
+    let sly: Change = |request| request["stores_only"] = json!(false);
+    let joined = machine.join_changed(&running, &created.token.parse().unwrap(), sly).await.unwrap();
+    assert!(joined.stores_only);
+    assert!(running.node.app().store.state().stores_only(&joined.node));
+    let keys = machine.data_dir().join("keys");
+    assert!(!keys.join("cluster.pem").exists() && !keys.join("values.json").exists());
+    let directory = DataDir::open(&machine.data_dir()).unwrap();
+    let own = Identity::load(&directory).unwrap();
+    assert!(own.cluster.private().is_none());
+    assert_eq!(own.cluster_key(), identity(&running).cluster_key());
+    let text = fs::read_to_string(machine.data_dir().join("joined.json")).unwrap();
+    let private = BASE64_URL_SAFE_NO_PAD.encode(identity(&running).cluster.private().unwrap().to_bytes());
+    assert!(!text.contains(&private));
+    let told = Told::load(&directory).unwrap().unwrap().as_state();
+    assert!(told.stores_only(&joined.node), "it knows what it is before it has the state");
+
+    let shown: Vec<Value> =
+        running.as_admin(Method::GET, "/api/v1/machines").send().await.unwrap().json().await.unwrap();
+    let cellar = shown.iter().find(|machine| machine["name"] == "cellar").unwrap();
+    assert_eq!(cellar["storage_only"], json!(true));
+    let refused = json!({ "name": "ada", "grant": { "scope": "admin" }, "ttl_seconds": 3600, "storage_only": true });
+    let refused = code(running.as_admin(Method::POST, "/api/v1/tokens").json(&refused)).await;
+    assert_eq!(refused, ErrorCode::InvalidRequest);
+    running.node.stop().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_only_stores_answers_collectors_and_nobody_else() {
+    let running = Running::start().await;
+    let members = running.node.app().members.clone();
+    let address = beside_as(&running, members, None, true).await;
+    let ask = |path: &str| {
+        running.http.get(format!("http://{address}{path}")).timeout(Duration::from_secs(20)).bearer_auth(&running.admin)
+    };
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(ask(path).send().await.unwrap().status(), StatusCode::OK, "{path}");
+    }
+    for path in ["/", "/api/v1/cluster", "/api/v1/volumes", "/signal", "/api/v1/state/backup", "/sw.js"] {
+        let answer = ask(path).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::MISDIRECTED_REQUEST, "{path}");
+        let error: ApiError = answer.json().await.unwrap();
+        assert_eq!(error.code, ErrorCode::StorageOnly, "{path}");
+    }
     running.node.stop().await;
 }
 
@@ -185,6 +240,7 @@ async fn who_may_not_join_is_told_why_in_one_sentence() {
         name: "short".to_owned(),
         grant: Grant { scope: Scope::Machine, services: [].into() },
         ttl_seconds: 1,
+        storage_only: false,
     };
     let short: CreatedToken =
         running.as_admin(Method::POST, "/api/v1/tokens").json(&request).send().await.unwrap().json().await.unwrap();

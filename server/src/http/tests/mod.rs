@@ -89,7 +89,7 @@ impl Running {
     }
 
     async fn token(&self, grant: Grant) -> CreatedToken {
-        let request = CreateToken { name: "test".to_owned(), grant, ttl_seconds: 3600 };
+        let request = CreateToken { name: "test".to_owned(), grant, ttl_seconds: 3600, storage_only: false };
         let response = self.as_admin(Method::POST, "/api/v1/tokens").json(&request).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::CREATED);
         response.json().await.unwrap()
@@ -101,7 +101,7 @@ impl Running {
             return self.token(grant).await.token;
         }
         // The API gives a join token for this scope.
-        let wanted = auth::Wanted { name: "test".to_owned(), grant, life_ms: 3_600_000 };
+        let wanted = auth::Wanted { name: "test".to_owned(), grant, life_ms: 3_600_000, stores_only: false };
         let actor = Actor { name: "test".to_owned(), token: None, from: None };
         self.node.app().authority.issue(actor, wanted).await.unwrap().token
     }
@@ -117,6 +117,15 @@ async fn beside(running: &Running, members: Arc<dyn Members>) -> SocketAddr {
 }
 
 async fn beside_in_demo(running: &Running, members: Arc<dyn Members>, demo_socket: Option<PathBuf>) -> SocketAddr {
+    beside_as(running, members, demo_socket, false).await
+}
+
+async fn beside_as(
+    running: &Running,
+    members: Arc<dyn Members>,
+    demo_socket: Option<PathBuf>,
+    stores_only: bool,
+) -> SocketAddr {
     let app = running.node.app();
     let config = Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..app.config.clone() };
     let listener = Listener::bind(&config).await.unwrap();
@@ -125,6 +134,7 @@ async fn beside_in_demo(running: &Running, members: Arc<dyn Members>, demo_socke
         config: app.config.clone(),
         domain: app.domain.clone(),
         node: app.node.clone(),
+        stores_only,
         listening: address,
         store: app.store.clone(),
         authority: app.authority.clone(),
@@ -157,7 +167,7 @@ async fn propose(running: &Running, command: CommandV1) {
 /// A further member, of which nothing is there but its record.
 async fn admit(running: &Running, name: &str) -> NodeId {
     let grant = Grant { scope: Scope::Machine, services: [].into() };
-    let wanted = auth::Wanted { name: name.to_owned(), grant, life_ms: 60_000 };
+    let wanted = auth::Wanted { name: name.to_owned(), grant, life_ms: 60_000, stores_only: false };
     let actor = Actor { name: "test".to_owned(), token: None, from: None };
     let invitation = running.node.app().authority.invite(actor, wanted).await.unwrap().id;
     let id = NodeId(format!("{name}-id"));
@@ -317,7 +327,7 @@ async fn a_full_disk_is_told_and_nothing_changes() {
     let full = store::Limits { pages: Some(64), ..store::Limits::default() };
     let node = node::start_with(config.clone(), full).await.unwrap();
     let running = Running { node, config, admin, http: reqwest::Client::new(), _directory: directory };
-    let request = CreateToken { name: "x".repeat(90), grant: Grant::admin(), ttl_seconds: 3600 };
+    let request = CreateToken { name: "x".repeat(90), grant: Grant::admin(), ttl_seconds: 3600, storage_only: false };
     let refused = loop {
         let response = running.as_admin(Method::POST, "/api/v1/tokens").json(&request).send().await.unwrap();
         if !response.status().is_success() {

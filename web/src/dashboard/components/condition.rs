@@ -33,6 +33,9 @@ pub(crate) fn ConditionReason(#[prop(into)] condition: Signal<MachineCondition>)
 
 /// Whether it decides, in a word.
 pub(crate) fn role(machine: &MachineView) -> &'static str {
+    if machine.storage_only {
+        return "Stores only";
+    }
     match (machine.leads, machine.role) {
         (true, _) => "Leader",
         (false, Role::Voter) => "Voter",

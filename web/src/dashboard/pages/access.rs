@@ -433,6 +433,7 @@ fn Create(open: RwSignal<bool>, made: Callback<()>) -> impl IntoView {
             name: terms.name.get_untracked().trim().to_owned(),
             grant: terms.grant(),
             ttl_seconds: terms.ttl_seconds.get_untracked(),
+            storage_only: false,
         };
         act.run(async move { client.create_token(&request).await }, move |_, created| {
             token.try_set(Some(created));

@@ -297,21 +297,29 @@ fn a_service_says_what_it_needs_and_where_it_may_run() {
 #[test]
 fn a_volume_says_who_shall_have_copies_and_what_happens_without() {
     let text = "services: {web: {image: a, volumes: ['a:/a', 'b:/b', 'c:/c']}}\nvolumes:\n  a:\n  b: {x-flotilla: {on-loss: \
-                start-empty}}\n  c: {x-flotilla: {on-loss: wait, replicas: 0, sync: true, hooks: {pre: \"save 'all of it'\", post: [go, \"on\"]}}, x-other: 1}\n";
+                start-empty}}\n  c: {x-flotilla: {on-loss: wait, replicas: 0, sync: true, encrypted: true, hooks: {pre: \"save 'all of it'\", post: [go, \"on\"]}}, x-other: 1}\n";
     let spec = compose(text).unwrap().services.remove(0);
     let rules: Vec<VolumeRules> = spec.volumes.iter().map(|mount| mount.rules.clone()).collect();
-    let usual = VolumeRules { on_loss: OnLoss::Wait, replicas: 2, sync: false, hooks: VolumeHooks::default() };
+    let usual = VolumeRules {
+        on_loss: OnLoss::Wait,
+        replicas: 2,
+        sync: false,
+        hooks: VolumeHooks::default(),
+        encrypted: false,
+    };
     let empty = VolumeRules { on_loss: OnLoss::StartEmpty, ..usual.clone() };
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
     let hooks = VolumeHooks { pre: words(&["save", "all of it"]), post: words(&["go", "on"]) };
-    assert_eq!(rules, [usual.clone(), empty, VolumeRules { replicas: 0, sync: true, hooks, ..usual }]);
+    assert_eq!(rules, [usual.clone(), empty, VolumeRules { replicas: 0, sync: true, encrypted: true, hooks, ..usual }]);
     assert_eq!(spec.copies(), 2, "the most that one of them asks for");
+    assert!(spec.needs_key() && spec.encrypts(&"c".parse().unwrap()) && !spec.encrypts(&"a".parse().unwrap()));
     for (entry, code) in [
         ("{x-flotilla: {on-loss: forget}}", ErrorCode::ComposeInvalid),
         ("{x-flotilla: {replicas: 10}}", ErrorCode::ComposeInvalid),
         ("{x-flotilla: {replicas: -1}}", ErrorCode::ComposeInvalid),
         ("{x-flotilla: {replicas: all}}", ErrorCode::ComposeInvalid),
         ("{x-flotilla: {sync: often}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {encrypted: aes}}", ErrorCode::ComposeInvalid),
         ("{x-flotilla: {hooks: {before: [a]}}}", ErrorCode::ComposeUnsupported),
         ("{x-flotilla: {hooks: [a]}}", ErrorCode::ComposeInvalid),
         ("{x-flotilla: {hooks: {pre: \"a 'b\"}}}", ErrorCode::ComposeInvalid),

@@ -5,4 +5,5 @@ mod placing;
 mod properties;
 mod replicas;
 mod rollouts;
+mod storage;
 mod world;

@@ -6,9 +6,14 @@ use flotilla_api::NodeId;
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::world::{GIB, World, id};
-use crate::{CommandV1, state::Phase};
+use crate::{
+    CommandV1,
+    state::{KeyId, Phase},
+};
 
 const MACHINES: [&str; 4] = ["atlas", "boreas", "ceres", "delos"];
+/// It only stores.
+const STORAGE: &str = "cellar";
 const SERVICES: [&str; 4] = ["web", "db", "cache", "job"];
 
 /// What each service may be deployed as.
@@ -21,7 +26,7 @@ const VARIANTS: [[&str; 4]; 4] = [
     ],
     [
         "  db: {image: good, volumes: ['data:/data']}",
-        "  db: {image: better, volumes: ['data:/data'], healthcheck: {test: check}}",
+        "  db: {image: better, volumes: ['vault:/data'], healthcheck: {test: check}}",
         "  db: {image: good, deploy: {replicas: 2}}",
         "  db: {image: bad, volumes: ['data:/data']}",
     ],
@@ -142,7 +147,8 @@ fn take(world: &mut World, step: &Step) {
         Step::Commit { service: which, holders } => {
             let name = super::world::name(service(which));
             let holds = |(index, _): &(usize, &&str)| holders & (1 << index) != 0;
-            let holders = MACHINES.iter().enumerate().filter(holds).map(|(_, machine)| id(machine)).collect();
+            let all = MACHINES.iter().chain([&STORAGE]);
+            let holders = all.enumerate().filter(holds).map(|(_, machine)| id(machine)).collect();
             let alive = |world: &World, machine: &NodeId| !world.machines[machine].gone;
             let writes = world.state.services.get(&name).and_then(|service| {
                 let mut placements = service.placements.iter().filter(|it| it.exclusive && it.phase != Phase::Vacating);
@@ -164,7 +170,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         20 => Just(Step::Decide),
         20 => machine.clone().prop_map(|machine| Step::Act { machine }),
-        6 => (0_usize..4, 0_u8..16).prop_map(|(service, holders)| Step::Commit { service, holders }),
+        6 => (0_usize..4, 0_u8..32).prop_map(|(service, holders)| Step::Commit { service, holders }),
         10 => prop_oneof![0_u64..3_000, 3_000_u64..60_000].prop_map(|millis| Step::Wait { millis }),
         8 => (0_usize..4, 0_usize..4).prop_map(|(service, variant)| Step::Deploy { service, variant }),
         3 => (0_usize..4, 0_usize..4).prop_map(|(first, second)| Step::Link { first, second }),
@@ -198,6 +204,8 @@ fn run<S: Strategy>(strategy: &S, test: impl Fn(S::Value)) {
 fn whatever_happens_decisions_are_sound_and_come_to_an_end() {
     run(&prop::collection::vec(step(), 1..100), |steps| {
         let mut world = World::new(&MACHINES);
+        world.apply(CommandV1::UseValueKey { key: KeyId("key".to_owned()), instead_of: None }).unwrap();
+        world.join_storage(STORAGE);
         for step in &steps {
             take(&mut world, step);
         }

@@ -97,6 +97,16 @@ impl World {
     }
 
     pub(super) fn join(&mut self, name: &str) {
+        self.join_as(name, |invitation| CommandV1::CreateInvitation { invitation });
+    }
+
+    /// A machine that only stores.
+    pub(super) fn join_storage(&mut self, name: &str) {
+        self.join_as(name, |invitation| CommandV1::InviteStorage { invitation });
+        self.has(name, 4_000, 8 * GIB);
+    }
+
+    fn join_as(&mut self, name: &str, invite: impl FnOnce(InvitationRecord) -> CommandV1) {
         let invitation = TokenId(format!("join-{name}"));
         let record = InvitationRecord {
             id: invitation.clone(),
@@ -106,8 +116,9 @@ impl World {
             created_at: self.now,
             expires_at: self.now.plus(1_000),
             used_at: None,
+            stores_only: false,
         };
-        self.apply(CommandV1::CreateInvitation { invitation: record }).unwrap();
+        self.apply(invite(record)).unwrap();
         let facts = MachineFacts::default();
         self.apply(CommandV1::AdmitMachine { invitation, machine: self::record(name), facts }).unwrap();
         self.machines.insert(id(name), Machine::new());
@@ -137,7 +148,7 @@ impl World {
     #[track_caller]
     pub(super) fn deploy_stack(&mut self, stack: &str, services: &str) {
         let text = format!(
-            "name: {stack}\nservices:\n{services}\nvolumes:\n  data:\n  more:\n  cache: {{x-flotilla: {{on-loss: start-empty}}}}\n"
+            "name: {stack}\nservices:\n{services}\nvolumes:\n  data:\n  more:\n  cache: {{x-flotilla: {{on-loss: start-empty}}}}\n  vault: {{x-flotilla: {{encrypted: true}}}}\n  one: {{x-flotilla: {{encrypted: true, replicas: 1}}}}\n"
         );
         let composition =
             compose::read(&text, None, &BTreeMap::new()).unwrap_or_else(|error| panic!("{error:?}\n{text}"));
@@ -424,6 +435,12 @@ impl World {
         for service in self.state.services.values() {
             let exclusive = service.placements.iter().any(|placement| placement.exclusive);
             assert!(!exclusive || service.placements.len() == 1, "one writes beside others:\n{}", self.story());
+            let mut placed = service.placements.iter().map(|placement| &placement.machine).chain(&service.standby);
+            assert!(placed.all(|id| !self.state.stores_only(id)), "something runs where it can't:\n{}", self.story());
+            for mount in service.spec().written().filter(|mount| !mount.rules.encrypted) {
+                let mut keepers = service.keepers(&self.state, mount).into_iter();
+                assert!(keepers.all(|id| !self.state.stores_only(id)), "it can be read there:\n{}", self.story());
+            }
         }
         let mut writers: BTreeMap<&ServiceName, u64> = BTreeMap::new();
         for machine in self.machines.values().filter(|machine| !machine.gone && !machine.frozen) {

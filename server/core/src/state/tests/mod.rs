@@ -2,6 +2,7 @@ mod data;
 mod images;
 mod machines;
 mod placements;
+mod storage;
 mod values;
 
 use flotilla_api::{
@@ -364,7 +365,16 @@ fn token(id: &str, expires_at: UnixMillis) -> TokenRecord {
 
 fn invitation(id: &str, expires_at: UnixMillis) -> InvitationRecord {
     let TokenRecord { id, name, grant, created_at, expires_at, .. } = token(id, expires_at);
-    InvitationRecord { id, name, grant, secret_hash: "00".repeat(32), created_at, expires_at, used_at: None }
+    InvitationRecord {
+        id,
+        name,
+        grant,
+        secret_hash: "00".repeat(32),
+        created_at,
+        expires_at,
+        used_at: None,
+        stores_only: false,
+    }
 }
 
 #[test]

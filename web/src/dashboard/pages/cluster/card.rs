@@ -18,6 +18,7 @@ pub(super) fn Card(machine: Signal<MachineView>) -> impl IntoView {
     let condition = Signal::derive(move || machine.with(|machine| machine.condition.clone()));
     let chips = Memo::new(move |_| machine.with(chips));
     let known = Memo::new(move |_| machine.with(|machine| machine.resources.is_some()));
+    let stores = Memo::new(move |_| machine.with(|machine| machine.storage_only));
     let trouble = Memo::new(move |_| machine.with(engine_trouble));
     let told = Memo::new(move |_| machine.with(|machine| (machine.here, machine.observed_at)));
     view! {
@@ -52,7 +53,7 @@ pub(super) fn Card(machine: Signal<MachineView>) -> impl IntoView {
                 </span>
                 <span class="machine-acts">
                     <Power machine/>
-                    {move || you.operates().then(|| view! { <Turn machine small=true/> })}
+                    {move || (you.operates() && !stores.get()).then(|| view! { <Turn machine small=true/> })}
                 </span>
             </footer>
         </li>
@@ -62,11 +63,13 @@ pub(super) fn Card(machine: Signal<MachineView>) -> impl IntoView {
 fn chips(machine: &MachineView) -> Vec<String> {
     let instances = format::counted(machine.instances as usize, "instance", "instances");
     let labels = machine.labels.iter().map(|(name, value)| format!("{name}={value}"));
-    [role(machine).to_owned(), instances].into_iter().chain(labels).collect()
+    let instances = (!machine.storage_only).then_some(instances);
+    [role(machine).to_owned()].into_iter().chain(instances).chain(labels).collect()
 }
 
 fn engine_trouble(machine: &MachineView) -> Option<String> {
-    match machine.engine.as_ref()? {
+    // What only stores needs none.
+    match machine.engine.as_ref().filter(|_| !machine.storage_only)? {
         flotilla_api::rest::EngineView::Ready { .. } => None,
         flotilla_api::rest::EngineView::Unavailable { message, .. } => Some(message.clone()),
     }

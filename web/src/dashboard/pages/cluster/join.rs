@@ -18,11 +18,13 @@ pub(super) fn Join(open: RwSignal<bool>) -> impl IntoView {
     let client = expect_context::<Client>();
     let act = Act::in_dialog();
     let made = RwSignal::new(None::<CreatedToken>);
+    let storage_only = RwSignal::new(false);
     let make = move |_| {
         let request = CreateToken {
-            name: "machine".to_owned(),
+            name: if storage_only.get_untracked() { "storage machine" } else { "machine" }.to_owned(),
             grant: Grant { scope: Scope::Machine, services: [].into() },
             ttl_seconds: TOKEN_LIFE,
+            storage_only: storage_only.get_untracked(),
         };
         act.run(async move { client.create_token(&request).await }, move |_, created| {
             made.try_set(Some(created));
@@ -35,6 +37,18 @@ pub(super) fn Join(open: RwSignal<bool>) -> impl IntoView {
                 "Install Docker and Flotilla on the new machine. A join token lets it become a member, once: it says where "
                 "the cluster is, and proves both to each other."
             </p>
+            <label class="tick">
+                <input
+                    type="checkbox"
+                    name="storage-only"
+                    prop:checked=storage_only
+                    on:change=move |event| storage_only.set(event_target_checked(&event))
+                />
+                <span>
+                    "It only stores: copies of encrypted volumes, which it can't read. Nothing runs there, and that can't be "
+                    "changed later. It sees names, sizes and times, and the specifications of services."
+                </span>
+            </label>
             <Refusal act/>
             <footer class="dialog-foot">
                 <button class="button" on:click=move |_| open.set(false)>"Cancel"</button>

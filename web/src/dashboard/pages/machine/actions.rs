@@ -19,6 +19,8 @@ pub(super) fn Actions(machine: Signal<MachineView>) -> impl IntoView {
     let you = expect_context::<You>();
     let (renaming, removing) = (RwSignal::new(false), RwSignal::new(false));
     let name = Memo::new(move |_| machine.with(|machine| machine.name.to_string()));
+    // Nothing runs on it that could move away.
+    let runs = Memo::new(move |_| machine.with(|machine| !machine.storage_only));
     let administers = move || {
         you.administers().then(|| {
             view! {
@@ -35,7 +37,7 @@ pub(super) fn Actions(machine: Signal<MachineView>) -> impl IntoView {
     };
     view! {
         <Power machine/>
-        <Turn machine/>
+        {move || runs.get().then(|| view! { <Turn machine/> })}
         {administers}
         <Dialog open=renaming title=Signal::derive(move || format!("Rename {}", name.get()))>
             <Rename machine open=renaming/>
