@@ -9,6 +9,7 @@ pub mod frame;
 pub mod grant;
 pub mod id;
 pub mod join;
+pub mod limit;
 pub mod rest;
 pub mod signal;
 pub mod spec;

@@ -114,6 +114,9 @@ pub struct VolumeRules {
     /// What is kept of it, here and elsewhere, can be read with the cluster's key alone.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
+    /// Which of its generations are kept.
+    #[serde(skip_serializing_if = "HistoryRules::is_usual")]
+    pub history: HistoryRules,
 }
 
 impl Default for VolumeRules {
@@ -124,7 +127,42 @@ impl Default for VolumeRules {
             sync: false,
             hooks: VolumeHooks::default(),
             encrypted: false,
+            history: HistoryRules::default(),
         }
+    }
+}
+
+/// How many generations are kept: the newest ones, and for each of so many hours, days and weeks the newest in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HistoryRules {
+    /// At least 1.
+    pub last: u32,
+    pub hourly: u32,
+    pub daily: u32,
+    pub weekly: u32,
+}
+
+impl HistoryRules {
+    /// The most that can be asked for. A generation of its own costs little; a list of thousands is no help to anybody.
+    pub const MAX: Self = Self { last: 200, hourly: 168, daily: 366, weekly: 260 };
+
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for HistoryRules {
+    fn default() -> Self {
+        Self { last: 10, hourly: 24, daily: 14, weekly: 8 }
+    }
+}
+
+/// `last 10, hourly 24, daily 14, weekly 8`
+impl fmt::Display for HistoryRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { last, hourly, daily, weekly } = self;
+        write!(f, "last {last}, hourly {hourly}, daily {daily}, weekly {weekly}")
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use flotilla_api::{
     Grant, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, ValueName,
+    limit::CopyLimit,
     spec::{ServiceSpec, ValueKind},
 };
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,11 @@ pub enum CommandV1 {
         machine: NodeId,
         labels: BTreeMap<String, Option<String>>,
     },
+    /// How much of its line a machine may take for copies, in the place of what was set before.
+    LimitCopies {
+        machine: NodeId,
+        limit: CopyLimit,
+    },
     /// A node says where it is and what it has; it does so whenever that changes.
     AnnounceMachine {
         machine: NodeId,
@@ -180,6 +186,10 @@ pub enum CommandV1 {
         change: ImageChange,
         /// Names, or ids of those that have none.
         images: Vec<String>,
+    },
+    /// All that a machine keeps is read at somebody's word. It changes nothing of the state: it is for the audit trail.
+    NoteScrub {
+        machine: NodeId,
     },
     /// Makes a new version of a secret or config. It was sealed for this version, so that it can't be taken for another.
     SetValue {

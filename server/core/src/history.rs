@@ -2,28 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_api::UnixMillis;
+pub use flotilla_api::spec::HistoryRules as Rules;
+use flotilla_api::{UnixMillis, spec::ServiceSpec};
 
 use crate::state::GenerationName;
 
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
 const WEEK_MS: u64 = 7 * DAY_MS;
-
-/// How many are kept: the newest ones, and for each of so many hours, days and weeks the newest in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
-    pub last: usize,
-    pub hourly: usize,
-    pub daily: usize,
-    pub weekly: usize,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        Self { last: 10, hourly: 24, daily: 14, weekly: 8 }
-    }
-}
 
 /// One generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,17 +19,31 @@ pub struct Moment {
     pub taken_at: UnixMillis,
 }
 
+/// What holds for all volumes of a service. A generation is of all of them, and they go back together: the most that one of them asks
+/// for, of each kind, is kept of each.
+pub fn rules(spec: &ServiceSpec) -> Rules {
+    let asked = spec.written().map(|mount| mount.rules.history);
+    let most = asked.reduce(|a, b| Rules {
+        last: a.last.max(b.last),
+        hourly: a.hourly.max(b.hourly),
+        daily: a.daily.max(b.daily),
+        weekly: a.weekly.max(b.weekly),
+    });
+    most.unwrap_or_default()
+}
+
 /// Those that stay. An hour, day or week is one since 1970; of a clock that was wrong nothing is lost but what is old by it.
 pub fn kept(moments: &[Moment], rules: &Rules, now: UnixMillis) -> BTreeSet<GenerationName> {
     let mut newest_first = moments.to_vec();
     newest_first.sort_by_key(|moment| std::cmp::Reverse(moment.name));
-    let mut kept: BTreeSet<GenerationName> = newest_first.iter().take(rules.last).map(|moment| moment.name).collect();
+    let mut kept: BTreeSet<GenerationName> =
+        newest_first.iter().take(rules.last as usize).map(|moment| moment.name).collect();
     for (length, count) in [(HOUR_MS, rules.hourly), (DAY_MS, rules.daily), (WEEK_MS, rules.weekly)] {
         let current = now.0 / length;
         let mut spans: BTreeMap<u64, GenerationName> = BTreeMap::new();
         for moment in &newest_first {
             let span = (moment.taken_at.0 / length).min(current);
-            if current - span < count as u64 {
+            if current - span < u64::from(count) {
                 spans.entry(span).or_insert(moment.name);
             }
         }
@@ -93,6 +93,27 @@ mod tests {
     }
 
     #[test]
+    fn a_service_keeps_the_most_that_one_of_its_volumes_asks_for() {
+        let text = "services: {web: {image: a, volumes: ['a:/a', 'b:/b', 'c:/c:ro']}}\nvolumes:\n  a: {x-flotilla: {history: \
+                    {last: 1, hourly: 0, daily: 30}}}\n  b: {x-flotilla: {history: {last: 5, hourly: 48, daily: 0, weekly: 0}}}\n  \
+                    c: {x-flotilla: {history: {last: 200}}}\n";
+        let mut spec = crate::compose::read(text, Some("s"), &BTreeMap::new()).unwrap().services.remove(0);
+        let expected = Rules { last: 5, hourly: 48, daily: 30, weekly: 8 };
+        assert_eq!(rules(&spec), expected, "it does not write the last one");
+        spec.volumes.clear();
+        assert_eq!(rules(&spec), Rules::default());
+    }
+
+    #[test]
+    fn a_rule_of_its_own_keeps_less() {
+        let rules = Rules { last: 1, hourly: 0, daily: 7, weekly: 0 };
+        let kept = kept(&year(), &rules, NOW);
+        assert!((7..=8).contains(&kept.len()), "{}", kept.len());
+        let oldest = year().iter().filter(|it| kept.contains(&it.name)).map(|it| NOW.since(it.taken_at)).max();
+        assert!(oldest.unwrap() < 7 * DAY_MS);
+    }
+
+    #[test]
     fn one_from_the_future_counts_as_of_now() {
         let moments = [moment(1, 0), Moment { taken_at: NOW.plus(30 * DAY_MS), ..moment(2, 0) }];
         let rules = Rules { last: 0, hourly: 1, daily: 0, weekly: 0 };
@@ -113,7 +134,7 @@ mod tests {
             prop_assert_eq!(kept(&left, &rules, NOW), first, "twice is as once");
             let later = NOW.plus(later);
             let (at_once, in_two) = (kept(&all, &rules, later), kept(&left, &rules, later));
-            prop_assert!(in_two.len() <= at_once.len() + rules.last, "{} {}", in_two.len(), at_once.len());
+            prop_assert!(in_two.len() <= at_once.len() + rules.last as usize, "{} {}", in_two.len(), at_once.len());
         }
     }
 }

@@ -9,6 +9,7 @@ mod dependency;
 pub mod history;
 pub mod images;
 pub mod lease;
+pub mod limit;
 pub mod node;
 pub mod reconcile;
 pub mod replication;

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use flotilla_api::{
-    InstanceId, NodeId, ServiceName, UnixMillis,
+    InstanceId, NodeId, ServiceName, UnixMillis, VolumeName,
+    limit::LimitNow,
     rest::{EngineView, ImageStep, LinkView, MachineResources},
 };
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,30 @@ pub struct Report {
     pub data: DataReports,
     #[serde(default)]
     pub stored_images: StoredImages,
+    /// What it may send of copies, by its own local time; absent of a version that knew no limits.
+    #[serde(default)]
+    pub copy_limit: Option<LimitNow>,
+    /// Generations that are on their way there, as far as that takes long; at most [`COMING_TOLD`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coming: Vec<Coming>,
+}
+
+/// A report is one message. A machine fetches a few generations at a time.
+pub const COMING_TOLD: usize = 32;
+
+/// A volume's generation on its way to a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coming {
+    pub service: ServiceName,
+    pub volume: VolumeName,
+    #[serde(flatten)]
+    pub name: GenerationName,
+    /// Of its files that are there.
+    pub bytes: u64,
+    /// Of its files; 0 while that is not known.
+    pub of: u64,
+    /// How many of these came in a second, lately.
+    pub per_second: u64,
 }
 
 /// What a machine tells of the images in its store of objects.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_api::{
     Grant, NodeId, Revision, Scope, ServiceName, TokenId, UnixMillis,
+    limit::{CopyLimit, LimitWindow},
     spec::{
         Attribute, Constraint, Given, HealthCheck, OnFailure, OnLoss, Operator, PlacementRules, Resources, Restart,
         ServiceSpec, UpdateOrder, UpdateRules, ValueKind, ValueUse, VolumeMount, VolumeRules,
@@ -409,6 +410,17 @@ fn commands_of_storage() -> Vec<(&'static str, CommandV1)> {
     ]
 }
 
+/// Once people said how much of a machine's line copies may take.
+fn commands_of_limits() -> Vec<(&'static str, CommandV1)> {
+    let windows = [("07:00-23:00", "500kB/s"), ("23:00-01:30", "0")];
+    let window = |(span, rate): (&str, &str)| LimitWindow::new(span.parse().unwrap(), rate.parse().unwrap());
+    let limit = CopyLimit { rate: Some("2MB/s".parse().unwrap()), windows: windows.map(window).into() };
+    vec![
+        ("limit-copies", CommandV1::LimitCopies { machine: second(), limit }),
+        ("note-scrub", CommandV1::NoteScrub { machine: second() }),
+    ]
+}
+
 /// Commands of one machine, and the index of the last of them.
 const AFTER_ONE: u64 = 18;
 
@@ -427,7 +439,11 @@ const AFTER_VALUES: u64 = 53;
 /// The index of the last command before there were machines that only store.
 const AFTER_IMAGES: u64 = 54;
 
+/// The index of the last command before there were limits of what is copied.
 const AFTER_STORAGE: u64 = 57;
+
+/// The index of the last command with them.
+const AFTER_LIMITS: u64 = 59;
 
 fn commands() -> Vec<(&'static str, CommandV1)> {
     let mut commands = commands_of_one();
@@ -444,6 +460,8 @@ fn commands() -> Vec<(&'static str, CommandV1)> {
     assert_eq!(commands.len() as u64, AFTER_IMAGES);
     commands.extend(commands_of_storage());
     assert_eq!(commands.len() as u64, AFTER_STORAGE);
+    commands.extend(commands_of_limits());
+    assert_eq!(commands.len() as u64, AFTER_LIMITS);
     commands
 }
 
@@ -528,9 +546,11 @@ fn every_command_has_a_golden_file() {
         CommandV1::RemoveValue { .. } => "remove-value",
         CommandV1::UseValueKey { .. } => "use-value-key",
         CommandV1::ResealValue { .. } => "reseal-value",
+        CommandV1::LimitCopies { .. } => "limit-copies",
+        CommandV1::NoteScrub { .. } => "note-scrub",
     };
     let covered: BTreeSet<&str> = commands().iter().map(|(_, command)| name(command)).collect();
-    assert_eq!(covered.len(), 32);
+    assert_eq!(covered.len(), 34);
 }
 
 #[test]
@@ -564,6 +584,7 @@ fn a_snapshot_keeps_its_bytes() {
         ("state-with-history", AFTER_HISTORY as usize),
         ("state-with-values", AFTER_VALUES as usize),
         ("state-with-storage", AFTER_STORAGE as usize),
+        ("state-with-limits", AFTER_LIMITS as usize),
     ] {
         let state = snapshot(entries_of);
         let written = serde_json::to_string_pretty(&state).unwrap() + "\n";
@@ -619,6 +640,10 @@ fn the_kept_entries_still_amount_to_the_kept_snapshot() {
         }
         if state.applied == AFTER_STORAGE {
             let kept = golden("state-with-storage", "");
+            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
+        }
+        if state.applied == AFTER_LIMITS {
+            let kept = golden("state-with-limits", "");
             assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
         }
     }

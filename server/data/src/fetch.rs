@@ -23,8 +23,8 @@ pub struct Fetch {
     generation: Generation,
     /// Names that nobody was asked for yet.
     queue: VecDeque<Hash>,
-    /// Names that are in the queue, or were asked for and did not come.
-    wanted: HashSet<Hash>,
+    /// Names that are in the queue, or were asked for and did not come, and bytes of files that are there with each.
+    wanted: HashMap<Hash, u64>,
     /// What can be gone on with.
     ready: Vec<Walk>,
     /// What waits for an object.
@@ -43,6 +43,10 @@ pub struct Figures {
     pub objects: u64,
     /// Bytes, as they travelled.
     pub bytes: u64,
+    /// Bytes of files that are here, holes included: what was here before is counted as it is come upon.
+    pub there: u64,
+    /// Bytes of all files, as whoever made the generation says; 0 before its root came.
+    pub of: u64,
 }
 
 /// What is gone through.
@@ -86,7 +90,7 @@ impl Fetch {
             volume: volume.to_owned(),
             generation,
             queue: VecDeque::new(),
-            wanted: HashSet::new(),
+            wanted: HashMap::new(),
             ready: Vec::new(),
             waiting: HashMap::new(),
             directories: HashMap::new(),
@@ -117,11 +121,11 @@ impl Fetch {
     /// # Errors
     /// [`store::Error::Damaged`] where it is not what it is said to be: it is to be asked for elsewhere ([`Self::again`]).
     pub fn take(&mut self, name: &Hash, coded: &[u8]) -> Result<(), tree::Error> {
-        if !self.wanted.contains(name) {
+        if !self.wanted.contains_key(name) {
             return Ok(());
         }
         self.session.take(name, coded)?;
-        self.wanted.remove(name);
+        self.figures.there += self.wanted.remove(name).unwrap_or_default();
         self.figures.objects += 1;
         self.figures.bytes += coded.len() as u64;
         for waiting in self.waiting.remove(name).unwrap_or_default() {
@@ -135,7 +139,7 @@ impl Fetch {
 
     /// Whoever was asked for it has not given it.
     pub fn again(&mut self, name: &Hash) {
-        if self.wanted.contains(name) && !self.queue.contains(name) {
+        if self.wanted.contains_key(name) && !self.queue.contains(name) {
             self.queue.push_back(*name);
         }
     }
@@ -182,12 +186,12 @@ impl Fetch {
 
     /// True where it is here.
     fn have(&mut self, name: &Hash) -> Result<bool, store::Error> {
-        if self.wanted.contains(name) {
+        if self.wanted.contains_key(name) {
             return Ok(false);
         }
         let here = self.session.contains(name)?;
         if !here {
-            self.wanted.insert(*name);
+            self.wanted.insert(*name, 0);
             self.queue.push_back(*name);
         }
         Ok(here)
@@ -207,6 +211,7 @@ impl Fetch {
                         return self.refer(below);
                     }
                     let root = Root::read(&self.session, &name)?;
+                    self.figures.of = root.totals.bytes;
                     self.enter(root.entries);
                 } else {
                     self.wait(name, Waiting::Walk(Walk::Root));
@@ -251,15 +256,21 @@ impl Fetch {
                     self.wait(part.hash, Waiting::Walk(walk));
                     return Ok(());
                 }
-                Piece::Chunk(part) => {
-                    if !self.have(&part.hash)?
-                        && let Some(number) = directory
-                        && let Some(directory) = self.directories.get_mut(&number)
-                    {
-                        directory.missing += 1;
-                        self.wait(part.hash, Waiting::Directory(number));
+                Piece::Chunk(part) => match (self.have(&part.hash)?, directory) {
+                    (false, Some(number)) => {
+                        if let Some(directory) = self.directories.get_mut(&number) {
+                            directory.missing += 1;
+                            self.wait(part.hash, Waiting::Directory(number));
+                        }
                     }
-                }
+                    (true, Some(_)) => {}
+                    (true, None) => self.figures.there += u64::from(part.len),
+                    (false, None) => {
+                        if let Some(bytes) = self.wanted.get_mut(&part.hash) {
+                            *bytes += u64::from(part.len);
+                        }
+                    }
+                },
             }
         }
         if let Some(number) = directory
@@ -300,7 +311,10 @@ impl Fetch {
         for node in below {
             match node {
                 Node::Directory(below) => self.enter(below.entries),
-                Node::File(file) => self.go_through(Cursor::new(file.content), None)?,
+                Node::File(file) => {
+                    self.figures.there += file.len.saturating_sub(file.content.len);
+                    self.go_through(Cursor::new(file.content), None)?;
+                }
                 _ => {}
             }
         }

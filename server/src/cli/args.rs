@@ -7,11 +7,16 @@ mod volume;
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::styling};
-use flotilla_api::{JoinToken, MachineName, Scope, ServiceName, StackName, TokenId};
+use flotilla_api::{
+    JoinToken, MachineName, Scope, ServiceName, StackName, TokenId,
+    limit::{InvalidLimit, Rate, Span},
+};
 
 pub(super) use image::Image;
 pub(super) use value::{Config, Configs, Secret, Secrets, ValueRm, ValueSet};
-pub(super) use volume::{Volume, VolumeArg, VolumeDiff, VolumeExport, VolumeImport, VolumeRestore, Volumes};
+pub(super) use volume::{
+    Volume, VolumeArg, VolumeDiff, VolumeExport, VolumeImport, VolumeRestore, VolumeScrub, Volumes,
+};
 
 use crate::{config, demo, fence};
 
@@ -458,6 +463,17 @@ pub enum Machine {
         after_help = "Examples:\n  flotilla machine label atlas room=attic disk=ssd\n  flotilla machine label atlas room-"
     )]
     Label(Label),
+    /// Limit what a machine sends of copies of volumes and images, so that a thin line stays free for people
+    #[command(after_help = "\
+Examples:
+  flotilla machine limit atlas 2MB/s                              always, as far as no window says otherwise
+  flotilla machine limit atlas 500kB/s --between 07:00-23:00      at these hours of each day, too
+  flotilla machine limit atlas 0 --between 18:00-22:00            no copies at all then
+  flotilla machine limit atlas off --between 07:00-23:00          takes that window away
+  flotilla machine limit atlas off                                takes everything away
+
+Hours are of the machine's own local time. What an instance waits for before it begins is sent at once, whatever the limit.")]
+    Limit(Limit),
     /// Remove a machine from the cluster, for good
     Rm(MachineRm),
     /// Move everything away from a machine, and place nothing there
@@ -472,6 +488,25 @@ pub struct Label {
     /// `KEY=VALUE` sets a label, `KEY-` takes it away
     #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse_label)]
     pub labels: Vec<(String, Option<String>)>,
+}
+
+#[derive(Args, Debug)]
+pub struct Limit {
+    pub machine: MachineName,
+    /// As 2MB/s, 500kB/s or 20Mbit/s; 0 for no copies at all, `off` for no limit
+    #[arg(value_name = "RATE|off", value_parser = parse_limit)]
+    pub rate: LimitRate,
+    /// Only at these hours of each day, as 07:00-23:00; may be given several times
+    #[arg(long, value_name = "FROM-TO")]
+    pub between: Vec<Span>,
+}
+
+/// A rate, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitRate(pub Option<Rate>);
+
+fn parse_limit(text: &str) -> Result<LimitRate, InvalidLimit> {
+    if text == "off" { Ok(LimitRate(None)) } else { text.parse().map(|rate| LimitRate(Some(rate))) }
 }
 
 fn parse_label(text: &str) -> Result<(String, Option<String>), String> {

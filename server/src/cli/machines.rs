@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use comfy_table::{Cell, Color};
 use flotilla_api::{
     MachineName, NodeId, UnixMillis,
+    limit::{CopyLimit, LimitNow, Rate},
     rest::{
         ChangeMachine, DrainQuery, EngineView, LinkPath, LinkState, LinkView, MachineDetail, MachineState, MachineView,
         Power, RemoveMachineQuery, Role, StorageView,
@@ -15,8 +16,8 @@ use tokio::time::Instant;
 
 use super::{
     Failure, Output, Session,
-    args::{Drain, Label, Machine, MachineRm},
-    output, time,
+    args::{Drain, Label, Limit, LimitRate, Machine, MachineRm},
+    output, scrub, time,
 };
 use crate::clock;
 
@@ -29,6 +30,7 @@ pub(super) async fn run(verb: Option<Machine>, session: &Session) -> Result<(), 
         Machine::Inspect { machine } => inspect(&machine, session).await,
         Machine::Rename { machine, name } => rename(&machine, name, session).await,
         Machine::Label(args) => label(args, session).await,
+        Machine::Limit(args) => limit(args, session).await,
         Machine::Rm(args) => remove(args, session).await,
         Machine::Drain(args) => drain(&args, session).await,
         Machine::Undrain { machine } => undrain(&machine, session).await,
@@ -52,9 +54,11 @@ async fn list(session: &Session) -> Result<(), Failure> {
         "MEMORY",
         "DISK FREE",
         "VOLUMES",
+        "SCRUBBED",
         "LINKS",
         "SEEN",
         "VERSION",
+        "LIMIT",
         "LABELS",
         "MESSAGE",
     ];
@@ -88,9 +92,11 @@ fn row(machine: &MachineView, now: UnixMillis, output: Output) -> Vec<Cell> {
         Cell::new(resources.and_then(|resources| resources.storage).map_or_else(String::new, |storage| {
             time::size(storage.objects_bytes + storage.written_bytes + storage.copies_bytes)
         })),
+        Cell::new(resources.and_then(|resources| resources.scrub).map(|it| scrub::short(&it, now)).unwrap_or_default()),
         Cell::new(links_in_short(&machine.links)),
         Cell::new(seen.unwrap_or_default()),
         Cell::new(&machine.version),
+        Cell::new(limited(&machine.copy_limit, machine.copy_limit_now)),
         Cell::new(labels(&machine.labels)),
         Cell::new(message.unwrap_or_default()),
     ]
@@ -134,6 +140,27 @@ fn labels(labels: &BTreeMap<String, String>) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
+/// What holds now: `500 kB/s until 23:00`.
+fn limited(limit: &CopyLimit, now: Option<LimitNow>) -> String {
+    match now {
+        None if limit.is_off() => String::new(),
+        // It has told nothing yet.
+        None => limit.to_string(),
+        Some(LimitNow { rate, until }) => {
+            let rate = match rate {
+                None => String::new(),
+                Some(Rate::ZERO) => "no copies".to_owned(),
+                Some(rate) => rate.to_string(),
+            };
+            match until {
+                Some(until) if rate.is_empty() => format!("none until {until}"),
+                Some(until) => format!("{rate} until {until}"),
+                None => rate,
+            }
+        }
+    }
+}
+
 async fn inspect(machine: &MachineName, session: &Session) -> Result<(), Failure> {
     let detail = session.client.machine(machine).await?;
     if session.output.json {
@@ -172,6 +199,15 @@ fn describe(detail: &MachineDetail, names: &BTreeMap<NodeId, MachineName>, outpu
         )
     });
     let storage = view.resources.as_ref().and_then(|resources| resources.storage).map_or_else(String::new, storage);
+    let copies = if view.copy_limit.is_off() {
+        String::new()
+    } else {
+        let now = limited(&view.copy_limit, view.copy_limit_now);
+        let now = if now.is_empty() { now } else { format!(" (now {now})") };
+        format!("{}{now}", view.copy_limit)
+    };
+    let scrubbed = view.resources.as_ref().and_then(|resources| resources.scrub);
+    let scrubbed = scrubbed.map_or_else(String::new, |it| scrub::words(&it, now));
     let optional_age = |at: Option<UnixMillis>| at.map_or_else(String::new, |at| format!("{} ago", time::age(now, at)));
     let lines = [
         ("Machine", format!("{} ({})", view.name, view.id)),
@@ -180,9 +216,11 @@ fn describe(detail: &MachineDetail, names: &BTreeMap<NodeId, MachineName>, outpu
         ("Labels", labels(&view.labels)),
         ("Addresses", view.addresses.join(", ")),
         ("Power", if view.power == Power::Battery { "battery" } else { "mains" }.to_owned()),
+        ("Copies", copies),
         ("Engine", engine),
         ("Uses", resources),
         ("Volumes", storage),
+        ("Scrubbed", scrubbed),
         ("Lease", view.lease_left_ms.map_or_else(String::new, |left| format!("{left} ms left"))),
         ("Version", view.version.clone()),
         ("Joined", optional_age(view.joined_at)),
@@ -260,18 +298,35 @@ fn link_row(link: &LinkView, names: &BTreeMap<NodeId, MachineName>, now: UnixMil
 }
 
 async fn rename(machine: &MachineName, name: MachineName, session: &Session) -> Result<(), Failure> {
-    let change = ChangeMachine { name: Some(name.clone()), labels: BTreeMap::new() };
+    let change = ChangeMachine { name: Some(name.clone()), ..ChangeMachine::default() };
     session.client.change_machine(machine, &change).await?;
     session.output.done(&format!("{machine} is now called {name}."), &json!({ "machine": name, "was": machine }))
 }
 
 async fn label(args: Label, session: &Session) -> Result<(), Failure> {
     let labels: BTreeMap<String, Option<String>> = args.labels.into_iter().collect();
-    let change = ChangeMachine { name: None, labels: labels.clone() };
+    let change = ChangeMachine { labels: labels.clone(), ..ChangeMachine::default() };
     session.client.change_machine(&args.machine, &change).await?;
     let set = session.client.machine(&args.machine).await?.view.labels;
     let shown = if set.is_empty() { "no label".to_owned() } else { self::labels(&set) };
     session.output.done(&format!("{} has {shown}.", args.machine), &json!({ "machine": args.machine, "labels": set }))
+}
+
+async fn limit(args: Limit, session: &Session) -> Result<(), Failure> {
+    let Limit { machine, rate: LimitRate(rate), between } = args;
+    let limit = match between.as_slice() {
+        [] if rate.is_none() => CopyLimit::default(),
+        [] => CopyLimit { rate, ..session.client.machine(&machine).await?.view.copy_limit },
+        spans => session.client.machine(&machine).await?.view.copy_limit.with(rate, spans),
+    };
+    let change = ChangeMachine { copy_limit: Some(limit.clone()), ..ChangeMachine::default() };
+    session.client.change_machine(&machine, &change).await?;
+    let sentence = if limit.is_off() {
+        format!("{machine} sends copies as fast as its line takes them.")
+    } else {
+        format!("What {machine} sends of copies is limited: {limit}.")
+    };
+    session.output.done(&sentence, &json!({ "machine": machine, "copy_limit": limit }))
 }
 
 async fn remove(args: MachineRm, session: &Session) -> Result<(), Failure> {
@@ -359,5 +414,25 @@ mod tests {
         ];
         assert_eq!(links_in_short(&links), "2 direct, 1 relayed, 2 down");
         assert_eq!(links_in_short(&[]), "");
+    }
+
+    #[test]
+    fn the_limit_of_now_is_told_with_its_end() {
+        let off = CopyLimit::default();
+        let evening = off.clone().with(Some(Rate::ZERO), &["18:00-22:00".parse().unwrap()]);
+        let now = |rate: Option<&str>, until: Option<&str>| {
+            let rate = rate.map(|rate| rate.parse().unwrap());
+            Some(LimitNow { rate, until: until.map(|until| until.parse().unwrap()) })
+        };
+        for (limit, now, said) in [
+            (&off, now(None, None), ""),
+            (&off, None, ""),
+            (&evening, now(Some("0"), Some("22:00")), "no copies until 22:00"),
+            (&evening, now(None, Some("18:00")), "none until 18:00"),
+            (&evening, now(Some("2MB/s"), None), "2 MB/s"),
+            (&evening, None, "nothing from 18:00 to 22:00"),
+        ] {
+            assert_eq!(limited(limit, now), said);
+        }
     }
 }

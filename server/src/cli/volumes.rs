@@ -4,8 +4,8 @@ use comfy_table::{Cell, Color};
 use flotilla_api::{
     ServiceName, UnixMillis, VolumeName,
     rest::{
-        ChangeKind, CopyView, DiffQuery, ExportQuery, RestoreRequest, Restored, VolumeDetail, VolumeDiff, VolumeState,
-        VolumeView,
+        ChangeKind, ComingView, CopyView, DiffQuery, ExportQuery, RestoreRequest, Restored, VolumeDetail, VolumeDiff,
+        VolumeState, VolumeView,
     },
 };
 use flotilla_core::state::GenerationName;
@@ -28,6 +28,7 @@ pub(super) async fn run(verb: Option<Volume>, session: &Session) -> Result<(), F
         Volume::Export(args) => export(args, session).await,
         Volume::Import(args) => import(args, session).await,
         Volume::Diff(args) => diff(&args, session).await,
+        Volume::Scrub(args) => super::scrub::run(&args, session).await,
         Volume::Branch { service } => branches(service.as_ref(), session).await,
     }
 }
@@ -77,8 +78,19 @@ fn copy(copy: &CopyView) -> String {
     match (copy.lost, copy.holds) {
         (true, _) => format!("{} (lost)", copy.machine),
         (false, true) => copy.machine.to_string(),
-        (false, false) => format!("{} (copying)", copy.machine),
+        (false, false) => format!("{} ({})", copy.machine, copying(copy)),
     }
+}
+
+/// `copying`, `copying: 42% of 1.2 GB, 3.0 MB/s, 4m left`
+fn copying(copy: &CopyView) -> String {
+    let Some(coming) = copy.coming.as_ref().filter(|coming| coming.of > 0) else { return "copying".to_owned() };
+    let ComingView { bytes, of, per_second, .. } = coming;
+    let left = coming
+        .left_ms()
+        .map_or_else(String::new, |left| format!(", {} left", time::age(UnixMillis(left), UnixMillis(0))));
+    let percent = bytes.saturating_mul(100) / of;
+    format!("copying: {percent}% of {}, {}/s{left}", time::size(*of), time::size(*per_second))
 }
 
 async fn history(asked: &VolumeArg, session: &Session) -> Result<(), Failure> {
@@ -267,6 +279,38 @@ fn describe(detail: &VolumeDetail, output: Output) -> Result<(), Failure> {
             Cell::new(format!("put aside on {}", branch.machine)),
         ]
     });
+    output.note(&format!("Kept: {}", detail.view.history));
     let rows = moments.chain(branches).collect();
     output.table(&["GENERATION", "TAKEN", "AGE", "FILES", "SIZE", "NOTE"], rows, "It has no generation yet.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_on_its_way_says_how_far_how_fast_and_how_long_still() {
+        let coming = ComingView {
+            generation: "3.4".to_owned(),
+            bytes: 500_000_000,
+            of: 1_200_000_000,
+            per_second: 3_000_000,
+            observed_at: UnixMillis(0),
+        };
+        let copy = |coming| CopyView {
+            machine: "boreas".parse().unwrap(),
+            lost: false,
+            holds: false,
+            generation: None,
+            behind_bytes: None,
+            coming,
+        };
+        assert_eq!(super::copy(&copy(None)), "boreas (copying)");
+        let far = super::copy(&copy(Some(coming.clone())));
+        assert_eq!(far, "boreas (copying: 41% of 1.2 GB, 3.0 MB/s, 3m left)");
+        let stands = ComingView { per_second: 0, ..coming.clone() };
+        assert_eq!(super::copy(&copy(Some(stands))), "boreas (copying: 41% of 1.2 GB, 0 B/s)");
+        let unknown = ComingView { of: 0, ..coming };
+        assert_eq!(super::copy(&copy(Some(unknown))), "boreas (copying)");
+    }
 }

@@ -20,7 +20,8 @@ use flotilla_api::{
         CreatedToken, DeployRequest, DeployResponse, Deployed, DiffQuery, DrainQuery, EventView, ExplainView,
         HeldImageView, ImageView, IssuedToken, LogLine, LogQuery, MachineDetail, MachineView, Rekeyed,
         RemoveImageQuery, RemoveMachineQuery, RemoveQuery, RestoreRequest, Restored, RollbackRequest, ScaleRequest,
-        ServiceDetail, ServiceView, SetValue, TokenView, ValueSet, ValueView, VolumeDetail, VolumeDiff, VolumeView,
+        ScrubView, ServiceDetail, ServiceView, SetValue, TokenView, ValueSet, ValueView, VolumeDetail, VolumeDiff,
+        VolumeView,
     },
     spec::ValueKind,
 };
@@ -160,6 +161,10 @@ impl Client {
 
     pub async fn service(&self, service: &ServiceName) -> Result<ServiceDetail, Error> {
         self.get(&format!("services/{service}")).await
+    }
+
+    pub async fn scrub(&self, machine: &MachineName) -> Result<ScrubView, Error> {
+        self.json(self.request(Method::POST, &format!("machines/{machine}/scrub"))).await
     }
 
     pub async fn volumes(&self) -> Result<Vec<VolumeView>, Error> {

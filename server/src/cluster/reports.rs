@@ -8,12 +8,13 @@ use std::{
 };
 
 use flotilla_api::{
-    InstanceId, NodeId, UnixMillis,
-    rest::{MachineResources, StorageView},
+    InstanceId, NodeId, ServiceName, UnixMillis, VolumeName,
+    limit::LimitNow,
+    rest::{MachineResources, ScrubView, StorageView},
 };
 use flotilla_core::{
     Actor, Command, CommandV1, Entry,
-    report::{DataReports, Report, StoredImages, Usage},
+    report::{COMING_TOLD, Coming, DataReports, Report, StoredImages, Usage},
     state::MACHINES_MAX,
 };
 use tokio::{
@@ -80,8 +81,14 @@ impl Reports {
 pub struct StoresTold {
     /// How what is written here does.
     pub data: watch::Receiver<DataReports>,
+    /// What is on its way here.
+    pub coming: watch::Receiver<BTreeMap<(ServiceName, VolumeName), Coming>>,
+    /// What may be sent of it.
+    pub limit: watch::Receiver<LimitNow>,
     /// What all of it takes up.
     pub storage: watch::Receiver<Option<StorageView>>,
+    /// When it was read as a whole.
+    pub scrub: watch::Receiver<ScrubView>,
     /// Images in the store, and on their way to it.
     pub images: watch::Receiver<StoredImages>,
 }
@@ -101,12 +108,7 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, mut stores: StoresT
         if usage.0.elapsed() > USAGE_EVERY {
             usage = (Instant::now(), engine.usage().await);
         }
-        let told_of = (
-            stores.data.borrow_and_update().clone(),
-            *stores.storage.borrow(),
-            stores.images.borrow_and_update().clone(),
-        );
-        let report = report(&shared, &engine, &machine, &usage.1, told_of).await;
+        let report = report(&shared, &engine, &machine, &usage.1, &mut stores).await;
         shared.reports.take(shared.parts.node.clone(), report.clone());
         shared.led.notify_one();
         tell(&shared, &report, &connected.borrow_and_update().clone());
@@ -120,6 +122,8 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, mut stores: StoresT
                 changed = images.changed() => changed.is_ok(),
                 changed = stores.data.changed() => changed.is_ok(),
                 changed = stores.images.changed() => changed.is_ok(),
+                changed = stores.limit.changed() => changed.is_ok(),
+                changed = stores.coming.changed() => changed.is_ok(),
                 changed = states.changed() => changed.is_ok(),
                 changed = connected.changed() => changed.is_ok(),
                 () = sleep_until(told + TELL_EVERY) => true,
@@ -137,10 +141,12 @@ async fn report(
     engine: &Engine,
     machine: &Machine,
     usage: &BTreeMap<InstanceId, Usage>,
-    (data, storage, stored_images): (DataReports, Option<StorageView>, StoredImages),
+    stores: &mut StoresTold,
 ) -> Report {
     let state = shared.parts.store.state();
-    let resources = MachineResources { storage, ..machine.resources().await.1 };
+    let resources = machine.resources().await.1;
+    let (storage, scrub) = (*stores.storage.borrow(), Some(*stores.scrub.borrow()));
+    let resources = MachineResources { storage, scrub, ..resources };
     Report {
         at: clock::now(),
         applied: state.applied,
@@ -154,8 +160,10 @@ async fn report(
         usage: usage.clone(),
         links: shared.parts.peers.links(),
         images: engine.held_images().borrow().iter().cloned().collect(),
-        data,
-        stored_images,
+        data: stores.data.borrow_and_update().clone(),
+        stored_images: stores.images.borrow_and_update().clone(),
+        copy_limit: Some(*stores.limit.borrow_and_update()),
+        coming: stores.coming.borrow_and_update().values().take(COMING_TOLD).cloned().collect(),
     }
 }
 

@@ -21,11 +21,24 @@ use tokio::sync::watch;
 /// Told how many bytes there are, and of how many.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 
+/// Whether a container waits for an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    Now,
+    /// It may be needed one day, and can wait for the limits of the machines that send it.
+    InAdvance,
+}
+
 /// Where images come from that need no registry.
 pub trait ImageStore: Send + Sync + fmt::Debug + 'static {
     /// Brings an image here; false where no machine that can be reached has it. `name` is for people.
-    fn bring<'a>(&'a self, id: &'a str, name: &'a str, progress: Progress<'a>)
-    -> BoxFuture<'a, Result<bool, ApiError>>;
+    fn bring<'a>(
+        &'a self,
+        id: &'a str,
+        name: &'a str,
+        need: Need,
+        progress: Progress<'a>,
+    ) -> BoxFuture<'a, Result<bool, ApiError>>;
 
     /// Engine's ids of the images that are here.
     fn ids(&self) -> Vec<String>;
@@ -119,7 +132,7 @@ impl Drop for Moving {
 pub struct NoImageStore(Moves);
 
 impl ImageStore for NoImageStore {
-    fn bring<'a>(&'a self, _: &'a str, _: &'a str, _: Progress<'a>) -> BoxFuture<'a, Result<bool, ApiError>> {
+    fn bring<'a>(&'a self, _: &'a str, _: &'a str, _: Need, _: Progress<'a>) -> BoxFuture<'a, Result<bool, ApiError>> {
         Box::pin(async { Ok(false) })
     }
 

@@ -10,6 +10,7 @@ use std::{
 use bollard::query_parameters::ListImagesOptions;
 use bytes::Bytes;
 use flotilla_api::{ApiError, rest::ImageStep, spec::ServiceSpec};
+use flotilla_core::state::Service;
 use futures::{StreamExt, stream, stream::BoxStream};
 use tokio::time::timeout;
 
@@ -17,6 +18,7 @@ use super::{
     Error, Shared,
     connection::{CALL_LIMIT, Client},
     image,
+    image_store::Need,
 };
 
 /// Images that the engine is asked about at once.
@@ -43,7 +45,12 @@ pub(super) async fn fetch(
         let sentence = format!("getting image `{image}` from other machines: {bytes} of {of} MB");
         shared.activity(&spec.name, Some(sentence));
     };
-    if !shared.images.bring(id, image, &progress).await.map_err(Error::Image)? {
+    let need = {
+        let state = shared.state.borrow();
+        let placed = |service: &Service| service.placed_on(&shared.config.node_id).next().is_some();
+        if state.services.get(&spec.name).is_some_and(placed) { Need::Now } else { Need::InAdvance }
+    };
+    if !shared.images.bring(id, image, need, &progress).await.map_err(Error::Image)? {
         return Ok(None);
     }
     let is_name = image::check_tag(image).is_ok();

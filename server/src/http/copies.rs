@@ -3,14 +3,14 @@
 use flotilla_api::{
     ErrorCode, MachineName, NodeId, ServiceName, UnixMillis, VolumeName,
     rest::{
-        BranchView, ChangeKind, ChangeView, CopyView, GenerationView, MomentView, VolumeDetail, VolumeDiff,
+        BranchView, ChangeKind, ChangeView, ComingView, CopyView, GenerationView, MomentView, VolumeDetail, VolumeDiff,
         VolumeState, VolumeView,
     },
     spec::VolumeMount,
 };
 use flotilla_core::{
-    State,
-    report::{CopyReport, DataReport},
+    State, history,
+    report::{Coming, CopyReport, DataReport},
     state::{GenerationName, Service},
 };
 
@@ -20,6 +20,9 @@ use super::{
     sight::Moment,
 };
 use crate::volumes::{Comparison, Difference};
+
+/// A machine tells every few seconds how far it is. Milliseconds.
+const COMING_MAX_AGE_MS: u64 = 15_000;
 
 /// Of all services, by name.
 pub(super) fn views(app: &App) -> Vec<VolumeView> {
@@ -125,6 +128,7 @@ fn view(app: &App, moment: &Moment, service: &Service, mount: &VolumeMount) -> V
             holds: copies.is_some_and(|copies| copies.holders.contains(*id)),
             generation: told_of.map(told),
             behind_bytes: told_of.map(|copy| copy.behind_bytes),
+            coming: coming(app, moment, id, &service.name, &mount.volume),
         }
     };
     let views: Vec<CopyView> = machines.iter().map(copy).collect();
@@ -137,22 +141,53 @@ fn view(app: &App, moment: &Moment, service: &Service, mount: &VolumeMount) -> V
         }
         Some(_) => VolumeState::Copied,
     };
+    let held = held_back(app, moment, service, state, report.as_ref());
     VolumeView {
         service: service.name.clone(),
         volume: mount.volume.clone(),
         machine: home.map(|home| name_of(&moment.state, home)),
-        message: message(&moment.state, service, mount, state, &views, report.as_ref()),
+        message: message(&moment.state, service, mount, state, &views, report.as_ref(), held),
         state,
         bytes: copies.map(|copies| copies.bytes),
         replicas: mount.rules.replicas,
         sync: mount.rules.sync,
         encrypted: mount.rules.encrypted,
+        history: history::rules(service.spec()),
         committed: committed.map(|committed| generation(committed.name, committed.taken_at)),
         uncommitted_since: report.as_ref().and_then(|report| report.uncommitted_since),
         held_ms: report.as_ref().and_then(|report| report.captured.as_ref().map(|_| report.held_ms)),
         copies: views,
         observed_at,
     }
+}
+
+/// What a machine tells of a volume that is on its way there.
+fn coming(
+    app: &App,
+    moment: &Moment,
+    machine: &NodeId,
+    service: &ServiceName,
+    volume: &VolumeName,
+) -> Option<ComingView> {
+    let view = |coming: &Coming, observed_at| ComingView {
+        generation: coming.name.to_string(),
+        bytes: coming.bytes,
+        of: coming.of,
+        per_second: coming.per_second,
+        observed_at,
+    };
+    if *machine == app.node {
+        let coming = app.volumes.watch_coming();
+        let coming = coming.borrow();
+        return coming.get(&(service.clone(), volume.clone())).map(|it| view(it, moment.now));
+    }
+    let (received, report) = moment.report(machine)?;
+    // What was told long ago has come, or has not.
+    if moment.now.since(received) > COMING_MAX_AGE_MS {
+        return None;
+    }
+    let found = report.coming.iter().find(|it| it.service == *service && it.volume == *volume);
+    found.map(|it| view(it, received))
 }
 
 /// What the machine told that writes, and when.
@@ -167,6 +202,29 @@ fn report(app: &App, moment: &Moment, service: &Service) -> (Option<UnixMillis>,
     }
 }
 
+/// Why what was written is not copied now, where its machine's limit says so.
+fn held_back(
+    app: &App,
+    moment: &Moment,
+    service: &Service,
+    volume: VolumeState,
+    report: Option<&DataReport>,
+) -> Option<String> {
+    let home = service.home.as_ref()?;
+    let now = match home == &app.node {
+        true => *app.volumes.watch_limit().borrow(),
+        false => moment.report(home)?.1.copy_limit?,
+    };
+    let waits = volume != VolumeState::Copied || report.is_some_and(|report| report.uncommitted_since.is_some());
+    (waits && now.holds_back()).then(|| {
+        let name = name_of(&moment.state, home);
+        match now.until {
+            Some(until) => format!("waits until {until}: `{name}` sends no copies before that, by its limit"),
+            None => format!("waits: `{name}` sends no copies, by its limit"),
+        }
+    })
+}
+
 fn message(
     state: &State,
     service: &Service,
@@ -174,6 +232,7 @@ fn message(
     volume: VolumeState,
     views: &[CopyView],
     report: Option<&DataReport>,
+    held: Option<String>,
 ) -> Option<String> {
     if let Some(problem) = report.and_then(|report| report.problem.clone()) {
         return Some(problem);
@@ -198,10 +257,13 @@ fn message(
         VolumeState::Alone | VolumeState::Copying => {
             let lost = views.iter().find(|view| view.lost).map(|view| format!("`{}` is lost", view.machine));
             let copying = || views.iter().find(|view| !view.holds).map(|view| format!("`{}` is copying", view.machine));
-            lost.or_else(copying)
+            lost.or(held).or_else(copying)
         }
         VolumeState::Empty if service.home.is_none() => Some("nothing has run on it yet".to_owned()),
-        VolumeState::Empty => Some("its first generation is being made".to_owned()),
-        VolumeState::Copied => None,
+        VolumeState::Empty => held.or_else(|| {
+            let what = if views.iter().any(|view| view.coming.is_some()) { "copied" } else { "made" };
+            Some(format!("its first generation is being {what}"))
+        }),
+        VolumeState::Copied => held,
     }
 }

@@ -52,7 +52,8 @@ pub(super) async fn detail(app: &App, id: &NodeId) -> Option<MachineDetail> {
 /// What this machine has, and when that was read.
 pub(super) async fn own(app: &App) -> (UnixMillis, MachineResources) {
     let (at, resources) = app.machine.resources().await;
-    (at, MachineResources { storage: *app.volumes.watch_storage().borrow(), ..resources })
+    let (storage, scrub) = (*app.volumes.watch_storage().borrow(), *app.volumes.watch_scrub().borrow());
+    (at, MachineResources { storage, scrub: Some(scrub), ..resources })
 }
 
 /// For figures.
@@ -93,6 +94,12 @@ impl Look {
             name: machine.name().clone(),
             version: version.unwrap_or(&facts.version).to_owned(),
             labels: machine.record.labels.clone(),
+            copy_limit: machine.copy_limit.clone(),
+            copy_limit_now: if here {
+                Some(*app.volumes.watch_limit().borrow())
+            } else {
+                report.and_then(|report| report.copy_limit)
+            },
             here,
             role: if self.quorum.voters.contains(id) { Role::Voter } else { Role::Learner },
             leads: self.quorum.leader.as_ref() == Some(id),

@@ -41,9 +41,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bridge::{Incoming, Outgoing},
     clock,
-    engine::{Engine, ImageArchive, ImageStore, Moves, Progress, uploads},
+    engine::{Engine, ImageArchive, ImageStore, Moves, Need, Progress, uploads},
     peers::{Method, Network},
-    volumes::Volumes,
+    volumes::{Haste, Volumes},
 };
 use archive::Image;
 pub use archive::{Digest, Error as ArchiveError};
@@ -96,12 +96,19 @@ struct Shared {
     record: Record,
     moves: Moves,
     /// One at a time works on an image.
-    turns: Mutex<BTreeMap<Digest, Arc<AsyncMutex<()>>>>,
+    turns: Mutex<BTreeMap<Digest, Arc<Turn>>>,
     /// The store has another image, or the engine.
     changed: Notify,
     reports: watch::Sender<StoredImages>,
     counters: Counters,
     stop: CancellationToken,
+}
+
+/// Of those who work on one image.
+struct Turn {
+    lock: AsyncMutex<()>,
+    /// Of all of them: who waits for the lock waits for what is done under it.
+    haste: Haste,
 }
 
 /// An image that the store has.
@@ -300,10 +307,11 @@ impl Shared {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn turn(&self, id: &Digest) -> Arc<AsyncMutex<()>> {
+    fn turn(&self, id: &Digest) -> Arc<Turn> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-        Arc::clone(turns.entry(id.clone()).or_default())
+        let turn = turns.entry(id.clone());
+        Arc::clone(turn.or_insert_with(|| Arc::new(Turn { lock: AsyncMutex::default(), haste: Haste::in_advance() })))
     }
 
     fn root(&self, id: &Digest) -> Option<Hash> {
@@ -383,7 +391,7 @@ impl Shared {
 
     async fn take_in(self: &Arc<Self>, engine: &Engine, id: &Digest) -> Result<(), Error> {
         let turn = self.turn(id);
-        let _turn = turn.lock().await;
+        let _turn = turn.lock.lock().await;
         if self.root(id).is_some() {
             return Ok(());
         }
@@ -437,11 +445,12 @@ impl ImageStore for Images {
         &'a self,
         id: &'a str,
         name: &'a str,
+        need: Need,
         progress: Progress<'a>,
     ) -> BoxFuture<'a, Result<bool, ApiError>> {
         Box::pin(async move {
             let id = id.parse().map_err(Error::from)?;
-            Ok(travel::bring(&self.shared, &id, name, progress).await?)
+            Ok(travel::bring(&self.shared, &id, name, need, progress).await?)
         })
     }
 

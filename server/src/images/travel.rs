@@ -29,9 +29,9 @@ use super::{
 };
 use crate::{
     clock,
-    engine::{Engine, Progress},
+    engine::{Engine, Need, Progress},
     peers::Method,
-    volumes::{self, Lines},
+    volumes::{self, Haste, Lines},
 };
 
 /// How long a machine may take to say whether it has an image: it asks its engine.
@@ -160,10 +160,14 @@ pub(super) async fn bring(
     shared: &Arc<Shared>,
     id: &Digest,
     name: &str,
+    need: Need,
     progress: Progress<'_>,
 ) -> Result<bool, Error> {
     let turn = shared.turn(id);
-    let _turn = turn.lock().await;
+    if need == Need::Now {
+        turn.haste.hurry();
+    }
+    let _turn = turn.lock.lock().await;
     if shared.root(id).is_some() {
         return Ok(true);
     }
@@ -182,7 +186,7 @@ pub(super) async fn bring(
         trees.sort_by_key(|(_, machines)| std::cmp::Reverse(machines.len()));
         let mut failed = None;
         for ((root, bytes), machines) in trees {
-            match fetch(shared, id, name, (&root, bytes), &machines, progress).await {
+            match fetch(shared, id, name, (&root, bytes), (&machines, &turn.haste), progress).await {
                 Ok(()) => return Ok(true),
                 Err(error @ (Error::DiskFull { .. } | Error::Stopped)) => return Err(error),
                 Err(error) => {
@@ -215,7 +219,7 @@ async fn fetch(
     id: &Digest,
     name: &str,
     (root, bytes): (&str, u64),
-    machines: &[NodeId],
+    (machines, haste): (&[NodeId], &Haste),
     progress: Progress<'_>,
 ) -> Result<(), Error> {
     shared.check_room(name, bytes)?;
@@ -226,11 +230,11 @@ async fn fetch(
         moving.reached(figures.bytes, bytes.max(figures.bytes));
         progress(figures.bytes, bytes.max(figures.bytes));
     };
-    let figures = get(shared, &key(id), name, generation, machines, told).await?;
+    let figures = get(shared, &key(id), name, generation, (machines, haste), told).await?;
     let image = verified(shared, id, name, &generation, machines).await?;
     shared.counters.fetches.fetch_add(1, Relaxed);
     shared.counters.fetched_bytes.fetch_add(figures.bytes, Relaxed);
-    let Figures { objects, bytes: came } = figures;
+    let Figures { objects, bytes: came, .. } = figures;
     tracing::info!(image = %id, name, bytes, objects, came, took = ?began.elapsed(), "an image was fetched");
     shared.added(id, Stored::of(&image, &generation));
     Ok(())
@@ -246,11 +250,11 @@ async fn get(
     key: &str,
     name: &str,
     generation: Generation,
-    machines: &[NodeId],
+    (machines, haste): (&[NodeId], &Haste),
     told: impl Fn(Figures) + Send + Sync,
 ) -> Result<Figures, Error> {
     let failed = |source| Error::Fetch { image: name.to_owned(), source };
-    let mut lines = Lines::open(&shared.network, machines.iter()).await.map_err(failed)?;
+    let mut lines = Lines::open(&shared.network, machines.iter(), haste).await.map_err(failed)?;
     let (store, key) = (shared.store.clone(), key.to_owned());
     let (sender, mut receiver) = tokio::sync::watch::channel(Figures::default());
     let name = name.to_owned();
@@ -372,8 +376,9 @@ pub(super) async fn bring_layers(shared: &Arc<Shared>, name: &str, layers: &BTre
         let machines: Vec<NodeId> =
             lenders.iter().filter(|(_, other)| other == root).map(|(machine, _)| machine.clone()).collect();
         let moving = shared.moves.begin(&digest.id(), name, ImageStep::Fetching, 0);
-        get(shared, &layer_key(digest), name, generation, &machines, |figures| moving.reached(figures.bytes, 0))
-            .await?;
+        // A person waits for the end of the push.
+        let from = (machines.as_slice(), &Haste::awaited());
+        get(shared, &layer_key(digest), name, generation, from, |figures| moving.reached(figures.bytes, 0)).await?;
     }
     Ok(())
 }

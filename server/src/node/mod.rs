@@ -222,7 +222,10 @@ impl Assembled {
         let relay_port = relay.as_ref().map(|relay| relay.address().port());
         let told = cluster::StoresTold {
             data: volumes.watch_reports(),
+            coming: volumes.watch_coming(),
+            limit: volumes.watch_limit(),
             storage: volumes.watch_storage(),
+            scrub: volumes.watch_scrub(),
             images: images.watch_reports(),
         };
         let mut tasks = cluster.run(&app.engine, told, address, relay_port);

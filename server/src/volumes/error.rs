@@ -9,6 +9,7 @@ use flotilla_api::{ApiError, ErrorCode, ServiceName, VolumeName};
 use flotilla_core::state::GenerationName;
 use flotilla_data::{restore, store, tree};
 
+use super::limit::Held;
 use crate::fence;
 
 /// Why the data of a service is not where it should be.
@@ -44,6 +45,8 @@ pub enum Error {
     Mixed { service: ServiceName, volume: VolumeName },
     #[error("no machine that has it sends it: {why}")]
     NoSource { why: String },
+    #[error("the machine that has it does not send it now: {0}")]
+    Held(Held),
     #[error("the node failed inside; look at its log")]
     Panicked,
     #[error("the node stops")]
@@ -90,9 +93,11 @@ impl From<Error> for ApiError {
             _ if error.lacks_key() => ErrorCode::ValueKeyMissing,
             Error::Mixed { .. } => ErrorCode::Conflict,
             _ if error.is_full() => ErrorCode::DiskFull,
-            Error::Stopped | Error::NoSource { .. } | Error::NotHere { .. } | Error::NoDirectory { .. } => {
-                ErrorCode::ServiceUnavailable
-            }
+            Error::Stopped
+            | Error::NoSource { .. }
+            | Error::Held(_)
+            | Error::NotHere { .. }
+            | Error::NoDirectory { .. } => ErrorCode::ServiceUnavailable,
             _ => ErrorCode::Internal,
         };
         Self::new(code, error.to_string())

@@ -8,7 +8,7 @@ use std::{
 
 use flotilla_api::UnixMillis;
 use flotilla_core::{
-    history::{self, Moment, Rules},
+    history::{self, Moment},
     state::{GenerationName, Service},
 };
 use tokio::time::{Instant, sleep};
@@ -73,12 +73,13 @@ fn forget(shared: &Shared) -> Result<bool, Error> {
 fn forget_of(shared: &Shared, service: &Service) -> Result<bool, Error> {
     let needed = needed(shared, service)?;
     let committed = service.data.committed.as_ref().map(|committed| committed.name);
+    let rules = history::rules(service.spec());
     let mut any = false;
     for volume in shared.store.volumes(&format!("{}/", service.name))? {
         let generations = shared.store.generations(&volume)?;
         let moments: Vec<Moment> =
             generations.iter().map(|it| Moment { name: name_of(it), taken_at: UnixMillis(it.taken_at) }).collect();
-        let kept = history::kept(&moments, &Rules::default(), clock::now());
+        let kept = history::kept(&moments, &rules, clock::now());
         let branches: Vec<GenerationName> =
             shared.store.generations(&layout::branch_of(&volume))?.iter().map(name_of).collect();
         // What is newer than what this machine knows to be committed may be committed by now.

@@ -8,10 +8,12 @@ mod compare;
 mod directories;
 mod error;
 mod export;
+mod haste;
 mod history;
 mod hooks;
 mod import;
 pub(crate) mod layout;
+mod limit;
 mod mapped;
 mod past;
 mod record;
@@ -36,10 +38,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName, rest::StorageView};
+use flotilla_api::{
+    ApiError, ErrorCode, NodeId, ServiceName, UnixMillis, VolumeName,
+    limit::LimitNow,
+    rest::{ScrubView, StorageView},
+};
 use flotilla_core::{
     State,
-    report::{DataReport, DataReports},
+    report::{Coming, DataReport, DataReports},
     state::GenerationName,
 };
 use flotilla_data::{Store, fetch, store, tree};
@@ -61,7 +67,10 @@ use crate::{
 pub use compare::{Comparison, Difference};
 use directories::Directories;
 pub use error::Error;
+pub(crate) use haste::Haste;
 pub use import::Refused;
+use limit::Limiter;
+pub use limit::{Held, Sent};
 use record::Shown;
 pub(crate) use replica::Lines;
 pub(crate) use sealing::key_id;
@@ -111,9 +120,11 @@ struct Shared {
     /// Who is told of what other machines hold, by epoch.
     writers: Mutex<BTreeMap<u64, Words>>,
     wanted: replica::Wanted,
+    limiter: Limiter,
     reports: watch::Sender<DataReports>,
     /// What all of it takes up, once it was measured.
     storage: watch::Sender<Option<StorageView>>,
+    scrub: scrub::Scrub,
     /// There is a new generation, so that an old one may go.
     history: Notify,
     /// Something was forgotten whose room is to be freed.
@@ -141,6 +152,7 @@ struct Counters {
     held_micros: AtomicU64,
     fetches: AtomicU64,
     fetched_bytes: AtomicU64,
+    scrubbed: AtomicU64,
     damaged: AtomicU64,
     repaired: AtomicU64,
 }
@@ -186,6 +198,8 @@ pub struct Figures {
     pub fetches: u64,
     /// Bytes that came for them.
     pub fetched_bytes: u64,
+    /// Objects that were read to see whether they are still as they were.
+    pub scrubbed: u64,
     /// Objects that this machine's disk did not give back as they were.
     pub damaged: u64,
     /// Those of them that another machine had.
@@ -219,8 +233,10 @@ impl Volumes {
             begun: watch::Sender::default(),
             writers: Mutex::default(),
             wanted: replica::Wanted::default(),
+            limiter: Limiter::default(),
             reports: watch::Sender::default(),
             storage: watch::Sender::default(),
+            scrub: scrub::Scrub::open(&parts.data_dir),
             history: Notify::new(),
             // What an earlier daemon forgot may not be freed yet.
             garbage: AtomicBool::new(true),
@@ -238,6 +254,7 @@ impl Volumes {
         vec![
             ("the writers of volumes", tokio::spawn(supervise(Arc::clone(&self.shared), engine.clone()))),
             ("the copies of volumes", self.tend(engine)),
+            ("the limit of copies", tokio::spawn(limit::keep(Arc::clone(&self.shared)))),
             ("the history of volumes", tokio::spawn(history::keep(Arc::clone(&self.shared)))),
             ("the past of volumes", tokio::spawn(past::keep(Arc::clone(&self.shared)))),
             ("the scrub of volumes", tokio::spawn(scrub::keep(Arc::clone(&self.shared)))),
@@ -282,6 +299,7 @@ impl Volumes {
                     taken_at,
                     volumes: kept.roots,
                     holders: Vec::new(),
+                    awaited: false,
                 }))
             }
             Method::Past => {
@@ -294,7 +312,7 @@ impl Volumes {
 
     /// Serves a stream `objects` that another machine opened.
     pub async fn serve(&self, from: &NodeId, stream: peers::Stream, served: Served) {
-        if let Err(error) = wire::serve(&self.shared.store, stream, served).await {
+        if let Err(error) = wire::serve(&self.shared.store, &self.shared.limiter, stream, served).await {
             tracing::debug!(%from, %error, "objects were not sent to their end");
         }
     }
@@ -304,9 +322,34 @@ impl Volumes {
         self.shared.reports.subscribe()
     }
 
+    /// What is on its way here, as far as that takes long.
+    pub fn watch_coming(&self) -> watch::Receiver<BTreeMap<(ServiceName, VolumeName), Coming>> {
+        self.shared.wanted.watch()
+    }
+
+    /// What this machine may send of copies at this time of its day.
+    pub fn watch_limit(&self) -> watch::Receiver<LimitNow> {
+        self.shared.limiter.watch()
+    }
+
+    /// What it has sent.
+    pub fn sent(&self) -> Sent {
+        self.shared.limiter.sent()
+    }
+
     /// What volumes take up on this machine's disk, as it was measured last.
     pub fn watch_storage(&self) -> watch::Receiver<Option<StorageView>> {
         self.shared.storage.subscribe()
+    }
+
+    /// When all that is kept on this machine was read, and with what result.
+    pub fn watch_scrub(&self) -> watch::Receiver<ScrubView> {
+        self.shared.scrub.watch()
+    }
+
+    /// Reads all of it now.
+    pub fn scrub(&self) -> ScrubView {
+        self.shared.scrub.ask(clock::now())
     }
 
     /// What this machine has of a volume's past.
@@ -381,6 +424,7 @@ impl Volumes {
             held_micros: counters.held_micros.load(Relaxed),
             fetches: counters.fetches.load(Relaxed),
             fetched_bytes: counters.fetched_bytes.load(Relaxed),
+            scrubbed: counters.scrubbed.load(Relaxed),
             damaged: counters.damaged.load(Relaxed),
             repaired: counters.repaired.load(Relaxed),
         }

@@ -15,7 +15,7 @@ use flotilla_core::{
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-use super::{Error, Shared, layout, name_of, replica, wire};
+use super::{Error, Shared, haste::Haste, layout, name_of, replica, wire};
 use crate::{clock, peers::Method};
 
 /// How often the others are asked, beside when a first copy has come.
@@ -91,13 +91,20 @@ async fn complete(shared: &Arc<Shared>, service: &Service) -> Result<(), Error> 
         let here = super::blocking(move || here(&known, &name)).await?;
         let past =
             Past { service: service.name.clone(), known: here.values().flatten().map(|moment| moment.name).collect() };
-        for earlier in lacking(here, ask(shared, from, &past).await?) {
+        for earlier in lacking(here, &history::rules(service.spec()), ask(shared, from, &past).await?) {
             if shared.stop.is_cancelled() {
                 return Ok(());
             }
             let Earlier { name, taken_at, volumes } = earlier;
-            let offer = wire::Offer { service: service.name.clone(), name, taken_at, volumes, holders: Vec::new() };
-            shared.counters.fetched(replica::fetch(shared, from, &offer).await?);
+            let offer = wire::Offer {
+                service: service.name.clone(),
+                name,
+                taken_at,
+                volumes,
+                holders: Vec::new(),
+                awaited: false,
+            };
+            shared.counters.fetched(replica::fetch(shared, from, &offer, &Haste::in_advance()).await?);
         }
     }
     Ok(())
@@ -125,13 +132,13 @@ fn here(shared: &Shared, service: &ServiceName) -> Result<BTreeMap<VolumeName, V
 }
 
 /// Of what was told, that which would be kept here, of volumes that are here.
-fn lacking(here: BTreeMap<VolumeName, Vec<Moment>>, told: Vec<Earlier>) -> Vec<Earlier> {
+fn lacking(here: BTreeMap<VolumeName, Vec<Moment>>, rules: &Rules, told: Vec<Earlier>) -> Vec<Earlier> {
     let stays: BTreeMap<VolumeName, BTreeSet<GenerationName>> = here
         .into_iter()
         .map(|(volume, mut moments)| {
             let more = told.iter().filter(|earlier| earlier.volumes.contains_key(&volume));
             moments.extend(more.map(|earlier| Moment { name: earlier.name, taken_at: earlier.taken_at }));
-            let kept = history::kept(&moments, &Rules::default(), clock::now());
+            let kept = history::kept(&moments, rules, clock::now());
             (volume, kept)
         })
         .collect();
@@ -163,8 +170,9 @@ mod tests {
             taken_at: UnixMillis(now.0 - (400 - sequence) * 60_000),
             volumes: BTreeMap::from([(volume("rows"), "0".repeat(64)), (volume("elsewhere"), "0".repeat(64))]),
         });
-        let lacking = lacking(here, told.collect());
-        let Rules { last, hourly, .. } = Rules::default();
+        let rules = Rules::default();
+        let lacking = lacking(here, &rules, told.collect());
+        let (last, hourly) = (rules.last as usize, rules.hourly as usize);
         assert!((last - 1..last + hourly).contains(&lacking.len()), "{} generations", lacking.len());
         assert!(lacking.iter().all(|earlier| earlier.volumes.keys().eq([&volume("rows")])));
         assert!(lacking.windows(2).all(|pair| pair[0].name > pair[1].name), "the newest first");

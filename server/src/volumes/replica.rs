@@ -9,6 +9,7 @@ use std::{
 use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName, VolumeName};
 use flotilla_core::{
     State,
+    report::Coming,
     state::{GenerationName, Service},
 };
 use flotilla_data::{
@@ -20,12 +21,16 @@ use futures::future::join_all;
 use tokio::{
     io::{ReadHalf, WriteHalf},
     runtime::Handle,
-    sync::{Notify, Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc, watch},
     time::sleep,
 };
 
 use super::{
-    Error, Shared, layout, name_of,
+    Error, Shared,
+    haste::Haste,
+    layout,
+    limit::Held,
+    name_of,
     record::Shown,
     wire::{self, Holds, NAMES_MAX, Offer, Offered},
 };
@@ -53,6 +58,9 @@ const LINES_MAX: usize = LANES_MAX;
 /// What came so far is kept whenever so much of it is new. Bytes.
 const SAVED_EVERY: u64 = 64 * 1024 * 1024;
 
+/// And after so long, where it comes slowly.
+const SAVED_AFTER: Duration = Duration::from_secs(60);
+
 const HOLDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// A service's directories are brought to what is committed at most this often; before an instance runs they are in any case.
@@ -60,6 +68,9 @@ const SHOWN_EVERY: Duration = Duration::from_secs(2);
 
 /// The same for one whose last time took long: it takes at most this part of the time.
 const SHOWN_SHARE: u32 = 10;
+
+/// How often it is told how far a generation is on its way; one that takes less time is not told of.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// After an attempt that failed.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -71,6 +82,8 @@ pub(super) struct Wanted {
     fetches: Semaphore,
     /// A generation has come.
     came: Notify,
+    /// What is on its way, as far as that takes long.
+    coming: watch::Sender<BTreeMap<(ServiceName, VolumeName), Coming>>,
 }
 
 /// One service's.
@@ -79,16 +92,25 @@ struct Wish {
     /// The newest that nobody fetches yet.
     next: Option<(NodeId, Offer)>,
     /// What is being fetched.
-    current: Option<GenerationName>,
+    current: Option<(GenerationName, Haste)>,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { offers: Mutex::default(), fetches: Semaphore::new(FETCHES_AT_ONCE), came: Notify::new() }
+        Self {
+            offers: Mutex::default(),
+            fetches: Semaphore::new(FETCHES_AT_ONCE),
+            came: Notify::new(),
+            coming: watch::Sender::default(),
+        }
     }
 }
 
 impl Wanted {
+    pub(super) fn watch(&self) -> watch::Receiver<BTreeMap<(ServiceName, VolumeName), Coming>> {
+        self.coming.subscribe()
+    }
+
     fn offers(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Wish>> {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -136,7 +158,11 @@ fn want(shared: &Arc<Shared>, from: NodeId, offer: Offer) {
     let mut offers = shared.wanted.offers();
     let begins = !offers.contains_key(&service);
     let wish = offers.entry(service.clone()).or_insert(Wish { next: None, current: None });
-    if wish.current != Some(offer.name) {
+    if let Some((_, haste)) = wish.current.as_ref().filter(|_| offer.awaited) {
+        // Even an earlier one: the awaited one comes after it.
+        haste.hurry();
+    }
+    if wish.current.as_ref().is_none_or(|(current, _)| *current != offer.name) {
         wish.next = Some((from, offer));
     }
     drop(offers);
@@ -152,18 +178,20 @@ async fn fetch_all(shared: Arc<Shared>, service: ServiceName) {
         let next = {
             let mut offers = shared.wanted.offers();
             let next = offers.get_mut(&service).and_then(|wish| {
-                wish.current = wish.next.as_ref().map(|(_, offer)| offer.name);
-                wish.next.take()
+                let (from, offer) = wish.next.take()?;
+                let haste = Haste::new(offer.awaited);
+                wish.current = Some((offer.name, haste.clone()));
+                Some((from, offer, haste))
             });
             if next.is_none() {
                 offers.remove(&service);
             }
             next
         };
-        let Some((from, offer)) = next else { return };
+        let Some((from, offer, haste)) = next else { return };
         let fetched = tokio::select! {
             () = stop.cancelled() => return,
-            fetched = fetch(&shared, &from, &offer) => fetched,
+            fetched = fetch(&shared, &from, &offer, &haste) => fetched,
         };
         match fetched {
             Ok(figures) => {
@@ -180,17 +208,24 @@ async fn fetch_all(shared: Arc<Shared>, service: ServiceName) {
                     }
                 });
             }
+            // It is offered again when it may come.
+            Err(Error::Held(held)) => tracing::debug!(%service, generation = %offer.name, %held, "a generation waits"),
             Err(error) => tracing::warn!(%service, generation = %offer.name, %error, "a generation was not fetched"),
         }
     }
 }
 
 /// Fetches a generation, first of all from this machine.
-pub(super) async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) -> Result<Figures, Error> {
-    let _turn = shared.wanted.fetches.acquire().await.map_err(|_| Error::Stopped)?;
+pub(super) async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer, haste: &Haste) -> Result<Figures, Error> {
+    let _turn = tokio::select! {
+        // What an instance waits for does not wait for what can wait.
+        biased;
+        () = haste.is_called_for() => None,
+        turn = shared.wanted.fetches.acquire() => Some(turn.map_err(|_| Error::Stopped)?),
+    };
     let connected = shared.parts.network.connected().borrow().clone();
     let others = offer.holders.iter().filter(|id| *id != from && **id != shared.parts.node && connected.contains(*id));
-    let mut lines = Lines::open(&shared.parts.network, std::iter::once(from).chain(others)).await?;
+    let mut lines = Lines::open(&shared.parts.network, std::iter::once(from).chain(others), haste).await?;
     let mut sum = Figures::default();
     let mut fetched = Vec::new();
     for (volume, root) in &offer.volumes {
@@ -203,8 +238,10 @@ pub(super) async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) ->
         };
         let (store, key) = (shared.store.clone(), layout::key(&offer.service, volume));
         let runtime = Handle::current();
+        let mut progress = Progress::begin(&shared.wanted, &offer.service, volume, offer.name);
         let (fetch, back) = super::blocking(move || {
-            let fetch = lines.drive(Fetch::begin(&store, &key, generation)?, &runtime, |_| {})?;
+            let fetch = Fetch::begin(&store, &key, generation)?;
+            let fetch = lines.drive(fetch, &runtime, |figures| progress.reached(figures))?;
             Ok((fetch, lines))
         })
         .await?;
@@ -228,6 +265,74 @@ pub(super) async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer) ->
         shared.first.notify_one();
     }
     Ok(sum)
+}
+
+/// Tells how far one volume's generation has come, until it is dropped.
+struct Progress {
+    wanted: watch::Sender<BTreeMap<(ServiceName, VolumeName), Coming>>,
+    key: (ServiceName, VolumeName),
+    name: GenerationName,
+    pace: Pace,
+    told: Option<Instant>,
+}
+
+impl Progress {
+    fn begin(wanted: &Wanted, service: &ServiceName, volume: &VolumeName, name: GenerationName) -> Self {
+        let key = (service.clone(), volume.clone());
+        Self { wanted: wanted.coming.clone(), key, name, pace: Pace::begin(Instant::now()), told: None }
+    }
+
+    fn reached(&mut self, figures: Figures) {
+        let now = Instant::now();
+        let since = now.duration_since(self.told.unwrap_or(self.pace.began));
+        if since < TELL_EVERY {
+            return;
+        }
+        self.told = Some(now);
+        let coming = Coming {
+            service: self.key.0.clone(),
+            volume: self.key.1.clone(),
+            name: self.name,
+            bytes: figures.there.min(figures.of),
+            of: figures.of,
+            per_second: self.pace.note(now, figures.there),
+        };
+        self.wanted.send_modify(|known| drop(known.insert(self.key.clone(), coming)));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.wanted.send_if_modified(|known| known.remove(&self.key).is_some());
+    }
+}
+
+/// How fast something has been going lately.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    began: Instant,
+    last: (Instant, u64),
+    per_second: Option<f64>,
+}
+
+impl Pace {
+    fn begin(now: Instant) -> Self {
+        Self { began: now, last: (now, 0), per_second: None }
+    }
+
+    /// So much there is now. Bytes per second.
+    fn note(&mut self, now: Instant, bytes: u64) -> u64 {
+        /// What happened so long ago counts for a third.
+        const MEMORY: f64 = 10.0;
+        let (at, before) = std::mem::replace(&mut self.last, (now, bytes));
+        let seconds = now.duration_since(at).as_secs_f64().max(0.001);
+        let rate = bytes.saturating_sub(before) as f64 / seconds;
+        let known = self.per_second.unwrap_or(rate);
+        let weight = 1.0 - (-seconds / MEMORY).exp();
+        let rate = known + (rate - known) * weight;
+        self.per_second = Some(rate);
+        rate as u64
+    }
 }
 
 /// Asks the other machines for a generation; who has some of its volumes, and which.
@@ -254,7 +359,7 @@ pub(super) async fn recall(shared: &Arc<Shared>, service: &ServiceName, name: Ge
         }
         here.extend(offer.volumes.keys().cloned());
         offer.holders.clone_from(&holders);
-        shared.counters.fetched(fetch(shared, &machine, &offer).await?);
+        shared.counters.fetched(fetch(shared, &machine, &offer, &Haste::awaited()).await?);
     }
     if here.is_empty() { Err(Error::NotHere { service: service.clone(), name }) } else { Ok(()) }
 }
@@ -270,6 +375,7 @@ enum Came {
     Lost {
         line: usize,
         why: String,
+        held: Option<Held>,
     },
     /// One more connection.
     Line(Line),
@@ -283,6 +389,8 @@ pub(crate) struct Lines {
     /// Makes more of them, once there is much to fetch.
     more: Option<More>,
     why: String,
+    /// A machine that could send the rest does not do so now.
+    held: Option<Held>,
 }
 
 struct Line {
@@ -293,9 +401,9 @@ struct Line {
 
 impl Line {
     /// Asks over a stream, for the line with this number.
-    fn over(line: usize, machine: NodeId, stream: Stream, answers: mpsc::Sender<Came>) -> Self {
+    fn over(line: usize, machine: NodeId, stream: Stream, answers: mpsc::Sender<Came>, haste: Haste) -> Self {
         let (names, asked) = mpsc::channel(ASKED_MAX / NAMES_MAX + 1);
-        tokio::spawn(carry(line, stream, asked, answers));
+        tokio::spawn(carry(line, stream, asked, answers, haste));
         Self { machine, names, asked: HashSet::new() }
     }
 }
@@ -305,6 +413,7 @@ struct More {
     network: Network,
     machines: Vec<NodeId>,
     answers: mpsc::Sender<Came>,
+    haste: Haste,
 }
 
 impl More {
@@ -314,7 +423,7 @@ impl More {
         for (line, machine) in (count..LINES_MAX).zip(self.machines.iter().cycle()) {
             match self.network.stream_beside(machine, wire::LABEL, line / count).await {
                 Ok(stream) => {
-                    let one = Line::over(line, machine.clone(), stream, self.answers.clone());
+                    let one = Line::over(line, machine.clone(), stream, self.answers.clone(), self.haste.clone());
                     if self.answers.send(Came::Line(one)).await.is_err() {
                         return;
                     }
@@ -329,13 +438,17 @@ impl More {
 impl Lines {
     /// # Errors
     /// None of them can be asked.
-    pub(crate) async fn open(network: &Network, machines: impl Iterator<Item = &NodeId>) -> Result<Self, Error> {
+    pub(crate) async fn open(
+        network: &Network,
+        machines: impl Iterator<Item = &NodeId>,
+        haste: &Haste,
+    ) -> Result<Self, Error> {
         let (sender, answers) = mpsc::channel(2 * NAMES_MAX);
         let (mut lines, mut reached, mut why) = (Vec::new(), Vec::new(), String::new());
         for machine in machines.take(SOURCES_MAX) {
             match network.stream(machine, wire::LABEL).await {
                 Ok(stream) => {
-                    lines.push(Some(Line::over(lines.len(), machine.clone(), stream, sender.clone())));
+                    lines.push(Some(Line::over(lines.len(), machine.clone(), stream, sender.clone(), haste.clone())));
                     reached.push(machine.clone());
                 }
                 Err(error) => why = error.to_string(),
@@ -344,8 +457,8 @@ impl Lines {
         if lines.is_empty() {
             return Err(Error::NoSource { why });
         }
-        let more = More { network: Arc::clone(network), machines: reached, answers: sender };
-        Ok(Self { lines, answers, more: Some(more), why })
+        let more = More { network: Arc::clone(network), machines: reached, answers: sender, haste: haste.clone() };
+        Ok(Self { lines, answers, more: Some(more), why, held: None })
     }
 
     /// Until all of it is here. Blocking; `told` how much has come.
@@ -358,7 +471,7 @@ impl Lines {
         runtime: &Handle,
         mut told: impl FnMut(Figures),
     ) -> Result<Fetch, Error> {
-        let mut saved = 0;
+        let (mut saved, mut saved_at) = (0, Instant::now());
         loop {
             if fetch.figures().bytes >= STRIPED_FROM
                 && let Some(more) = self.more.take()
@@ -373,7 +486,7 @@ impl Lines {
                 return Err(if self.lines.iter().any(Option::is_some) {
                     Error::Tree(tree::Error::Damaged)
                 } else {
-                    Error::NoSource { why: self.why.clone() }
+                    self.gone(&mut fetch)
                 });
             }
             match self.answers.blocking_recv() {
@@ -392,14 +505,18 @@ impl Lines {
                         }
                     }
                 }
-                Some(Came::Lost { line, why }) => self.lose(line, why, &mut fetch),
+                Some(Came::Lost { line, why, held }) => {
+                    self.held = held.or(self.held);
+                    self.lose(line, why, &mut fetch);
+                }
                 // They come in the order of their numbers.
                 Some(Came::Line(line)) => self.lines.push(Some(line)),
-                None => return Err(Error::NoSource { why: self.why.clone() }),
+                None => return Err(self.gone(&mut fetch)),
             }
             told(fetch.figures());
-            if fetch.figures().bytes - saved >= SAVED_EVERY {
-                saved = fetch.figures().bytes;
+            let new = fetch.figures().bytes - saved;
+            if new >= SAVED_EVERY || (new > 0 && saved_at.elapsed() >= SAVED_AFTER) {
+                (saved, saved_at) = (fetch.figures().bytes, Instant::now());
                 fetch.save()?;
             }
         }
@@ -420,6 +537,14 @@ impl Lines {
         Ok(())
     }
 
+    /// Why nobody is left to ask. What came is kept for the next time.
+    fn gone(&self, fetch: &mut Fetch) -> Error {
+        if let Err(error) = fetch.save() {
+            return error.into();
+        }
+        self.held.map_or_else(|| Error::NoSource { why: self.why.clone() }, Error::Held)
+    }
+
     fn lose(&mut self, line: usize, why: String, fetch: &mut Fetch) {
         if let Some(line) = self.lines.get_mut(line).and_then(Option::take) {
             tracing::warn!(machine = %line.machine, %why, "a machine is not asked for more of a generation");
@@ -435,11 +560,31 @@ fn is_damage(error: &tree::Error) -> bool {
 }
 
 /// Carries questions and answers of one machine.
-async fn carry(line: usize, stream: Stream, mut asked: mpsc::Receiver<Vec<Hash>>, answers: mpsc::Sender<Came>) {
+async fn carry(
+    line: usize,
+    stream: Stream,
+    mut asked: mpsc::Receiver<Vec<Hash>>,
+    answers: mpsc::Sender<Came>,
+    haste: Haste,
+) {
     let (mut from, mut to): (ReadHalf<Stream>, WriteHalf<Stream>) = tokio::io::split(stream);
     let (expected_sender, mut expected) = mpsc::channel::<Vec<Hash>>(ASKED_MAX / NAMES_MAX + 2);
+    let mut can_wait = !haste.is_awaited();
+    let patience = if can_wait { wire::PATIENCE } else { wire::STALL };
     let asking = async {
-        while let Some(names) = asked.recv().await {
+        if can_wait {
+            wire::ask(&mut to, &[]).await?;
+        }
+        loop {
+            let names = tokio::select! {
+                names = asked.recv() => names,
+                () = haste.is_called_for(), if can_wait => {
+                    can_wait = false;
+                    wire::ask(&mut to, &[]).await?;
+                    continue;
+                }
+            };
+            let Some(names) = names else { break };
             wire::ask(&mut to, &names).await?;
             if expected_sender.send(names).await.is_err() {
                 break;
@@ -451,7 +596,7 @@ async fn carry(line: usize, stream: Stream, mut asked: mpsc::Receiver<Vec<Hash>>
     let hearing = async {
         while let Some(names) = expected.recv().await {
             for name in names {
-                let coded = wire::answered(&mut from).await?;
+                let coded = wire::answered_within(&mut from, patience).await?;
                 if answers.send(Came::Object { line, name, coded }).await.is_err() {
                     return Ok(());
                 }
@@ -460,7 +605,8 @@ async fn carry(line: usize, stream: Stream, mut asked: mpsc::Receiver<Vec<Hash>>
         Ok(())
     };
     if let Err(error) = tokio::try_join!(asking, hearing) {
-        let _ = answers.send(Came::Lost { line, why: error.to_string() }).await;
+        let held = error.get_ref().and_then(|error| error.downcast_ref::<Held>()).copied();
+        let _ = answers.send(Came::Lost { line, why: error.to_string(), held }).await;
     }
 }
 
@@ -597,5 +743,196 @@ impl Shared {
             Ok(())
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use bytes::Bytes;
+    use flotilla_api::limit::{LimitNow, Rate};
+    use flotilla_data::{
+        Store,
+        capture::{Capture, Scope},
+    };
+    use futures::future::BoxFuture;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::{
+        peers::{Handler, memory::Wires},
+        volumes::limit::Limiter,
+    };
+
+    /// A machine that gives what its store has.
+    #[derive(Clone)]
+    struct Source {
+        store: Store,
+        limiter: Arc<Limiter>,
+    }
+
+    impl Handler for Source {
+        fn call(&self, _: NodeId, _: Method, _: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {
+            Box::pin(async { Ok(Bytes::new()) })
+        }
+
+        fn stream(&self, _: NodeId, _: String, stream: Stream) -> BoxFuture<'static, ()> {
+            let Self { store, limiter } = self.clone();
+            Box::pin(async move { drop(wire::serve(&store, &limiter, stream).await) })
+        }
+    }
+
+    /// Machines that have a volume of some megabytes, and one that fetches it.
+    struct World {
+        _directory: tempfile::TempDir,
+        wires: Wires,
+        network: Network,
+        sources: Vec<(NodeId, Source)>,
+        store: Store,
+        generation: store::Generation,
+    }
+
+    const KEY: &str = "notes/board";
+
+    impl World {
+        fn new(limits: &[LimitNow]) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let volume = directory.path().join("volume");
+            fs::create_dir(&volume).unwrap();
+            let noise = (0..100_000_u64).flat_map(|at| *Hash::of(&at.to_be_bytes()).as_bytes());
+            fs::write(volume.join("file"), noise.collect::<Vec<u8>>()).unwrap();
+            let wires = Wires::default();
+            let network = wires.join(&NodeId("here".to_owned()));
+            let mut generation = None;
+            let source = |(number, limit): (usize, &LimitNow)| {
+                let id = NodeId(format!("far-{number}"));
+                let store = Store::open(&directory.path().join(&id.0)).unwrap();
+                let captured = Capture::begin(&store, KEY, &volume).unwrap().finish(&Scope::Everything).unwrap();
+                generation = Some(captured.commit(1, 1, 7).unwrap());
+                let source = Source { store, limiter: Arc::default() };
+                source.limiter.set(*limit);
+                wires.join(&id);
+                wires.serve(&id, Arc::new(source.clone()));
+                (id, source)
+            };
+            let sources = limits.iter().enumerate().map(source).collect();
+            let store = Store::open(&directory.path().join("here")).unwrap();
+            Self { _directory: directory, wires, network, sources, store, generation: generation.unwrap() }
+        }
+
+        async fn fetch(&self, haste: &Haste) -> Result<Figures, Error> {
+            let machines = self.sources.iter().map(|(id, _)| id);
+            let mut lines = Lines::open(&self.network, machines, haste).await?;
+            let (store, generation, runtime) = (self.store.clone(), self.generation, Handle::current());
+            let work = move || {
+                let fetch = lines.drive(Fetch::begin(&store, KEY, generation)?, &runtime, |_| {})?;
+                let figures = fetch.figures();
+                fetch.commit()?;
+                Ok(figures)
+            };
+            timeout(Duration::from_secs(60), super::super::blocking(work)).await.expect("it takes far too long")
+        }
+    }
+
+    fn limit(rate: Option<&str>, until: Option<&str>) -> LimitNow {
+        let rate = rate.map(|rate| rate.parse().unwrap());
+        LimitNow { rate, until: until.map(|until| until.parse().unwrap()) }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_can_wait_is_not_fetched_from_a_machine_that_sends_nothing_and_what_can_not_is() {
+        let world = World::new(&[limit(Some("0"), Some("23:00"))]);
+        let error = world.fetch(&Haste::in_advance()).await.unwrap_err();
+        assert!(matches!(error, Error::Held(Held { until: Some(_) })), "{error:?}");
+        assert!(error.to_string().ends_with("its limit holds copies back until 23:00"), "{error}");
+        let figures = world.fetch(&Haste::awaited()).await.unwrap();
+        assert!(figures.there == 3_200_000 && figures.of == figures.there, "{figures:?}");
+        let sent = world.sources[0].1.limiter.sent();
+        assert!(sent.in_advance == 0 && sent.at_once >= figures.bytes, "{sent:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn another_machine_gives_what_one_holds_back() {
+        let world = World::new(&[limit(Some("0"), None), limit(None, None)]);
+        let figures = world.fetch(&Haste::in_advance()).await.unwrap();
+        let sent: Vec<u64> = world.sources.iter().map(|(_, source)| source.limiter.sent().in_advance).collect();
+        assert!(sent[0] == 0 && sent[1] >= figures.bytes, "{sent:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_comes_to_be_waited_for_is_hurried_on_its_way() {
+        // It would take minutes.
+        let world = World::new(&[limit(Some("10kB/s"), None)]);
+        let (haste, limiter) = (Haste::in_advance(), Arc::clone(&world.sources[0].1.limiter));
+        let hurried = haste.clone();
+        let hurry = async move {
+            let mut looks = tokio::time::interval(Duration::from_millis(5));
+            while limiter.sent().in_advance == 0 {
+                looks.tick().await;
+            }
+            hurried.hurry();
+        };
+        let (figures, ()) = tokio::join!(world.fetch(&haste), hurry);
+        let (figures, sent) = (figures.unwrap(), world.sources[0].1.limiter.sent());
+        assert!(sent.at_once > sent.in_advance && sent.at_once + sent.in_advance >= figures.bytes, "{sent:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_limit_that_comes_to_nothing_ends_what_can_wait_and_what_came_is_kept() {
+        let world = World::new(&[limit(Some("10kB/s"), None)]);
+        let limiter = Arc::clone(&world.sources[0].1.limiter);
+        let hold = async {
+            let mut looks = tokio::time::interval(Duration::from_millis(5));
+            while limiter.sent().in_advance < 20_000 {
+                looks.tick().await;
+            }
+            limiter.set(LimitNow { rate: Some(Rate::ZERO), until: None });
+        };
+        let haste = Haste::in_advance();
+        let (fetched, ()) = tokio::join!(world.fetch(&haste), hold);
+        assert!(matches!(fetched, Err(Error::Held(Held { until: None }))), "{fetched:?}");
+        limiter.set(LimitNow::default());
+        let rest = world.fetch(&Haste::in_advance()).await.unwrap();
+        assert!(rest.objects < world.sources[0].1.store.count().unwrap(), "{rest:?}");
+        world.wires.leave(&world.sources[0].0);
+        let error = world.fetch(&Haste::awaited()).await.unwrap_err();
+        assert!(matches!(error, Error::NoSource { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn the_pace_is_that_of_the_last_seconds() {
+        let began = Instant::now();
+        let at = |seconds: u64| began + Duration::from_secs(seconds);
+        let mut pace = Pace::begin(began);
+        assert_eq!(pace.note(at(1), 1_000_000), 1_000_000);
+        for second in 2..=10 {
+            assert_eq!(pace.note(at(second), second * 1_000_000), 1_000_000);
+        }
+        let slower: Vec<u64> =
+            (11..=70).map(|second| pace.note(at(second), 10_000_000 + (second - 10) * 100_000)).collect();
+        assert!(slower.is_sorted_by(|a, b| a >= b), "{slower:?}");
+        assert!((100_000..110_000).contains(slower.last().unwrap()), "{slower:?}");
+        assert!(pace.note(at(71), 0) < 100_000, "less than before is nothing");
+    }
+
+    #[test]
+    fn what_takes_long_is_told_of_until_it_ends() {
+        let wanted = Wanted::default();
+        let (service, volume): (ServiceName, VolumeName) = ("notes".parse().unwrap(), "board".parse().unwrap());
+        let name = GenerationName { epoch: 3, sequence: 4 };
+        let mut progress = Progress::begin(&wanted, &service, &volume, name);
+        let figures = Figures { objects: 1, bytes: 10, there: 50, of: 200 };
+        progress.reached(figures);
+        assert!(wanted.watch().borrow().is_empty(), "it has only begun");
+        progress.pace = Pace::begin(Instant::now().checked_sub(Duration::from_secs(2)).unwrap());
+        progress.reached(figures);
+        let told = wanted.watch().borrow().values().next().cloned().unwrap();
+        assert_eq!((told.name, told.bytes, told.of), (name, 50, 200));
+        assert!((20..=25).contains(&told.per_second), "{}", told.per_second);
+        progress.reached(Figures { there: 100, ..figures });
+        assert_eq!(wanted.watch().borrow().values().next().unwrap().bytes, 50, "not all the time");
+        drop(progress);
+        assert!(wanted.watch().borrow().is_empty());
     }
 }

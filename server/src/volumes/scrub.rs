@@ -1,14 +1,30 @@
-//! Reads everything that is kept, bit by bit, over and over: a disk that forgets is found out while other machines still remember.
+//! Reads everything that is kept, bit by bit, over and over, and at once where somebody asks for it: a disk that forgets is found out
+//! while other machines still remember. How far that is, and when it was done last, is on the disk: a node that is often restarted
+//! comes to an end, too.
 
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
 };
 
+use flotilla_api::{
+    UnixMillis,
+    rest::{ScrubView, ScrubbedView, ScrubbingView},
+};
 use flotilla_data::{Hash, store::News};
-use tokio::time::sleep;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 
 use super::{Error, Shared, blocking, wire};
+use crate::clock;
+
+const VERSION: u8 = 1;
 
 /// Objects that are read at once, and how often: some 35 GB a day, which no disk notices.
 const OBJECTS: usize = 64;
@@ -17,40 +33,216 @@ const EVERY: Duration = Duration::from_secs(10);
 /// After everything was read.
 const AGAIN: Duration = Duration::from_secs(24 * 3600);
 
+/// Somebody who asked waits for it: half of the disk's time is taken.
+const ASKED_REST: u32 = 1;
+
+/// How often it is written down how far it is.
+const SAVED_EVERY: Duration = Duration::from_secs(60);
+
+/// One machine's answer to a question for one object.
+const REPAIR_WITHIN: Duration = Duration::from_secs(60);
+
+/// What is known of it, here and on the disk.
+#[derive(Debug)]
+pub(super) struct Scrub {
+    path: PathBuf,
+    known: Mutex<Known>,
+    view: watch::Sender<ScrubView>,
+    asked: Notify,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Known {
+    version: u8,
+    /// The last one that came to its end.
+    #[serde(default)]
+    finished: Option<ScrubbedView>,
+    #[serde(default)]
+    running: Option<Running>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Running {
+    #[serde(flatten)]
+    view: ScrubbingView,
+    /// The last object that was read.
+    behind: Option<String>,
+}
+
+impl Running {
+    fn begin(asked: bool, now: UnixMillis) -> Self {
+        Self { view: ScrubbingView { began_at: now, asked, ..ScrubbingView::default() }, behind: None }
+    }
+}
+
+/// What a step found.
+#[derive(Clone, Copy, Debug, Default)]
+struct Found {
+    read: u64,
+    damaged: u64,
+    repaired: u64,
+}
+
+impl Scrub {
+    pub(super) fn open(data_dir: &Path) -> Self {
+        let path = data_dir.join("scrub.json");
+        let read = match fs::read(&path) {
+            Ok(text) => serde_json::from_slice::<Known>(&text).map_err(io::Error::from),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::default()),
+            Err(error) => Err(error),
+        };
+        let known = read.map(|known| if known.version <= VERSION { known } else { Known::default() });
+        let known = known.unwrap_or_else(|error| {
+            // It begins anew, which costs a day.
+            tracing::warn!(path = %path.display(), %error, "it is not known any more when all that is kept was read");
+            Known::default()
+        });
+        let view = watch::Sender::new(view(&known));
+        Self { path, known: Mutex::new(Known { version: VERSION, ..known }), view, asked: Notify::new() }
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<ScrubView> {
+        self.view.subscribe()
+    }
+
+    /// Everything is read from its beginning, as fast as the disk bears it; one that somebody asked for already goes on.
+    pub(super) fn ask(&self, now: UnixMillis) -> ScrubView {
+        let mut known = self.known();
+        if known.running.as_ref().is_none_or(|running| !running.view.asked) {
+            known.running = Some(Running::begin(true, now));
+        }
+        self.asked.notify_one();
+        self.tell(&known)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, known: &Known) -> ScrubView {
+        let view = view(known);
+        self.view.send_if_modified(|shown| std::mem::replace(shown, view) != view);
+        view
+    }
+
+    /// The one that runs, or the next one where it is due; otherwise how long it is until that.
+    fn current(&self, now: UnixMillis) -> Result<Running, Duration> {
+        let mut known = self.known();
+        if let Some(running) = &known.running {
+            return Ok(running.clone());
+        }
+        // What ended in the future did so by a clock that was wrong.
+        let finished = known.finished.filter(|finished| finished.finished_at <= now);
+        let rest = finished.map_or(Duration::ZERO, |finished| {
+            AGAIN.saturating_sub(Duration::from_millis(now.since(finished.finished_at)))
+        });
+        if !rest.is_zero() {
+            return Err(rest);
+        }
+        let running = known.running.insert(Running::begin(false, now)).clone();
+        self.tell(&known);
+        Ok(running)
+    }
+
+    /// Notes a step of one that may have been begun anew meanwhile; `last` is the object that it came to, none at the end. True if it has
+    /// ended.
+    fn reached(&self, of: &Running, total: u64, found: Found, last: Option<Hash>, now: UnixMillis) -> bool {
+        let mut known = self.known();
+        let Some(running) = known.running.as_mut().filter(|it| it.view.began_at == of.view.began_at) else {
+            return false;
+        };
+        let view = &mut running.view;
+        view.objects += found.read;
+        view.of = total.max(view.objects);
+        view.damaged += found.damaged;
+        view.repaired += found.repaired;
+        running.behind = last.map(|name| name.to_string());
+        let ended = last.is_none();
+        if ended {
+            let ScrubbingView { began_at, objects, damaged, repaired, .. } = *view;
+            known.finished = Some(ScrubbedView { began_at, finished_at: now, objects, damaged, repaired });
+            known.running = None;
+        }
+        self.tell(&known);
+        ended
+    }
+
+    /// Whole, or as it was.
+    fn write(&self) -> Result<(), Error> {
+        let known = self.known().clone();
+        let new = self.path.with_extension("new");
+        let written = serde_json::to_vec(&known).map_err(io::Error::from).and_then(|text| {
+            let mut file = fs::File::create(&new)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&new, &self.path)
+        });
+        written.map_err(|source| Error::file("write", &self.path, source))
+    }
+}
+
+fn view(known: &Known) -> ScrubView {
+    ScrubView { finished: known.finished, running: known.running.as_ref().map(|running| running.view) }
+}
+
 pub(super) async fn keep(shared: Arc<Shared>) {
-    let mut behind = None;
+    let mut saved = Instant::now();
     loop {
-        let pause = match step(&shared, behind).await {
-            Ok(next) => {
-                behind = next;
-                if behind.is_some() { EVERY } else { AGAIN }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "what is kept of volumes could not be read");
-                EVERY
+        let pause = match shared.scrub.current(clock::now()) {
+            Err(rest) => rest,
+            Ok(running) => {
+                let began = Instant::now();
+                match step(&shared, &running).await {
+                    Ok(ended) => {
+                        if ended || saved.elapsed() >= SAVED_EVERY {
+                            save(&shared).await;
+                            saved = Instant::now();
+                        }
+                        if running.view.asked { began.elapsed() * ASKED_REST } else { EVERY }
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "what is kept of volumes could not be read");
+                        EVERY
+                    }
+                }
             }
         };
         tokio::select! {
-            () = shared.stop.cancelled() => return,
+            () = shared.stop.cancelled() => {
+                save(&shared).await;
+                return;
+            }
+            () = shared.scrub.asked.notified() => {}
             () = sleep(pause) => {}
         }
     }
 }
 
-/// Reads some objects, and repairs those that are damaged. The last of them; `None` where there are no more.
-async fn step(shared: &Arc<Shared>, behind: Option<Hash>) -> Result<Option<Hash>, Error> {
-    let store = shared.store.clone();
-    let (damaged, last) = blocking(move || Ok(store.scrub(behind.as_ref(), OBJECTS)?)).await?;
-    for name in damaged {
+async fn save(shared: &Arc<Shared>) {
+    let known = Arc::clone(shared);
+    if let Err(error) = blocking(move || known.scrub.write()).await {
+        tracing::warn!(%error, "it was not noted how far reading what is kept has come");
+    }
+}
+
+/// Reads some objects, and repairs those that are damaged. True if there are no more.
+async fn step(shared: &Arc<Shared>, running: &Running) -> Result<bool, Error> {
+    let (store, behind) = (shared.store.clone(), running.behind.as_ref().and_then(|name| name.parse::<Hash>().ok()));
+    let (scrubbed, total) = blocking(move || Ok((store.scrub(behind.as_ref(), OBJECTS)?, store.count()?))).await?;
+    let mut found = Found { read: scrubbed.read, ..Found::default() };
+    for name in scrubbed.damaged {
         shared.counters.damaged.fetch_add(1, Relaxed);
+        found.damaged += 1;
         if repair(shared, name).await? {
             shared.counters.repaired.fetch_add(1, Relaxed);
+            found.repaired += 1;
             tracing::warn!(object = %name, "a damaged object was repaired from another machine");
         } else {
             tracing::error!(object = %name, "an object is damaged, and no machine that can be asked has it; look at this disk");
         }
     }
-    Ok(last)
+    shared.counters.scrubbed.fetch_add(found.read, Relaxed);
+    Ok(shared.scrub.reached(running, total, found, scrubbed.last, clock::now()))
 }
 
 /// Asks the other machines one after the other. True if one had it.
@@ -63,7 +255,7 @@ async fn repair(shared: &Arc<Shared>, name: Hash) -> Result<bool, Error> {
             wire::ask(&mut to, &[name]).await.ok()?;
             wire::answered(&mut from).await.ok()?
         };
-        let Some(coded) = asked.await else { continue };
+        let Ok(Some(coded)) = tokio::time::timeout(REPAIR_WITHIN, asked).await else { continue };
         let store = shared.store.clone();
         let repaired = blocking(move || {
             let mut session = store.session();
@@ -79,4 +271,69 @@ async fn repair(shared: &Arc<Shared>, name: Hash) -> Result<bool, Error> {
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+
+    fn name(text: &str) -> Hash {
+        text.repeat(32).parse().unwrap()
+    }
+
+    fn found(read: u64) -> Found {
+        Found { read, ..Found::default() }
+    }
+
+    #[test]
+    fn it_goes_on_where_it_was_and_knows_when_it_ended_after_a_restart() {
+        let place = tempfile::tempdir().unwrap();
+        let scrub = Scrub::open(place.path());
+        let running = scrub.current(NOW).unwrap();
+        assert!(!scrub.reached(&running, 100, Found { read: 64, damaged: 2, repaired: 1 }, Some(name("ab")), NOW));
+        scrub.write().unwrap();
+
+        let scrub = Scrub::open(place.path());
+        let running = scrub.current(NOW.plus(5)).unwrap();
+        assert_eq!(running.behind, Some(name("ab").to_string()));
+        assert_eq!((running.view.began_at, running.view.objects, running.view.of), (NOW, 64, 100));
+        assert!(scrub.reached(&running, 100, found(36), None, NOW.plus(9)));
+        scrub.write().unwrap();
+
+        let scrub = Scrub::open(place.path());
+        let ended = ScrubbedView { began_at: NOW, finished_at: NOW.plus(9), objects: 100, damaged: 2, repaired: 1 };
+        assert_eq!(*scrub.watch().borrow(), ScrubView { finished: Some(ended), running: None });
+        let day = u64::try_from(AGAIN.as_millis()).unwrap();
+        assert_eq!(scrub.current(NOW.plus(10)).unwrap_err(), AGAIN - Duration::from_millis(1));
+        assert_eq!(Scrub::open(place.path()).current(NOW).unwrap().view.began_at, NOW, "the clock was set back");
+        assert_eq!(scrub.current(NOW.plus(9 + day)).unwrap().view.began_at, NOW.plus(9 + day));
+        assert_eq!(scrub.watch().borrow().finished, Some(ended), "it is still known");
+    }
+
+    #[test]
+    fn who_asks_has_it_begun_anew_and_once() {
+        let place = tempfile::tempdir().unwrap();
+        let scrub = Scrub::open(place.path());
+        let slow = scrub.current(NOW).unwrap();
+        scrub.reached(&slow, 100, found(64), Some(name("ab")), NOW);
+        let asked = scrub.ask(NOW.plus(1)).running.unwrap();
+        assert_eq!((asked.asked, asked.began_at, asked.objects), (true, NOW.plus(1), 0));
+        assert!(!scrub.reached(&slow, 100, found(36), None, NOW.plus(2)), "that one is over");
+        let running = scrub.current(NOW.plus(2)).unwrap();
+        assert_eq!(running.view, asked);
+        scrub.reached(&running, 100, found(64), Some(name("cd")), NOW.plus(3));
+        let again = scrub.ask(NOW.plus(4)).running.unwrap();
+        assert_eq!((again.began_at, again.objects), (NOW.plus(1), 64), "it goes on");
+    }
+
+    #[test]
+    fn what_is_damaged_or_newer_on_the_disk_is_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        for text in ["{", "{\"version\": 2, \"finished\": null, \"running\": null}"] {
+            fs::write(place.path().join("scrub.json"), text).unwrap();
+            assert_eq!(*Scrub::open(place.path()).watch().borrow(), ScrubView::default());
+        }
+    }
 }

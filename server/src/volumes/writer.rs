@@ -49,6 +49,9 @@ const OFFER_AGAIN: Duration = Duration::from_secs(2);
 /// For how long a machine may fetch one generation while there are newer ones: a first copy over a slow line.
 const FETCHING_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// The same while the limit of this machine holds back what can wait: another one that has the generation may send it.
+const OFFER_HELD_AGAIN: Duration = Duration::from_secs(60);
+
 const OFFER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Everything is looked at this often, whatever a watch tells: it makes exceptions (`flotilla_data::watch`).
@@ -98,6 +101,8 @@ struct Offering {
     volumes: BTreeSet<VolumeName>,
     first: Instant,
     last: Instant,
+    /// Something waits for it.
+    awaited: bool,
 }
 
 /// Takes what other tasks say.
@@ -124,6 +129,8 @@ struct Task {
     adopts: Option<Adoption>,
     /// The capture that is under way has it.
     adopting: bool,
+    /// Whoever brought volumes waits until this generation is committed.
+    awaited: u64,
     scanned: Instant,
     mapped: Mapped,
     looked: Instant,
@@ -173,6 +180,7 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceNam
         committing: false,
         adopts: None,
         adopting: false,
+        awaited: 0,
         scanned: Instant::now(),
         mapped: Mapped::default(),
         looked: Instant::now(),
@@ -285,7 +293,7 @@ impl Task {
         if let Some(commit) = orders.commit.filter(|_| !self.committing) {
             self.commit(commit);
         }
-        self.offer(service);
+        self.offer(service, placement);
         Ok(orders.wake_at.map_or(LOOK_EVERY, |at| Duration::from_millis(at.since(now).max(1))))
     }
 
@@ -312,6 +320,8 @@ impl Task {
             Word::Captured { result, took, remark } => {
                 let adopted = if std::mem::take(&mut self.adopting) { self.adopts.take() } else { None };
                 if let (Some(Adoption { answer, .. }), Ok(made)) = (adopted, &result) {
+                    let before = self.made.keys().next_back().copied().unwrap_or_default();
+                    self.awaited = made.as_ref().map_or(before, |made| made.name.sequence);
                     let newest = self.made.values().next_back().map(|made| made.name);
                     let _ = answer.send(made.as_ref().map(|made| made.name).or(newest));
                 }
@@ -485,10 +495,13 @@ impl Task {
 
     /// Tells those of the newest generation that shall have it, and do not. One that is fetching an earlier one goes on with that: it would
     /// never come to an end where there is a new one before it has one.
-    fn offer(&mut self, service: &Service) {
+    fn offer(&mut self, service: &Service, placement: &Placement) {
         let Some(newest) = self.made.keys().next_back().copied() else { return };
         let connected = self.shared.parts.network.connected().borrow().clone();
         let spec = service.spec();
+        let held_back = self.shared.limiter.watch().borrow().holds_back();
+        // Its successor waits for all that it wrote; whoever brought volumes for what they brought.
+        let awaited = placement.phase == Phase::Vacating || self.awaited > self.committed;
         self.offered.retain(|machine, _| service.data.replicas.contains(machine));
         let state = self.shared.parts.state.borrow().clone();
         for machine in &service.data.replicas {
@@ -513,7 +526,9 @@ impl Task {
             let volumes: BTreeSet<VolumeName> =
                 made.volumes.keys().filter(|it| shall_have(it) && may_have(made, it)).cloned().collect();
             let offered = self.offered.get(machine).filter(|it| it.sequence == sequence && it.volumes == volumes);
-            let lately = offered.is_some_and(|offering| offering.last.elapsed() < OFFER_AGAIN);
+            let again = if held_back && !awaited { OFFER_HELD_AGAIN } else { OFFER_AGAIN };
+            let lately =
+                offered.is_some_and(|offering| offering.last.elapsed() < again && (offering.awaited || !awaited));
             let done = has(sequence) && offered.is_some();
             if *machine == self.shared.parts.node
                 || !connected.contains(machine)
@@ -531,9 +546,10 @@ impl Task {
                 taken_at: made.taken_at,
                 volumes: volumes.iter().filter_map(root).collect(),
                 holders,
+                awaited,
             };
             let first = offered.map_or_else(Instant::now, |offering| offering.first);
-            self.offered.insert(machine.clone(), Offering { sequence, volumes, first, last: Instant::now() });
+            self.offered.insert(machine.clone(), Offering { sequence, volumes, first, last: Instant::now(), awaited });
             let Ok(body) = wire::write(&offer) else { continue };
             let asked = self.shared.parts.network.call(machine, Method::Offer, body, OFFER_WITHIN);
             let (machine, words) = (machine.clone(), self.words.clone());

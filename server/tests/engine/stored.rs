@@ -6,7 +6,7 @@ use bollard::query_parameters::{RemoveImageOptions, TagImageOptions};
 use bytes::Bytes;
 use flotilla::{
     engine::{
-        Engine, EngineConfig, ImageStore as _, NoOthers,
+        Engine, EngineConfig, ImageStore as _, Need, NoOthers,
         uploads::{Limits, Uploads},
     },
     fence::{self, Fence},
@@ -164,7 +164,7 @@ async fn an_image_goes_from_an_engine_through_two_stores_into_an_engine_and_is_t
     assert!(!playground.has(&image.id).await);
 
     // The engine has the lowest layer still, as that of the playground's own image: it is left out, and the rest is enough.
-    assert!(two.images.bring(&image.id, &image.reference, &|_, _| {}).await.unwrap());
+    assert!(two.images.bring(&image.id, &image.reference, Need::Now, &|_, _| {}).await.unwrap());
     let layers = |machine: &Machine| machine.images.stored()[&image.id.parse().unwrap()].layers.clone();
     assert_eq!(layers(&two), layers(&one));
     let loaded = two.engine.load_stored(&image.id, std::slice::from_ref(&image.reference)).await.unwrap();
@@ -197,12 +197,12 @@ async fn an_image_that_only_an_engine_has_is_stored_when_another_machine_asks_fo
     let (image, archive) = made(&playground, "asked", &[noise(&playground.cluster, 100_000)]);
     playground.load_archive(archive).await;
     assert!(!one.holds(&image.id));
-    let brought = two.images.bring(&image.id, &image.reference, &|_, _| {});
+    let brought = two.images.bring(&image.id, &image.reference, Need::Now, &|_, _| {});
     assert!(tokio::time::timeout(PATIENCE, brought).await.unwrap().unwrap());
     assert!(one.holds(&image.id) && two.holds(&image.id));
 
     let nowhere = format!("sha256:{}", "0".repeat(64));
-    assert!(!two.images.bring(&nowhere, "nowhere", &|_, _| {}).await.unwrap());
+    assert!(!two.images.bring(&nowhere, "nowhere", Need::Now, &|_, _| {}).await.unwrap());
     playground.forget(&image.id).await;
 }
 
@@ -306,7 +306,7 @@ async fn what_is_damaged_on_a_disk_is_not_loaded_and_fetched_anew() {
     assert!(!playground.has(&image.id).await, "nothing is half loaded");
     assert!(!two.holds(&image.id), "it says no more that it has it");
 
-    assert!(two.images.bring(&image.id, &image.reference, &|_, _| {}).await.unwrap());
+    assert!(two.images.bring(&image.id, &image.reference, Need::Now, &|_, _| {}).await.unwrap());
     assert_eq!(two.engine.load_stored(&image.id, &[]).await.unwrap(), image.id);
     playground.forget(&image.id).await;
 }
@@ -323,7 +323,7 @@ async fn one_whose_objects_are_damaged_is_passed_over_for_another() {
     }
     playground.forget(&image.id).await;
     damage(&machines[0]);
-    assert!(machines[2].images.bring(&image.id, &image.reference, &|_, _| {}).await.unwrap());
+    assert!(machines[2].images.bring(&image.id, &image.reference, Need::Now, &|_, _| {}).await.unwrap());
     assert_eq!(machines[2].engine.load_stored(&image.id, &[]).await.unwrap(), image.id);
     playground.forget(&image.id).await;
 }
@@ -342,7 +342,7 @@ async fn only_images_that_were_brought_and_that_nothing_needs_are_collected() {
     one.images.store(&one.engine, &own.id).await.unwrap();
 
     for image in [&brought, &own] {
-        assert!(two.images.bring(&image.id, &image.reference, &|_, _| {}).await.unwrap());
+        assert!(two.images.bring(&image.id, &image.reference, Need::Now, &|_, _| {}).await.unwrap());
         two.engine.load_stored(&image.id, std::slice::from_ref(&image.reference)).await.unwrap();
     }
     playground.deploy(&format!("  web: {{ image: \"{}\" }}", brought.reference));
@@ -378,7 +378,7 @@ async fn an_image_of_ours_goes_with_its_last_name() {
     playground.load_archive(archive).await;
     one.images.store(&one.engine, &image.id).await.unwrap();
     playground.forget(&image.id).await;
-    assert!(two.images.bring(&image.id, &image.reference, &|_, _| {}).await.unwrap());
+    assert!(two.images.bring(&image.id, &image.reference, Need::Now, &|_, _| {}).await.unwrap());
     two.engine.load_stored(&image.id, std::slice::from_ref(&image.reference)).await.unwrap();
     let collected = two.images.collect(&two.engine, false).await.unwrap();
     let gone = collected.images.iter().find(|it| it.id == image.id).unwrap();
@@ -394,6 +394,6 @@ async fn a_machine_that_is_cut_off_is_not_waited_for_for_ever() {
     let (one, two) = (Machine::new(&playground, &wires, "one"), Machine::new(&playground, &wires, "two"));
     wires.isolate(&one.node);
     let nowhere = format!("sha256:{}", "1".repeat(64));
-    let asked = two.images.bring(&nowhere, "nowhere", &|_, _| {});
+    let asked = two.images.bring(&nowhere, "nowhere", Need::Now, &|_, _| {});
     assert!(!tokio::time::timeout(Duration::from_secs(20), asked).await.unwrap().unwrap());
 }

@@ -273,7 +273,7 @@ impl Cluster {
                 continue;
             }
             let labels = [(AVOIDED.to_owned(), avoided.then(|| "yes".to_owned()))].into();
-            client.change_machine(&name, &ChangeMachine { name: None, labels }).await?;
+            client.change_machine(&name, &ChangeMachine { labels, ..ChangeMachine::default() }).await?;
         }
         Ok(())
     }

@@ -51,7 +51,8 @@ async fn a_full_disk_of_the_leader_stops_no_change_for_long() -> Result<()> {
     let at = Instant::now();
     cluster.bed.machines()[leader].fill_disk().await?;
     let name = cluster.name(host)?;
-    let change = ChangeMachine { name: None, labels: [("disk".to_owned(), Some("well".to_owned()))].into() };
+    let change =
+        ChangeMachine { labels: [("disk".to_owned(), Some("well".to_owned()))].into(), ..ChangeMachine::default() };
     wait::holds("a change to be taken", SETTLED_LIMIT, async || {
         for index in (0..3).filter(|index| *index != leader) {
             if cluster.client(index)?.change_machine(&name, &change).await.is_ok() {
@@ -82,7 +83,8 @@ async fn a_full_disk_of_a_worker_leaves_its_services_as_they_are() -> Result<()>
     cluster.bed.machines()[host].fill_disk().await?;
     // A change that its node can't write down, and takes up later.
     let leader = cluster.leader().await?;
-    let change = ChangeMachine { name: None, labels: [("disk".to_owned(), Some("small".to_owned()))].into() };
+    let change =
+        ChangeMachine { labels: [("disk".to_owned(), Some("small".to_owned()))].into(), ..ChangeMachine::default() };
     cluster.client(leader)?.change_machine(&cluster.name(host)?, &change).await?;
     let applied = cluster.client(leader)?.cluster().await?.applied_index;
     cluster.bed.machines()[host].free_disk().await?;

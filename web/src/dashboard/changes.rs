@@ -160,6 +160,7 @@ mod tests {
             replicas: 2,
             sync: false,
             encrypted: false,
+            history: Default::default(),
             committed: None,
             uncommitted_since: None,
             held_ms: None,

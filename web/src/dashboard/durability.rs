@@ -2,7 +2,7 @@
 
 use flotilla_api::{
     UnixMillis,
-    rest::{CopyView, MomentView, VolumeState, VolumeView},
+    rest::{ComingView, CopyView, MomentView, VolumeState, VolumeView},
 };
 
 use super::format;
@@ -47,7 +47,7 @@ impl Standing {
         match (copy.lost, copy.holds, volume) {
             (true, ..) => Self::Lost,
             (false, true, _) => Self::Copied,
-            (false, false, VolumeState::Empty) => Self::Waiting,
+            (false, false, VolumeState::Empty) if copy.coming.is_none() => Self::Waiting,
             (false, false, _) => Self::Copying,
         }
     }
@@ -57,6 +57,14 @@ impl Standing {
 pub(crate) fn behind(copy: &CopyView) -> Option<String> {
     let bytes = copy.behind_bytes.filter(|bytes| *bytes > 0 && !copy.lost)?;
     Some(format!("{} behind", format::bytes(bytes)))
+}
+
+/// "1.2 GiB of 12 GiB, 3.0 MiB/s, about 2 min left"
+pub(crate) fn on_its_way(coming: &ComingView) -> String {
+    let bytes = format::bytes(coming.bytes);
+    let far = if coming.of > 0 { format!("{bytes} of {}", format::bytes(coming.of)) } else { bytes };
+    let left = coming.left_ms().map(|left| format!(", about {} left", format::coarse(left.max(1000))));
+    format!("{far}, {}/s{}", format::bytes(coming.per_second), left.unwrap_or_default())
 }
 
 /// "2, within a second", "1", "None"
@@ -135,6 +143,7 @@ mod tests {
             replicas: 2,
             sync: false,
             encrypted: false,
+            history: Default::default(),
             committed: None,
             uncommitted_since: None,
             held_ms: None,
@@ -150,6 +159,7 @@ mod tests {
             holds: true,
             generation: None,
             behind_bytes: Some(3 * 1024 * 1024),
+            coming: None,
         }
     }
 
@@ -190,6 +200,21 @@ mod tests {
         let lacks = CopyView { holds: false, behind_bytes: Some(0), ..has };
         assert_eq!((Standing::of(&lacks, VolumeState::Copying), behind(&lacks)), (Standing::Copying, None));
         assert_eq!(Standing::of(&lacks, VolumeState::Empty), Standing::Waiting);
+    }
+
+    #[test]
+    fn a_copy_on_its_way_says_how_far_it_is() {
+        const MIB: u64 = 1024 * 1024;
+        let generation = "3.4".to_owned();
+        let coming =
+            ComingView { generation, bytes: 60 * MIB, of: 240 * MIB, per_second: 2 * MIB, observed_at: UnixMillis(0) };
+        assert_eq!(on_its_way(&coming), "60 MiB of 240 MiB, 2.0 MiB/s, about 1 min left");
+        let stands = ComingView { per_second: 0, ..coming.clone() };
+        assert_eq!(on_its_way(&stands), "60 MiB of 240 MiB, 0 B/s");
+        let unknown = ComingView { of: 0, ..coming.clone() };
+        assert_eq!(on_its_way(&unknown), "60 MiB, 2.0 MiB/s");
+        let first = CopyView { holds: false, coming: Some(coming), ..copy("boreas") };
+        assert_eq!(Standing::of(&first, VolumeState::Empty), Standing::Copying, "the first one ever");
     }
 
     #[test]

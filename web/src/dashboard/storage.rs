@@ -1,6 +1,9 @@
 //! What the disk of a machine holds, by kind.
 
-use flotilla_api::rest::MachineResources;
+use flotilla_api::{
+    UnixMillis,
+    rest::{MachineResources, ScrubView},
+};
 
 use super::format;
 
@@ -61,9 +64,43 @@ pub(crate) fn words(resources: &MachineResources) -> String {
     }
 }
 
+/// How it stands with reading all that a machine keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Scrubbed {
+    /// The first time is not over yet.
+    Never,
+    /// When, and the result in words.
+    Well(UnixMillis, String),
+    /// What is damaged, no machine had.
+    Damaged(UnixMillis, String),
+}
+
+impl Scrubbed {
+    pub(crate) fn of(view: &ScrubView) -> Self {
+        let Some(finished) = view.finished else { return Self::Never };
+        let objects = format::counted(usize::try_from(finished.objects).unwrap_or(usize::MAX), "object", "objects");
+        let lost = finished.damaged.saturating_sub(finished.repaired);
+        let result = match (finished.damaged, lost) {
+            (0, _) => format!("{objects}, none damaged"),
+            (damaged, 0) => format!("{objects}, {damaged} damaged and repaired from other machines"),
+            (damaged, lost) => format!("{objects}, {damaged} damaged, and no machine has {lost} of them"),
+        };
+        let at = finished.finished_at;
+        if lost > 0 { Self::Damaged(at, result) } else { Self::Well(at, result) }
+    }
+}
+
+/// "12 % of 500 objects"; nothing where none is under way.
+pub(crate) fn scrubbing(view: &ScrubView) -> Option<String> {
+    let running = view.running?;
+    let far = format::percent(format::share(running.objects, running.of));
+    let damage = if running.damaged > 0 { format!(", {} damaged", running.damaged) } else { String::new() };
+    Some(format!("{far} of {} objects{damage}", running.of))
+}
+
 #[cfg(test)]
 mod tests {
-    use flotilla_api::rest::StorageView;
+    use flotilla_api::rest::{ScrubbedView, ScrubbingView, StorageView};
 
     use super::*;
 
@@ -94,6 +131,28 @@ mod tests {
         assert_eq!(parts[3].bytes, 0);
         assert!(parts.iter().map(|part| width(part, &parts)).sum::<f64>() <= 100.0 + 5.0 * 0.6);
         assert_eq!(width(&parts[1], &parts), 0.0, "what is not there is not drawn");
+    }
+
+    #[test]
+    fn it_is_told_what_reading_all_of_it_came_to() {
+        let view = |damaged, repaired| {
+            let at = UnixMillis(7);
+            let finished = ScrubbedView { began_at: at, finished_at: at, objects: 20, damaged, repaired };
+            ScrubView { finished: Some(finished), running: None }
+        };
+        let well = |words: &str| Scrubbed::Well(UnixMillis(7), words.to_owned());
+        assert_eq!(Scrubbed::of(&ScrubView::default()), Scrubbed::Never);
+        assert_eq!(Scrubbed::of(&view(0, 0)), well("20 objects, none damaged"));
+        assert_eq!(Scrubbed::of(&view(2, 2)), well("20 objects, 2 damaged and repaired from other machines"));
+        let bad = "20 objects, 3 damaged, and no machine has 2 of them".to_owned();
+        assert_eq!(Scrubbed::of(&view(3, 1)), Scrubbed::Damaged(UnixMillis(7), bad));
+
+        let running = ScrubbingView { objects: 60, of: 500, ..ScrubbingView::default() };
+        let told = |running| scrubbing(&ScrubView { finished: None, running });
+        assert_eq!(told(Some(running)).as_deref(), Some("12 % of 500 objects"));
+        let damaged = ScrubbingView { damaged: 1, ..running };
+        assert_eq!(told(Some(damaged)).as_deref(), Some("12 % of 500 objects, 1 damaged"));
+        assert_eq!(told(None), None);
     }
 
     #[test]

@@ -119,6 +119,8 @@ pub(crate) mod tests {
             name: name.parse().unwrap(),
             version: "0.1.0".to_owned(),
             labels: [].into(),
+            copy_limit: Default::default(),
+            copy_limit_now: None,
             here: false,
             role: Role::Voter,
             leads: false,

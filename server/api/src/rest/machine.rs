@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Principal;
-use crate::{MachineName, NodeId, Revision, ServiceName, UnixMillis};
+use crate::{
+    MachineName, NodeId, Revision, ServiceName, UnixMillis,
+    limit::{CopyLimit, LimitNow},
+};
 
 /// `GET /api/v1/cluster`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,6 +57,12 @@ pub struct MachineView {
     /// Of the program that it runs.
     pub version: String,
     pub labels: BTreeMap<String, String>,
+    /// What it may send of copies.
+    #[serde(default)]
+    pub copy_limit: CopyLimit,
+    /// What holds of that now, as it tells by its own local time; absent while it has not told.
+    #[serde(default)]
+    pub copy_limit_now: Option<LimitNow>,
     /// Is it the one that answers?
     pub here: bool,
     pub role: Role,
@@ -161,6 +170,9 @@ pub struct MachineResources {
     /// What volumes take up there; absent while it was not measured, and of machines of an older version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageView>,
+    /// When all that its store of objects keeps was read, and with what result; absent of machines of an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubView>,
 }
 
 /// What the volumes on a machine take up, as it measures now and then.
@@ -174,6 +186,43 @@ pub struct StorageView {
     pub copies_bytes: u64,
     /// By the machine's own clock.
     pub measured_at: UnixMillis,
+}
+
+/// Answer of `POST /api/v1/machines/{machine}/scrub`; also how it stands with any machine. Times are by the machine's own clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubView {
+    /// The last one that came to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<ScrubbedView>,
+    /// The one that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running: Option<ScrubbingView>,
+}
+
+/// All that a store keeps was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubbedView {
+    pub began_at: UnixMillis,
+    pub finished_at: UnixMillis,
+    pub objects: u64,
+    /// Those that the disk did not give back as they were.
+    pub damaged: u64,
+    /// Those of them that another machine had.
+    pub repaired: u64,
+}
+
+/// All that a store keeps is being read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubbingView {
+    pub began_at: UnixMillis,
+    /// Somebody asked for it: it takes what the disk can spare. Otherwise it takes days.
+    pub asked: bool,
+    /// That were read so far.
+    pub objects: u64,
+    /// About; 0 while that is not known.
+    pub of: u64,
+    pub damaged: u64,
+    pub repaired: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -248,6 +297,9 @@ pub struct ChangeMachine {
     /// Sets labels; those without a value are taken away.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, Option<String>>,
+    /// In the place of what was set before; without a rate and windows it is taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_limit: Option<CopyLimit>,
 }
 
 /// Query of `POST /api/v1/machines/{machine}/drain`.

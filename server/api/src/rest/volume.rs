@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{MachineName, ServiceName, UnixMillis, VolumeName};
+use crate::{MachineName, ServiceName, UnixMillis, VolumeName, spec::HistoryRules};
 
 /// `GET /api/v1/volumes`, an array of it; also a row of `flotilla volume ls --json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub struct VolumeView {
     /// What is kept of it can be read with the cluster's key alone.
     #[serde(default)]
     pub encrypted: bool,
+    /// Which of its generations are kept: of each kind the most that one of its service's volumes asks for.
+    #[serde(default)]
+    pub history: HistoryRules,
     /// The newest state of it that is certain to be there after the loss of its machine; what came after may be lost with that.
     pub committed: Option<GenerationView>,
     /// Since when there is something newer, as its machine told.
@@ -73,6 +76,32 @@ pub struct CopyView {
     pub generation: Option<GenerationView>,
     /// Of what was written since. Bytes.
     pub behind_bytes: Option<u64>,
+    /// What it is getting, where that takes long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coming: Option<ComingView>,
+}
+
+/// A generation of a volume on its way to a machine, as that tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComingView {
+    /// `<epoch>.<sequence>`
+    pub generation: String,
+    /// Of its files that are there.
+    pub bytes: u64,
+    /// Of its files; 0 while that is not known.
+    pub of: u64,
+    /// How many of these came in a second, lately.
+    pub per_second: u64,
+    /// When the machine told it, by the answering machine's clock.
+    pub observed_at: UnixMillis,
+}
+
+impl ComingView {
+    /// How long it takes still, at the pace of now. Milliseconds; `None` where that can't be told.
+    pub fn left_ms(&self) -> Option<u64> {
+        let left = self.of.checked_sub(self.bytes).filter(|_| self.of > 0)?;
+        left.saturating_mul(1000).checked_div(self.per_second)
+    }
 }
 
 /// One state of a volume.

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use flotilla_api::{
     ApiError, ErrorCode, ServiceName, StackName, VolumeName,
     rest::COMPOSE_MAX,
-    spec::{COPIES_MAX, OnLoss, ServiceSpec, VolumeHooks, VolumeRules},
+    spec::{COPIES_MAX, HistoryRules, OnLoss, ServiceSpec, VolumeHooks, VolumeRules},
 };
 
 use interpolate::Interpolation;
@@ -156,7 +156,7 @@ fn declared_volumes(root: &Section<'_>) -> Result<BTreeMap<VolumeName, VolumeRul
 }
 
 fn volume_rules(volume: &Section<'_>) -> Result<VolumeRules, ApiError> {
-    const KEYS: [&str; 5] = ["on-loss", "replicas", "sync", "encrypted", "hooks"];
+    const KEYS: [&str; 6] = ["on-loss", "replicas", "sync", "encrypted", "hooks", "history"];
     let mut rules = VolumeRules::default();
     let Some(extension) = volume.get(EXTENSION) else { return Ok(rules) };
     let known = dependency::listed(KEYS);
@@ -183,7 +183,34 @@ fn volume_rules(volume: &Section<'_>) -> Result<VolumeRules, ApiError> {
     if let Some(hooks) = extension.get("hooks") {
         rules.hooks = volume_hooks(&hooks)?;
     }
+    if let Some(history) = extension.get("history") {
+        rules.history = volume_history(&history)?;
+    }
     Ok(rules)
+}
+
+fn volume_history(history: &Section<'_>) -> Result<HistoryRules, ApiError> {
+    const KEYS: [&str; 4] = ["last", "hourly", "daily", "weekly"];
+    let known = dependency::listed(KEYS);
+    for (key, _) in history.named(&format!("a map with {known}"))? {
+        if !KEYS.contains(&key.text.as_str()) {
+            let message = format!("`{}` has no key `{}`; it has {known}", history.path, tree::shown(&key.text));
+            return Err(key.mark.invalid(message));
+        }
+    }
+    let usual = HistoryRules::default();
+    let number = |key: &str, usual: u32, least: u32, most: u32| {
+        let Some(section) = history.get(key) else { return Ok(usual) };
+        let number = section.text()?.parse().ok().filter(|number| (least..=most).contains(number));
+        number.ok_or_else(|| section.invalid(&format!("must be a number of generations, {least} to {most}")))
+    };
+    let HistoryRules { last, hourly, daily, weekly } = HistoryRules::MAX;
+    Ok(HistoryRules {
+        last: number("last", usual.last, 1, last)?,
+        hourly: number("hourly", usual.hourly, 0, hourly)?,
+        daily: number("daily", usual.daily, 0, daily)?,
+        weekly: number("weekly", usual.weekly, 0, weekly)?,
+    })
 }
 
 fn volume_hooks(hooks: &Section<'_>) -> Result<VolumeHooks, ApiError> {

@@ -91,6 +91,24 @@ pub const SUPPORT: &[Key] = &[
         "List, or a text that is split as a shell splits words. If it fails the copy is made, and the failure shown.",
     ),
     yes("volumes.*.x-flotilla.hooks.post", "The same."),
+    yes(
+        "volumes.*.x-flotilla.history",
+        "Which earlier states are kept. A service's volumes go back together: of each kind the most that one of them asks for is kept \
+         of all of them.",
+    ),
+    integer("volumes.*.x-flotilla.history.last", "So many of the newest: 1 to 200, **10 if absent**."),
+    integer(
+        "volumes.*.x-flotilla.history.hourly",
+        "The last of each hour, for so many hours: 0 to 168, **24 if absent**.",
+    ),
+    integer(
+        "volumes.*.x-flotilla.history.daily",
+        "The last of each day, for so many days: 0 to 366, **14 if absent**.",
+    ),
+    integer(
+        "volumes.*.x-flotilla.history.weekly",
+        "The last of each week, for so many weeks: 0 to 260, **8 if absent**.",
+    ),
     no("volumes.*.name", "A volume is named by its key; leave the entry empty."),
     no("volumes.*.driver", "Flotilla keeps volumes itself, so that it can replicate them; leave the entry empty."),
     no("volumes.*.driver_opts", "Flotilla keeps volumes itself; leave the entry empty."),

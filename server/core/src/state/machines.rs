@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_api::{ErrorCode, MachineName, NodeId, Scope, TokenId, UnixMillis};
+use flotilla_api::{ErrorCode, MachineName, NodeId, Scope, TokenId, UnixMillis, limit::CopyLimit};
 use serde::{Deserialize, Serialize};
 
 use super::{Applied, Event, MACHINES_MAX, REMOVED_MACHINES_MAX, Rejected, State};
-use crate::command::MachineRecord;
+use crate::{command::MachineRecord, limit};
 
 /// Losses of a machine that are remembered: enough to tell that it flaps.
 const LOSSES_KEPT: usize = 16;
@@ -29,6 +29,9 @@ pub struct Machine {
     pub facts: MachineFacts,
     #[serde(default, skip_serializing_if = "is_default")]
     pub availability: Availability,
+    /// What it may send of copies.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub copy_limit: CopyLimit,
     /// Since when it is lost: its lease ended, and was not renewed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_at: Option<UnixMillis>,
@@ -97,6 +100,7 @@ impl Machine {
             joined_at: None,
             facts: MachineFacts::default(),
             availability: Availability::default(),
+            copy_limit: CopyLimit::default(),
             lost_at: None,
             here_since: None,
             losses: Vec::new(),
@@ -288,6 +292,25 @@ impl State {
             .collect();
         let message = format!("The machine `{name}` was labelled {}.", told.join(", "));
         Ok(Applied::done(Event::new("machine-labelled", None, message).on(&name)))
+    }
+
+    pub(super) fn limit_copies(&mut self, id: &NodeId, limit: &CopyLimit) -> Result<Applied, Rejected> {
+        limit::check(limit).map_err(|why| Rejected::new(ErrorCode::InvalidRequest, why))?;
+        let machine = self.machine_mut(id)?;
+        machine.copy_limit = limit.clone();
+        let name = machine.record.name.clone();
+        let message = if limit.is_off() {
+            format!("The machine `{name}` sends copies as fast as its line takes them.")
+        } else {
+            format!("What the machine `{name}` sends of copies was limited: {limit}.")
+        };
+        Ok(Applied::done(Event::new("machine-limited", None, message).on(&name)))
+    }
+
+    pub(super) fn note_scrub(&self, id: &NodeId) -> Result<Applied, Rejected> {
+        let name = &self.machine(id)?.record.name;
+        let message = format!("All that the machine `{name}` keeps of volumes and images is read.");
+        Ok(Applied::done(Event::new("machine-scrubbed", None, message).on(name)))
     }
 
     pub(super) fn announce_machine(&mut self, id: &NodeId, facts: &MachineFacts) -> Result<Applied, Rejected> {

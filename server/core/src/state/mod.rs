@@ -301,6 +301,8 @@ impl State {
             CommandV1::RemoveMachine { machine } => self.remove_machine(entry.at, machine),
             CommandV1::RenameMachine { machine, name } => self.rename_machine(machine, name),
             CommandV1::LabelMachine { machine, labels } => self.label_machine(machine, labels),
+            CommandV1::NoteScrub { machine } => self.note_scrub(machine),
+            CommandV1::LimitCopies { machine, limit } => self.limit_copies(machine, limit),
             CommandV1::AnnounceMachine { machine, facts } => self.announce_machine(machine, facts),
             CommandV1::SetAvailability { machine, availability } => {
                 self.set_availability(entry.at, machine, *availability)

@@ -238,6 +238,10 @@ impl Index {
         range.take(at_most).map(|entry| Ok(Hash::from(*entry.map_err(broken)?.0.value()))).collect()
     }
 
+    pub(super) fn count(&self) -> Result<u64, Error> {
+        self.read()?.open_table(OBJECTS).map_err(broken)?.len().map_err(broken)
+    }
+
     /// Forgets where these are; a crash may bring them back. How many there were.
     pub(super) fn remove<'a>(&self, names: impl Iterator<Item = &'a Hash>) -> Result<u64, Error> {
         let mut write = self.write()?;

@@ -273,14 +273,13 @@ impl Store {
         self.shared.index.forget(volume, generations)
     }
 
-    /// Reads objects whole, so many at a time and in the order of their names, and says which are damaged, and the last that was
-    /// read: the next call goes on behind it.
+    /// Reads objects whole, so many at a time and in the order of their names: the next call goes on behind the last of them.
     ///
     /// # Errors
     /// Where the index can't be read.
-    pub fn scrub(&self, behind: Option<&Hash>, at_most: usize) -> Result<(Vec<Hash>, Option<Hash>), Error> {
+    pub fn scrub(&self, behind: Option<&Hash>, at_most: usize) -> Result<Scrubbed, Error> {
         let names = self.shared.index.names(behind, at_most)?;
-        let last = names.last().copied();
+        let (read, last) = (names.len() as u64, names.last().copied());
         let mut damaged = Vec::new();
         for name in names {
             let read = self.laid_down(&name);
@@ -291,7 +290,15 @@ impl Store {
                 Err(_) => damaged.push(name),
             }
         }
-        Ok((damaged, last))
+        Ok(Scrubbed { read, damaged, last })
+    }
+
+    /// Objects that there are.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn count(&self) -> Result<u64, Error> {
+        self.shared.index.count()
     }
 
     /// Bytes of all packs.
@@ -317,6 +324,16 @@ impl Objects for Store {
     fn get(&self, name: &Hash) -> Result<Vec<u8>, Error> {
         self.opened(&self.laid_down(name)?, name)
     }
+}
+
+/// What [`Store::scrub`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// How many were read.
+    pub read: u64,
+    pub damaged: Vec<Hash>,
+    /// The last that was read; `None` where there are no more.
+    pub last: Option<Hash>,
 }
 
 /// What is being written together.

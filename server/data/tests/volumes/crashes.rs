@@ -6,7 +6,7 @@ use flotilla_data::{
     Hash, Store,
     capture::{Capture, Scope},
     restore::restore,
-    store::{self, Objects, Sink},
+    store::{self, Objects, Scrubbed, Sink},
 };
 
 use crate::places::assert_same;
@@ -92,7 +92,7 @@ fn a_scrub_finds_what_is_damaged_and_another_store_repairs_it() {
     let scrubbed = |store: &Store| {
         let (mut damaged, mut behind, mut rounds) = (Vec::new(), None, 0);
         loop {
-            let (found, last) = store.scrub(behind.as_ref(), 7).unwrap();
+            let Scrubbed { damaged: found, last, .. } = store.scrub(behind.as_ref(), 7).unwrap();
             damaged.extend(found);
             rounds += 1;
             behind = last;

@@ -47,8 +47,11 @@ impl World {
     /// Lets the far store have all that it wants, so many at a time. The names that it asked for.
     fn fetch(&self, generation: Generation, at_once: usize) -> BTreeSet<Hash> {
         let mut fetch = Fetch::begin(&self.far, VOLUME, generation).unwrap();
-        let mut asked = BTreeSet::new();
+        let (mut asked, mut there) = (BTreeSet::new(), 0);
         while !fetch.is_complete() {
+            let figures = fetch.figures();
+            assert!(there <= figures.there && (figures.of == 0 || figures.there <= figures.of), "{figures:?}");
+            there = figures.there;
             let wants = fetch.wants(at_once).unwrap();
             assert!(!wants.is_empty(), "it waits for nothing");
             for name in wants {
@@ -56,6 +59,8 @@ impl World {
                 fetch.take(&name, &self.near.laid_down(&name).unwrap()).unwrap();
             }
         }
+        let figures = fetch.figures();
+        assert_eq!((figures.there, figures.of > 0), (figures.of, true), "all of it is there");
         assert_eq!(fetch.commit().unwrap(), generation);
         asked
     }
@@ -114,6 +119,16 @@ fn a_megabyte_that_changed_in_a_large_file_travels_alone() {
         }
     }
     assert!(fetch.figures().bytes < 1_400_000, "{:?}", fetch.figures());
+}
+
+#[test]
+fn holes_are_there_as_soon_as_they_are_known() {
+    let world = World::new();
+    let opened = fs::File::create(world.volume().join("sparse")).unwrap();
+    opened.set_len(50_000_000).unwrap();
+    opened.write_all_at(&noise(3, 500_000), 20_000_000).unwrap();
+    drop(opened);
+    world.fetch(world.capture(1), 8);
 }
 
 #[test]

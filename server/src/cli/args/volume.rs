@@ -1,9 +1,9 @@
 //! `flotilla volume …`
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Subcommand};
-use flotilla_api::{InvalidName, ServiceName, VolumeName};
+use flotilla_api::{InvalidName, MachineName, ServiceName, VolumeName};
 use flotilla_core::state::GenerationName;
 
 #[derive(Args, Debug)]
@@ -45,9 +45,30 @@ Examples:
   flotilla volume export notes/board board.tar
   flotilla volume export notes/board lost.tar --generation 17.4")]
     Export(VolumeExport),
+    /// Read all that machines keep of volumes and images, and repair from other machines what a disk damaged
+    #[command(after_help = "\
+Examples:
+  flotilla volume scrub --wait
+  flotilla volume scrub --machine atlas
+
+Machines do so by themselves, a little at a time; `flotilla machine ls` says when each was done last.")]
+    Scrub(VolumeScrub),
     /// Make a volume what a tar archive has, and begin its service anew with that; what it has now is kept
     #[command(after_help = "Example:\n  flotilla volume import notes/board board.tar")]
     Import(VolumeImport),
+}
+
+#[derive(Args, Debug)]
+pub struct VolumeScrub {
+    /// Only what this machine keeps [default: all machines that can be reached]
+    #[arg(long, value_name = "NAME")]
+    pub machine: Option<MachineName>,
+    /// Wait until all of it was read
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
 }
 
 #[derive(Args, Debug)]

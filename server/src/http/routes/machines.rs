@@ -1,8 +1,12 @@
 //! The machines of the cluster: look at, name, label, empty and remove.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use axum::extract::State;
+use axum::{
+    body::Body,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
 use flotilla_api::{
     ErrorCode, MachineName, NodeId, ServiceName,
     rest::{ChangeMachine, DrainQuery, MachineDetail, MachineView, RemoveMachineQuery},
@@ -11,7 +15,7 @@ use flotilla_core::{
     CommandV1, State as ClusterState, listed, schedule,
     state::{Availability, Machine},
 };
-use http::StatusCode;
+use http::{Extensions, Method, StatusCode};
 
 use crate::{
     clock,
@@ -19,9 +23,14 @@ use crate::{
         App,
         answer::{Answer, Asked, Failure, Json, Segment},
         caller::{Admin, Operator},
-        fleet, scheduler,
+        fleet,
+        forward::{self, OnBehalf},
+        scheduler,
     },
 };
+
+/// How long another machine may take to begin what was asked of it.
+const PASSED_ON_WITHIN: Duration = Duration::from_secs(10);
 
 pub(super) async fn list(State(app): State<Arc<App>>, Operator(_): Operator) -> Json<Vec<MachineView>> {
     Json(fleet::views(&app).await)
@@ -41,16 +50,20 @@ pub(super) async fn change(
     State(app): State<Arc<App>>,
     Admin(caller): Admin,
     Segment(name): Segment<MachineName>,
-    Json(ChangeMachine { name: new, labels }): Json<ChangeMachine>,
+    Json(ChangeMachine { name: new, labels, copy_limit }): Json<ChangeMachine>,
 ) -> Answer<StatusCode> {
     let state = app.store.state();
     let (id, machine) = named(&state, &name)?;
-    if new.is_none() && labels.is_empty() {
-        return Err(Failure::new(ErrorCode::InvalidRequest, "there is nothing to change; send a `name` or `labels`"));
+    if new.is_none() && labels.is_empty() && copy_limit.is_none() {
+        let why = "there is nothing to change; send a `name`, `labels` or a `copy_limit`";
+        return Err(Failure::new(ErrorCode::InvalidRequest, why));
     }
-    // Labels first: they are the ones that may be wrong in more than one way, and a machine that was renamed is not found again.
+    // The name last: a machine that was renamed is not found again.
     if !labels.is_empty() {
         app.propose(caller.actor(), CommandV1::LabelMachine { machine: id.clone(), labels }).await?;
+    }
+    if let Some(limit) = copy_limit {
+        app.propose(caller.actor(), CommandV1::LimitCopies { machine: id.clone(), limit }).await?;
     }
     if let Some(name) = new.filter(|new| new != machine.name()) {
         app.propose(caller.actor(), CommandV1::RenameMachine { machine: id.clone(), name }).await?;
@@ -80,6 +93,30 @@ pub(super) async fn undrain(
     Segment(name): Segment<MachineName>,
 ) -> Answer<StatusCode> {
     set_availability(&app, &caller, &name, Availability::Active).await
+}
+
+/// Has all that a machine keeps read. How far that is, is told with its resources.
+pub(super) async fn scrub(
+    State(app): State<Arc<App>>,
+    Operator(caller): Operator,
+    Segment(name): Segment<MachineName>,
+    extensions: Extensions,
+) -> Answer<Response> {
+    let state = app.store.state();
+    let (id, _) = named(&state, &name)?;
+    let is_passed_on = extensions.get::<OnBehalf>().is_some();
+    if !is_passed_on {
+        app.propose(caller.actor(), CommandV1::NoteScrub { machine: id.clone() }).await?;
+    }
+    if *id == app.node {
+        return Ok(Json(app.volumes.scrub()).into_response());
+    }
+    if is_passed_on {
+        return Err(unknown(&name));
+    }
+    let path = format!("/api/v1/machines/{id}/scrub");
+    let answer = forward::hand_on(&app, id, &caller, Method::POST, &path, Body::empty(), PASSED_ON_WITHIN).await?;
+    Ok(forward::passed_on(forward::refusal(answer).await?))
 }
 
 async fn set_availability(

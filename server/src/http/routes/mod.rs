@@ -42,6 +42,7 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/machines/{machine}", get(machines::detail).patch(machines::change).delete(machines::remove))
         .route("/machines/{machine}/drain", post(machines::drain))
         .route("/machines/{machine}/undrain", post(machines::undrain))
+        .route("/machines/{machine}/scrub", post(machines::scrub))
         .route("/services", get(services::list))
         .route("/services/{service}", get(services::detail).delete(services::remove))
         .route("/services/{service}/explain", get(services::explain))

@@ -137,6 +137,8 @@ pub(super) fn report(containers: Vec<Container>, seen_before_ms: u64) -> Report 
         images: Vec::new(),
         data: BTreeMap::new(),
         stored_images: Default::default(),
+        copy_limit: None,
+        coming: Vec::new(),
     }
 }
 

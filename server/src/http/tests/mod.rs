@@ -14,6 +14,7 @@ mod signal;
 mod streams;
 mod tls;
 mod values;
+mod volumes;
 
 use std::{
     net::SocketAddr,

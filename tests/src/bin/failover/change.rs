@@ -25,7 +25,7 @@ pub(crate) async fn commit(runs: usize, report: &mut Report) -> Result<()> {
         for number in 0..runs * CHANGES {
             let labels = [("number".to_owned(), Some(number.to_string()))].into();
             let begun = Instant::now();
-            client.change_machine(&name, &ChangeMachine { name: None, labels }).await?;
+            client.change_machine(&name, &ChangeMachine { labels, ..ChangeMachine::default() }).await?;
             series.add_quietly(begun.elapsed());
         }
     }

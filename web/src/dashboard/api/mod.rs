@@ -13,8 +13,8 @@ use flotilla_api::{
         BindToken, ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken,
         DemoAnswer, DeployRequest, DeployResponse, Deployed, EventView, ExplainView, HeldImageView, IssuedToken,
         LogLine, LogQuery, MachineDetail, MachineView, PlacedView, Plain, RedeemInvitation, RestoreRequest, Restored,
-        RevisionView, RollbackRequest, ScaleRequest, ServiceDetail, ServiceView, TokenView, ValueSet, ValueView,
-        VolumeDetail, VolumeDiff, VolumeView,
+        RevisionView, RollbackRequest, ScaleRequest, ScrubView, ServiceDetail, ServiceView, TokenView, ValueSet,
+        ValueView, VolumeDetail, VolumeDiff, VolumeView,
     },
     spec::{ServiceSpec, ValueKind},
 };
@@ -107,6 +107,11 @@ impl Client {
 
     pub(crate) async fn undrain(&self, name: &str) -> Result<(), Failure> {
         self.done("POST", &format!("/machines/{}/undrain", segment(name)), None).await
+    }
+
+    /// Has all that a machine keeps read.
+    pub(crate) async fn scrub(&self, name: &str) -> Result<ScrubView, Failure> {
+        self.ask("POST", &format!("/machines/{}/scrub", segment(name)), None, CHANGE).await
     }
 
     /// In a demo alone.

@@ -300,13 +300,7 @@ fn a_volume_says_who_shall_have_copies_and_what_happens_without() {
                 start-empty}}\n  c: {x-flotilla: {on-loss: wait, replicas: 0, sync: true, encrypted: true, hooks: {pre: \"save 'all of it'\", post: [go, \"on\"]}}, x-other: 1}\n";
     let spec = compose(text).unwrap().services.remove(0);
     let rules: Vec<VolumeRules> = spec.volumes.iter().map(|mount| mount.rules.clone()).collect();
-    let usual = VolumeRules {
-        on_loss: OnLoss::Wait,
-        replicas: 2,
-        sync: false,
-        hooks: VolumeHooks::default(),
-        encrypted: false,
-    };
+    let usual = VolumeRules { on_loss: OnLoss::Wait, replicas: 2, sync: false, ..VolumeRules::default() };
     let empty = VolumeRules { on_loss: OnLoss::StartEmpty, ..usual.clone() };
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
     let hooks = VolumeHooks { pre: words(&["save", "all of it"]), post: words(&["go", "on"]) };
@@ -323,6 +317,14 @@ fn a_volume_says_who_shall_have_copies_and_what_happens_without() {
         ("{x-flotilla: {hooks: {before: [a]}}}", ErrorCode::ComposeUnsupported),
         ("{x-flotilla: {hooks: [a]}}", ErrorCode::ComposeInvalid),
         ("{x-flotilla: {hooks: {pre: \"a 'b\"}}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {history: {last: 0}}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {history: {last: 201}}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {history: {hourly: 169}}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {history: {daily: 367}}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {history: {weekly: 261}}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {history: {daily: -1}}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {history: all}}", ErrorCode::ComposeInvalid),
+        ("{x-flotilla: {history: {monthly: 3}}}", ErrorCode::ComposeUnsupported),
         ("{x-flotilla: {onloss: wait}}", ErrorCode::ComposeUnsupported),
         ("{x-flotilla: 5}", ErrorCode::ComposeInvalid),
     ] {

@@ -381,6 +381,8 @@ impl World {
             links: machine.links.clone(),
             images: machine.images.clone(),
             data: BTreeMap::new(),
+            copy_limit: None,
+            coming: Vec::new(),
             stored_images: Default::default(),
         });
         self.keep(id);

@@ -1,5 +1,7 @@
 //! Machines that join, change, and go.
 
+use flotilla_api::limit::CopyLimit;
+
 use super::*;
 
 fn id(name: &str) -> NodeId {
@@ -165,6 +167,43 @@ fn labels_are_set_and_taken_away_within_limits() {
     let many: Vec<(&str, Option<&str>)> = keys.iter().map(|key| (key.as_str(), Some("v"))).collect();
     assert_eq!(cluster.refused(label(&many)), ErrorCode::InvalidRequest, "with `zone` that is one too many");
     cluster.apply(label(&many[1..])).unwrap();
+}
+
+#[test]
+fn what_a_machine_sends_of_copies_is_limited_as_a_whole() {
+    let mut cluster = Cluster::new();
+    cluster.join("atlas");
+    let limit = |rate: Option<&str>, spans: &[&str]| {
+        let rate = rate.map(|rate| rate.parse().unwrap());
+        let spans: Vec<_> = spans.iter().map(|span| span.parse().unwrap()).collect();
+        let limit = match spans.as_slice() {
+            [] => CopyLimit { rate, windows: Vec::new() },
+            spans => CopyLimit::default().with(rate, spans),
+        };
+        CommandV1::LimitCopies { machine: id("atlas"), limit }
+    };
+    let applied = cluster.apply(limit(Some("500kB/s"), &["07:00-23:00"])).unwrap();
+    let said = "What the machine `atlas` sends of copies was limited: 500 kB/s from 07:00 to 23:00.";
+    assert_eq!((applied.events[0].kind.as_str(), applied.events[0].message.as_str()), ("machine-limited", said));
+    assert_eq!(cluster.refused(limit(Some("1MB/s"), &["07:00-09:00", "08:00-10:00"])), ErrorCode::InvalidRequest);
+    assert_eq!(cluster.machine_called("atlas").copy_limit.windows.len(), 1, "it is as it was");
+    let unknown = CommandV1::LimitCopies { machine: id("nobody"), limit: CopyLimit::default() };
+    assert_eq!(cluster.refused(unknown), ErrorCode::MachineNotFound);
+    let applied = cluster.apply(limit(None, &[])).unwrap();
+    assert_eq!(applied.events[0].message, "The machine `atlas` sends copies as fast as its line takes them.");
+    assert!(cluster.machine_called("atlas").copy_limit.is_off());
+}
+
+#[test]
+fn it_is_noted_who_has_a_machine_s_store_read() {
+    let mut cluster = Cluster::new();
+    cluster.join("atlas");
+    let before = cluster.state.clone();
+    let applied = cluster.apply(CommandV1::NoteScrub { machine: id("atlas") }).unwrap();
+    let said = "All that the machine `atlas` keeps of volumes and images is read.";
+    assert_eq!((applied.events[0].kind.as_str(), applied.events[0].message.as_str()), ("machine-scrubbed", said));
+    assert_eq!(State { applied: before.applied, ..cluster.state.clone() }.machines, before.machines);
+    assert_eq!(cluster.refused(CommandV1::NoteScrub { machine: id("nobody") }), ErrorCode::MachineNotFound);
 }
 
 #[test]

@@ -261,6 +261,8 @@ impl World {
             images: Vec::new(),
             data: BTreeMap::new(),
             stored_images: Default::default(),
+            copy_limit: None,
+            coming: Vec::new(),
         });
         daemon.reports.insert(node.id.clone(), report.clone());
         for other in 0..self.nodes.len() {

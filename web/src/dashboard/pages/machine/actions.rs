@@ -62,7 +62,7 @@ fn Rename(machine: Signal<MachineView>, open: RwSignal<bool>) -> impl IntoView {
         };
         wrong.set(None);
         let (before, navigate) = (before.clone(), navigate.clone());
-        let change = ChangeMachine { name: Some(name.clone()), labels: [].into() };
+        let change = ChangeMachine { name: Some(name.clone()), ..ChangeMachine::default() };
         act.run(
             async move { client.change_machine(&before, &change).await.map(|()| (before, name)) },
             move |toasts, (before, name)| {

@@ -19,7 +19,7 @@ pub(super) fn Labels(machine: Signal<MachineView>, changed: Callback<()>) -> imp
     let labels = Memo::new(move |_| machine.with(|machine| machine.labels.clone()));
     let name = Memo::new(move |_| machine.with(|machine| machine.name.to_string()));
     let change = move |labels: BTreeMap<String, Option<String>>| {
-        let (name, change) = (name.get_untracked(), ChangeMachine { name: None, labels });
+        let (name, change) = (name.get_untracked(), ChangeMachine { labels, ..ChangeMachine::default() });
         act.run(async move { client.change_machine(&name, &change).await }, move |_, ()| {
             text.try_set(String::new());
             changed.try_run(());

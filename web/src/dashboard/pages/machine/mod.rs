@@ -2,6 +2,7 @@
 
 mod actions;
 mod labels;
+mod limit;
 mod placed;
 mod storage;
 
@@ -26,6 +27,7 @@ use crate::dashboard::{
 };
 use actions::Actions;
 use labels::Labels;
+use limit::Limit;
 use placed::Placed;
 pub(crate) use placed::phase;
 use storage::Storage;
@@ -124,8 +126,9 @@ fn Detail(detail: Signal<MachineDetail>, machine: Query<MachineDetail>) -> impl 
                         }
                     })
                 }}
-                <Storage machine=view/>
+                <Storage machine=view changed=Callback::new(move |()| machine.refresh())/>
                 <EngineOf detail/>
+                <Limit machine=view changed=Callback::new(move |()| machine.refresh())/>
                 <Labels machine=view changed=Callback::new(move |()| machine.refresh())/>
             </div>
         </div>

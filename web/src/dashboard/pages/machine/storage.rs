@@ -1,15 +1,17 @@
-use flotilla_api::rest::{MachineResources, MachineView};
+use flotilla_api::rest::{MachineResources, MachineView, ScrubView};
 use leptos::prelude::*;
 
 use crate::dashboard::{
-    components::Section,
+    api::Client,
+    components::{Act, Ago, Glyph, Icon, Refusal, Section},
     format,
-    storage::{self, Part},
+    shell::You,
+    storage::{self, Part, Scrubbed},
 };
 
 /// The disk that holds the node's data, and what volumes take up of it. Nothing where a machine has not measured it.
 #[component]
-pub(super) fn Storage(machine: Signal<MachineView>) -> impl IntoView {
+pub(super) fn Storage(machine: Signal<MachineView>, changed: Callback<()>) -> impl IntoView {
     let resources = Memo::new(move |_| {
         machine.with(|machine| {
             // Without the figures, which change all the time.
@@ -38,6 +40,7 @@ pub(super) fn Storage(machine: Signal<MachineView>) -> impl IntoView {
                         <p>{lead}</p>
                         <div class="storage-bar" aria-hidden="true">{bar}</div>
                         <dl class="storage-parts">{parts.into_iter().map(row).collect_view()}</dl>
+                        <Scrub machine changed/>
                     </div>
                 </Section>
             }
@@ -56,5 +59,46 @@ fn row(part: Part) -> impl IntoView {
             </dt>
             <dd class="number">{format::bytes(bytes)}</dd>
         </div>
+    }
+}
+
+/// When all of it was read last, and a button that has it read now. Nothing of a machine of an older version.
+#[component]
+fn Scrub(machine: Signal<MachineView>, changed: Callback<()>) -> impl IntoView {
+    let (client, you, act) = (expect_context::<Client>(), expect_context::<You>(), Act::in_dialog());
+    let scrub = Memo::new(move |_| machine.with(|machine| machine.resources.as_ref().and_then(|it| it.scrub)));
+    let begin = move |_| {
+        let name = machine.with_untracked(|machine| machine.name.to_string());
+        act.run(async move { client.scrub(&name).await }, move |_, _| {
+            changed.try_run(());
+        });
+    };
+    let button = move |view: ScrubView| {
+        let asked = view.running.is_some_and(|running| running.asked);
+        (you.operates() && !asked).then(|| {
+            view! {
+                <button class="button small" disabled=act.busy on:click=begin>"Read it all now"</button>
+            }
+        })
+    };
+    move || {
+        scrub.get().map(|view| {
+            let last = match Scrubbed::of(&view) {
+                Scrubbed::Never => view! { <p class="faint">"It was not read as a whole yet."</p> }.into_any(),
+                Scrubbed::Well(at, result) => {
+                    view! { <p class="faint">"All of it was read " <Ago at/> ": " {result} "."</p> }.into_any()
+                }
+                Scrubbed::Damaged(at, result) => view! {
+                    <p class="field-error">
+                        <Glyph icon=Icon::Warning/>
+                        <span>"All of it was read " <Ago at/> ": " {result} ". Look at this disk."</span>
+                    </p>
+                }
+                .into_any(),
+            };
+            let running = storage::scrubbing(&view)
+                .map(|far| view! { <p class="faint number" role="status">"It is being read: " {far} "."</p> });
+            view! { {last} {running} {button(view)} <Refusal act/> }
+        })
     }
 }

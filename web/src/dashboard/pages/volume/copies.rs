@@ -7,7 +7,7 @@ use leptos::prelude::*;
 use super::facts::machine_link;
 use crate::dashboard::{
     components::{Ago, Glyph, Section, copy_appearance},
-    durability::Standing,
+    durability::{self, Standing},
     format,
 };
 
@@ -72,10 +72,31 @@ fn row(machine: MachineName, volume: Signal<VolumeView>) -> impl IntoView {
         Some(bytes) => format::bytes(bytes),
         None => "–".to_owned(),
     };
+    let coming = Memo::new(move |_| copy.get().and_then(|(copy, _)| copy.coming));
+    let label = format!("What {machine} has of it");
+    let far = move || {
+        coming.get().map(|coming| {
+            let share = format::share(coming.bytes, coming.of);
+            let percent = format!("{:.0}", share * 100.0);
+            view! {
+                <div
+                    class="meter-track"
+                    role="progressbar"
+                    aria-label=label.clone()
+                    aria-valuemin="0"
+                    aria-valuemax="100"
+                    aria-valuenow=percent
+                >
+                    <div class="meter-fill" style:width=format!("{:.1}%", share * 100.0)></div>
+                </div>
+                <p class="faint number">{durability::on_its_way(&coming)} ", told " <Ago at=coming.observed_at/></p>
+            }
+        })
+    };
     view! {
         <tr role="row">
             <th role="rowheader" scope="row" class="cell-name">{machine_link(machine)}</th>
-            <td role="cell" class="cell-state">{badge}</td>
+            <td role="cell" class="cell-state">{badge} {far}</td>
             <td role="cell" data-label="Has">{has}</td>
             <td role="cell" class="number" data-label="Behind">{behind}</td>
         </tr>

@@ -16,6 +16,7 @@ pub(super) fn Facts(volume: Signal<VolumeView>) -> impl IntoView {
     let size = Memo::new(move |_| volume.with(|volume| volume.bytes.map(format::bytes)));
     let asked_for = Memo::new(move |_| volume.with(|volume| durability::asked_for(volume.replicas, volume.sync)));
     let encrypted = Memo::new(move |_| volume.with(|volume| volume.encrypted));
+    let history = Memo::new(move |_| volume.with(|volume| volume.history.to_string()));
     let committed = Memo::new(move |_| volume.with(|volume| volume.committed.clone()));
     let uncommitted = Memo::new(move |_| volume.with(|volume| volume.uncommitted_since));
     let held = Memo::new(move |_| volume.with(|volume| volume.held_ms));
@@ -46,6 +47,7 @@ pub(super) fn Facts(volume: Signal<VolumeView>) -> impl IntoView {
             {fact("Size", (move || size.get().unwrap_or_else(|| "–".to_owned())).into_any())}
             {fact("Copies asked for", (move || asked_for.get()).into_any())}
             {fact("Encrypted", (move || durability::encryption(encrypted.get())).into_any())}
+            {fact("History kept", (move || history.get()).into_any())}
             {fact("Committed", committed.into_any())}
             {fact("Not committed yet", since.into_any())}
             {fact("Stood still", held.into_any())}
