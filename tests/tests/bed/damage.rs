@@ -15,7 +15,10 @@ use flotilla_tests::{
     wait,
 };
 
-use crate::ledger::{Database, SERVICE, copied, deploy, keep_copies, lose_power, upload, volumes};
+use crate::{
+    board,
+    ledger::{Database, SERVICE, copied, deploy, lose_power, volumes},
+};
 
 /// Generations that a machine misses: more than any keeps.
 const MISSED: u64 = 40;
@@ -28,21 +31,22 @@ const RECORD_HEAD: usize = 4 + 32;
 #[tokio::test]
 async fn what_a_disk_has_spoiled_is_not_passed_on() -> Result<()> {
     let Some(mut cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
-    let image = upload(&cluster, &Database::Sqlite).await?;
-    keep_copies(&cluster, &image, 1).await?;
-    let host = cluster.runs(SERVICE).await?[0];
-    let copy = volumes(&cluster).await?[0].copies.first().context("a copy")?.machine.clone();
-    let spoiled = cluster.bed.index_of(copy.as_str())?;
+    let host = board::keep(&cluster, 1).await?;
+    let written: Vec<u8> = (0..5_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    fs::write(board::directory(&cluster, host).join("note"), &written)?;
+    let spoiled = board::copied(&cluster, host, 1, written.len() as u64).await?[0];
     let other = cluster.all_but(host).into_iter().find(|index| *index != spoiled).context("a third machine")?;
-    ensure!(flip_bits(&cluster.bed.machines()[spoiled], 1)? > 0, "it has no objects");
+    ensure!(flip_bits(&cluster.bed.machines()[spoiled])? > 50, "it has no objects");
 
     // Of the two that it may ask, one gives it nothing that is right.
-    keep_copies(&cluster, &image, 2).await?;
+    board::keep(&cluster, 2).await?;
+    board::copied(&cluster, host, 2, written.len() as u64).await?;
     let told = fs::read_to_string(cluster.bed.machines()[other].log("node"))?;
     ensure!(told.contains("a machine is not asked for more of a generation"), "nobody was told of what is spoiled");
-    only_on(&cluster, other, host).await?;
-    lose_power(&mut cluster, host, Duration::ZERO).await?;
-    ensure!(cluster.runs(SERVICE).await? == [other]);
+    only_on(&cluster, board::SERVICE, other, host).await?;
+    cluster.bed.power_off(host)?;
+    cluster.runs_on(board::SERVICE, other).await?;
+    ensure!(fs::read(board::directory(&cluster, other).join("note"))? == written, "it is not what was written");
     Ok(())
 }
 
@@ -83,28 +87,27 @@ async fn a_machine_that_was_away_for_long_catches_up() -> Result<()> {
     let Some(mut cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
     deploy(&cluster, &Database::Sqlite).await?;
     let host = cluster.runs(SERVICE).await?[0];
-    let (away, stays) = (cluster.all_but(host)[0], cluster.all_but(host)[1]);
+    let away = cluster.all_but(host)[0];
     let missed = sequence(&cluster).await?;
     cluster.bed.power_off(away)?;
     wait::holds("many generations", MISSED_LIMIT, async || Ok(sequence(&cluster).await? > missed + MISSED)).await?;
     cluster.boot(away).await?;
     copied(&cluster, 2).await?;
-    only_on(&cluster, away, host).await?;
-    let _ = stays;
-    lose_power(&mut cluster, host, Duration::ZERO).await?;
+    only_on(&cluster, SERVICE, away, host).await?;
+    lose_power(&mut cluster, host, Duration::from_millis(300)).await?;
     ensure!(cluster.runs(SERVICE).await? == [away]);
     Ok(())
 }
 
 /// No other machine is left to which the service could go.
-async fn only_on(cluster: &Cluster, index: usize, host: usize) -> Result<()> {
+async fn only_on(cluster: &Cluster, service: &str, index: usize, host: usize) -> Result<()> {
     for drained in cluster.all_but(index).into_iter().filter(|drained| *drained != host) {
         let name = cluster.name(drained)?;
         cluster.client(cluster.leader().await?)?.drain(&name, DrainQuery::default()).await?;
     }
     let name = cluster.name(index)?;
     wait::holds(format!("{name} to stand by"), SETTLED_LIMIT, async || {
-        Ok(cluster.service(SERVICE).await?.standby == [name.clone()])
+        Ok(cluster.service(service).await?.standby == [name.clone()])
     })
     .await
 }
@@ -123,23 +126,20 @@ async fn sequence(cluster: &Cluster) -> Result<u64> {
     Ok(sequence.parse()?)
 }
 
-/// Flips a bit in each nth object of a machine. How many.
-fn flip_bits(machine: &Machine, each: usize) -> Result<usize> {
+/// Flips a bit in each object of a machine. How many.
+fn flip_bits(machine: &Machine) -> Result<usize> {
     let mut flipped = 0;
     for path in packs(machine)? {
         let bytes = fs::read(&path)?;
-        let (mut at, mut count) = (0, 0);
+        let mut at = 0;
         while let Some(head) = bytes.get(at..at + RECORD_HEAD) {
             let len = u32::from_be_bytes(head[..4].try_into()?) as usize;
             let begin = at + RECORD_HEAD;
             if bytes.len() < begin + len {
                 break;
             }
-            if count % each == 0 {
-                flip_bit(&path, begin + len / 2, bytes[begin + len / 2])?;
-                flipped += 1;
-            }
-            count += 1;
+            flip_bit(&path, begin + len / 2, bytes[begin + len / 2])?;
+            flipped += 1;
             at = begin + len;
         }
     }

@@ -14,7 +14,10 @@ use flotilla_tests::{
 };
 use tokio::time::Instant;
 
-use crate::ledger::{Database, Loss, Observer, SERVICE, consistent, copied, deploy, kept_aside, later, lose_power};
+use crate::{
+    board,
+    ledger::{Database, Loss, Observer, SERVICE, consistent, copied, deploy, kept_aside, later, lose_power},
+};
 
 #[tokio::test]
 async fn a_database_goes_on_with_all_that_was_said_to_be_safe() -> Result<()> {
@@ -74,46 +77,26 @@ async fn nothing_is_lost_where_a_service_is_moved() -> Result<()> {
     Ok(())
 }
 
-/// A volume that the test itself writes, so that it knows each generation.
 #[tokio::test]
 async fn a_new_copy_has_the_past_as_well() -> Result<()> {
     let Some(cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
-    let keep = async |replicas: u32| {
-        let image = cluster.image();
-        let compose = format!(
-            "services:
-  notes:
-    image: {image}
-    ports: [\"8080\"]
-    stop_grace_period: 3s
-    volumes: [\"board:/board\"]
-volumes:
-  board: {{ x-flotilla: {{ replicas: {replicas} }} }}
-"
-        );
-        cluster.deploy(&compose).await?;
-        cluster.runs("notes").await
-    };
-    let host = keep(1).await?[0];
-    let (service, volume) = ("notes".parse()?, "board".parse()?);
+    let host = board::keep(&cluster, 1).await?;
     let past = async |machine: usize| {
-        let detail = cluster.client(machine)?.volume(&service, &volume).await?;
+        let detail = board::detail(&cluster, machine).await?;
         let names = detail.history.into_iter().map(|moment| moment.generation.generation);
         anyhow::Ok((cluster.bed.index_of(detail.read_on.as_str())?, names.collect::<Vec<_>>()))
     };
-    let directory = cluster.bed.machines()[host].srv().join("flotilla/volumes/notes/board");
     let mut before = Vec::new();
     for note in 1..=5 {
-        std::fs::write(directory.join("note"), note.to_string())?;
-        wait::holds("one more generation", SETTLED_LIMIT, async || {
+        std::fs::write(board::directory(&cluster, host).join("note"), note.to_string())?;
+        let had = before.len();
+        before = wait::until("one more generation", SETTLED_LIMIT, async || {
             let (_, names) = past(host).await?;
-            let more = names.len() > before.len();
-            before = if more { names } else { std::mem::take(&mut before) };
-            Ok(more)
+            Ok((names.len() > had).then_some(names))
         })
         .await?;
     }
-    keep(2).await?;
+    board::keep(&cluster, 2).await?;
     let mut last = Vec::new();
     let has_all = wait::holds("all generations on each machine", SETTLED_LIMIT, async || {
         last = Vec::new();
@@ -123,8 +106,9 @@ volumes:
         Ok(last.iter().all(|(machine, (read_on, names))| {
             machine == read_on && before.iter().all(|generation| names.contains(generation))
         }))
-    });
-    has_all.await.with_context(|| format!("{before:?} were there, and now there is {last:?}"))
+    })
+    .await;
+    has_all.with_context(|| format!("{before:?} were there, and now there is {last:?}"))
 }
 
 /// Power is lost at random instants, each time on the machine that writes.

@@ -46,7 +46,7 @@ impl Database {
 }
 
 /// Gives the cluster its image, and says how a compose file asks for it.
-pub(crate) async fn upload(cluster: &Cluster, database: &Database) -> Result<String> {
+async fn upload(cluster: &Cluster, database: &Database) -> Result<String> {
     let path = cluster.bed.scratch("ledger.tar");
     let image = match database {
         Database::Sqlite => {
@@ -81,7 +81,7 @@ pub(crate) async fn deploy(cluster: &Cluster, database: &Database) -> Result<()>
 }
 
 /// Deploys it so that so many other machines have copies, and waits until they do.
-pub(crate) async fn keep_copies(cluster: &Cluster, image: &str, replicas: u32) -> Result<()> {
+async fn keep_copies(cluster: &Cluster, image: &str, replicas: u32) -> Result<()> {
     let copies = format!("{{ x-flotilla: {{ replicas: {replicas} }} }}");
     cluster
         .deploy(&format!(

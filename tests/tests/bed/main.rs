@@ -2,6 +2,7 @@
 //!
 //! They need root. `make bed` runs all of them, the long ones too. What they measure is printed behind `MEASURED`.
 
+mod board;
 mod daemon;
 mod damage;
 mod data;
