@@ -96,7 +96,7 @@ impl Images {
 
     async fn put_together(&self, id: &Digest, name: &str, config: String, layers: Vec<Digest>) -> Result<(), Error> {
         let turn = self.shared.turn(id);
-        let _turn = turn.lock().await;
+        let _turn = turn.lock.lock().await;
         if self.shared.root(id).is_some() {
             return Ok(());
         }

@@ -104,7 +104,13 @@ async fn complete(shared: &Arc<Shared>, service: &Service) -> Result<(), Error> 
                 holders: Vec::new(),
                 awaited: false,
             };
-            shared.counters.fetched(replica::fetch(shared, from, &offer, &Haste::in_advance()).await?);
+            match replica::fetch(shared, from, &offer, &Haste::in_advance()).await {
+                Ok(figures) => shared.counters.fetched(figures),
+                // It is forgotten there by now, or nothing that this machine is given.
+                Err(error) => {
+                    tracing::debug!(service = %service.name, generation = %name, %error, "an earlier generation was not fetched");
+                }
+            }
         }
     }
     Ok(())

@@ -779,7 +779,7 @@ mod tests {
 
         fn stream(&self, _: NodeId, _: String, stream: Stream) -> BoxFuture<'static, ()> {
             let Self { store, limiter } = self.clone();
-            Box::pin(async move { drop(wire::serve(&store, &limiter, stream).await) })
+            Box::pin(async move { drop(wire::serve(&store, &limiter, stream, wire::Served::All).await) })
         }
     }
 

@@ -321,7 +321,7 @@ mod tests {
         fn open(&self) -> (DuplexStream, JoinHandle<io::Result<()>>) {
             let (here, there) = tokio::io::duplex(256 * 1024);
             let (store, limiter) = (self.store.clone(), Arc::clone(&self.limiter));
-            (here, tokio::spawn(async move { serve(&store, &limiter, Box::new(there)).await }))
+            (here, tokio::spawn(async move { serve(&store, &limiter, Box::new(there), Served::All).await }))
         }
 
         /// Asks for all, and takes them. Bytes.
@@ -419,7 +419,7 @@ mod tests {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests_of_what_is_served {
     use flotilla_data::{
         seal::{Key, KeyId},
         store::{News, Sink as _},
@@ -430,7 +430,7 @@ mod tests {
     async fn answers(store: &Store, served: Served, names: &[Hash]) -> Vec<Option<Vec<u8>>> {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let (store, stream): (Store, Stream) = (store.clone(), Box::new(far));
-        let serving = tokio::spawn(async move { serve(&store, stream, served).await });
+        let serving = tokio::spawn(async move { serve(&store, &Limiter::default(), stream, served).await });
         let (mut from, mut to) = tokio::io::split(near);
         ask(&mut to, names).await.unwrap();
         let mut all = Vec::new();

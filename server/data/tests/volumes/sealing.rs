@@ -242,13 +242,13 @@ fn a_disk_that_forgets_is_found_out_without_a_key_and_mended() {
     file.read_exact_at(&mut byte, 1_000_000).unwrap();
     file.write_all_at(&[byte[0] ^ 4], 1_000_000).unwrap();
 
-    let (damaged, _) = world.blind.scrub(None, usize::MAX).unwrap();
+    let damaged = world.blind.scrub(None, usize::MAX).unwrap().damaged;
     let [name] = damaged.as_slice() else { panic!("{damaged:?}") };
     let mut session = world.blind.session();
     session.repair(name, &world.near.laid_down(name).unwrap()).unwrap();
     session.commit(&flotilla_data::store::News::default()).unwrap();
-    assert!(world.blind.scrub(None, usize::MAX).unwrap().0.is_empty());
-    assert!(world.near.scrub(None, usize::MAX).unwrap().0.is_empty());
+    assert!(world.blind.scrub(None, usize::MAX).unwrap().damaged.is_empty());
+    assert!(world.near.scrub(None, usize::MAX).unwrap().damaged.is_empty());
 }
 
 #[test]
@@ -347,7 +347,7 @@ proptest! {
             assert_restored(&far, generation, &world.volume(), &format!("round {round}"));
             kept.push(generation);
         }
-        prop_assert!(world.blind.scrub(None, usize::MAX).unwrap().0.is_empty());
+        prop_assert!(world.blind.scrub(None, usize::MAX).unwrap().damaged.is_empty());
         let last = kept.last().unwrap();
         prop_assert_eq!(world.blind.generations(VOLUME).unwrap(), std::slice::from_ref(last));
     }
