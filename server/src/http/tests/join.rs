@@ -209,7 +209,7 @@ async fn who_may_not_join_is_told_why_in_one_sentence() {
         ),
         (
             &good,
-            |request| request["at"] = json!(clock::now().0 + 3_660_000),
+            |request| request["at"] = json!(clock::now().0 + 3_630_000),
             ErrorCode::InvalidRequest,
             "60 minutes ahead of the cluster's",
         ),
