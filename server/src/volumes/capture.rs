@@ -126,7 +126,7 @@ impl Job {
             Ok(parts)
         })
         .await?;
-        let (captured, held) = self.still(parts).await?;
+        let (captured, held, taken_at) = self.still(parts).await?;
         *took = began.elapsed();
         let roots = captured.iter().map(|(volume, captured)| (volume.clone(), (captured.root, captured.totals)));
         let roots: BTreeMap<VolumeName, Tree> = roots.chain(self.adopts.clone()).collect();
@@ -138,7 +138,7 @@ impl Job {
             return Ok(None);
         }
         let read = captured.iter().map(|(_, captured)| captured.figures.read).sum::<u64>();
-        let (GenerationName { epoch, sequence }, taken_at) = (self.name, clock::now());
+        let GenerationName { epoch, sequence } = self.name;
         let captured: Vec<Captured> = captured.into_iter().map(|(_, captured)| captured).collect();
         let _lock = self.lock().await?;
         let (store, service, adopts) = (self.shared.store.clone(), self.service.clone(), self.adopts);
@@ -164,12 +164,14 @@ impl Job {
         begun.then_some(lock).ok_or(Error::Stopped)
     }
 
-    /// Holds the instance still, and sees what has changed since it was read. For how long it stood still.
-    async fn still(&self, parts: Vec<Part>) -> Result<(Vec<(VolumeName, Captured)>, Duration), Error> {
+    /// Holds the instance still, and sees what has changed since it was read. For how long it stood still, and when: what was written
+    /// later is not in it, however long it takes to keep.
+    async fn still(&self, parts: Vec<Part>) -> Result<(Vec<(VolumeName, Captured)>, Duration, UnixMillis), Error> {
         // Nothing is started meanwhile.
         let lock = self.lock().await?;
         let began = Instant::now();
         let held = self.shared.parts.fence.hold(self.name.epoch).await?;
+        let taken_at = clock::now();
         let (fence, epoch) = (self.shared.parts.fence.clone(), self.name.epoch);
         let still = super::blocking(move || {
             let maps = mapped::maps(&fence.processes(epoch));
@@ -187,7 +189,7 @@ impl Job {
         let (still, took) = (still?, began.elapsed());
         let finish = |(volume, still): (VolumeName, Still)| Ok((volume, still.finish()?));
         let captured = super::blocking(move || still.into_iter().map(finish).collect::<Result<Vec<_>, Error>>());
-        Ok((captured.await?, took))
+        Ok((captured.await?, took, taken_at))
     }
 }
 
