@@ -573,20 +573,22 @@ fn every_change_has_a_golden_file() {
     assert_eq!(changes.map(name).collect::<BTreeSet<&str>>().len(), 8);
 }
 
+/// States that are kept: before and after there were several machines, with all that a state could hold then, and so on.
+const STATES: [(&str, u64); 8] = [
+    ("state", AFTER_ONE),
+    ("state-of-several", 33),
+    ("state-at-last", AFTER_SEVERAL),
+    ("state-with-data", AFTER_DATA),
+    ("state-with-history", AFTER_HISTORY),
+    ("state-with-values", AFTER_VALUES),
+    ("state-with-storage", AFTER_STORAGE),
+    ("state-with-limits", AFTER_LIMITS),
+];
+
 #[test]
 fn a_snapshot_keeps_its_bytes() {
-    // Before and after there were several machines, with all that a state could hold then, and with data on several.
-    for (name, entries_of) in [
-        ("state", AFTER_ONE as usize),
-        ("state-of-several", 33),
-        ("state-at-last", AFTER_SEVERAL as usize),
-        ("state-with-data", AFTER_DATA as usize),
-        ("state-with-history", AFTER_HISTORY as usize),
-        ("state-with-values", AFTER_VALUES as usize),
-        ("state-with-storage", AFTER_STORAGE as usize),
-        ("state-with-limits", AFTER_LIMITS as usize),
-    ] {
-        let state = snapshot(entries_of);
+    for (name, entries_of) in STATES {
+        let state = snapshot(entries_of as usize);
         let written = serde_json::to_string_pretty(&state).unwrap() + "\n";
         let kept = golden(name, &written);
         assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state, "{name}");
@@ -618,33 +620,9 @@ fn the_kept_entries_still_amount_to_the_kept_snapshot() {
     for (name, entry) in entries() {
         let kept = golden(name, &(serde_json::to_string_pretty(&entry).unwrap() + "\n"));
         state.apply(&serde_json::from_str(&kept).unwrap()).unwrap();
-        if state.applied == AFTER_ONE {
-            let kept = golden("state", "");
-            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
-        }
-        if state.applied == AFTER_SEVERAL {
-            let kept = golden("state-at-last", "");
-            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
-        }
-        if state.applied == AFTER_DATA {
-            let kept = golden("state-with-data", "");
-            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
-        }
-        if state.applied == AFTER_HISTORY {
-            let kept = golden("state-with-history", "");
-            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
-        }
-        if state.applied == AFTER_VALUES {
-            let kept = golden("state-with-values", "");
-            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
-        }
-        if state.applied == AFTER_STORAGE {
-            let kept = golden("state-with-storage", "");
-            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
-        }
-        if state.applied == AFTER_LIMITS {
-            let kept = golden("state-with-limits", "");
-            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state);
+        for (name, _) in STATES.iter().filter(|(_, entries)| *entries == state.applied) {
+            let kept = golden(name, "");
+            assert_eq!(serde_json::from_str::<State>(&kept).unwrap(), state, "{name}");
         }
     }
 }

@@ -22,7 +22,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Error,
-    layout::{branch_key, directory, key, of_service, passing_key},
+    layout::{self, branch_key, directory, key, of_service, passing_key},
     name_of,
     record::{Record, Shown},
     sealing,
@@ -134,12 +134,10 @@ impl Directories {
         name: GenerationName,
     ) -> Result<Option<(Shown, UnixMillis)>, Error> {
         let (mut roots, mut taken_at) = (BTreeMap::new(), None);
-        let prefix = format!("{service}/");
-        for volume in self.store.volumes(&prefix)? {
-            let Some(Ok(short)) = volume.strip_prefix(&prefix).map(str::parse::<VolumeName>) else { continue };
-            let generations = self.store.generations(&volume)?;
+        for volume in layout::kept(&self.store, service)? {
+            let generations = self.store.generations(&key(service, &volume))?;
             let Some(found) = generations.iter().find(|it| name_of(it) == name) else { continue };
-            roots.insert(short, found.root.to_string());
+            roots.insert(volume, found.root.to_string());
             taken_at = Some(UnixMillis(found.taken_at));
         }
         Ok(taken_at.map(|taken_at| (Shown { name, roots }, taken_at)))

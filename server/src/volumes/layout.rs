@@ -6,6 +6,7 @@ use std::{
 };
 
 use flotilla_api::{ServiceName, VolumeName};
+use flotilla_data::{Store, store};
 use tempfile::TempDir;
 
 /// All services' directories.
@@ -30,6 +31,13 @@ pub(super) fn objects(data_dir: &Path) -> PathBuf {
 /// Under which a volume's generations are kept.
 pub(super) fn key(service: &ServiceName, volume: &VolumeName) -> String {
     format!("{service}/{volume}")
+}
+
+/// Volumes of a service of which there are generations.
+pub(super) fn kept(store: &Store, service: &ServiceName) -> Result<Vec<VolumeName>, store::Error> {
+    let prefix = format!("{service}/");
+    let names = store.volumes(&prefix)?;
+    Ok(names.iter().filter_map(|name| name.strip_prefix(&prefix)?.parse().ok()).collect())
 }
 
 /// Under which is kept what was written and never committed.

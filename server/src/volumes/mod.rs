@@ -4,16 +4,19 @@
 
 mod begin;
 mod capture;
+mod coming;
 mod compare;
 mod directories;
 mod error;
 mod export;
+mod follow;
 mod haste;
 mod history;
 mod hooks;
 mod import;
 pub(crate) mod layout;
 mod limit;
+mod lines;
 mod mapped;
 mod past;
 mod record;
@@ -71,8 +74,8 @@ pub(crate) use haste::Haste;
 pub use import::Refused;
 use limit::Limiter;
 pub use limit::{Held, Sent};
+pub(crate) use lines::Lines;
 use record::Shown;
-pub(crate) use replica::Lines;
 pub(crate) use sealing::key_id;
 pub use wire::{LABEL, Served};
 pub(crate) use wire::{answered, ask};
@@ -266,7 +269,7 @@ impl Volumes {
     fn tend(&self, engine: &Engine) -> JoinHandle<()> {
         match self.shared.parts.state.borrow().stores_only(&self.shared.parts.node) {
             true => tokio::spawn(stored::tend(self.clone())),
-            false => tokio::spawn(replica::tend(Arc::clone(&self.shared), engine.clone())),
+            false => tokio::spawn(follow::tend(Arc::clone(&self.shared), engine.clone())),
         }
     }
 

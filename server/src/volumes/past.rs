@@ -46,9 +46,8 @@ pub(super) struct Earlier {
 /// What this machine has, without what was never committed.
 pub(super) fn told(shared: &Shared, past: &Past) -> Result<Vec<Earlier>, Error> {
     let mut all: BTreeMap<GenerationName, Earlier> = BTreeMap::new();
-    let prefix = format!("{}/", past.service);
-    for key in shared.store.volumes(&prefix)? {
-        let Some(Ok(volume)) = key.strip_prefix(&prefix).map(str::parse::<VolumeName>) else { continue };
+    for volume in layout::kept(&shared.store, &past.service)? {
+        let key = layout::key(&past.service, &volume);
         let branches: BTreeSet<GenerationName> =
             shared.store.generations(&layout::branch_of(&key))?.iter().map(name_of).collect();
         for generation in shared.store.generations(&key)? {
@@ -127,10 +126,8 @@ async fn ask(shared: &Shared, from: &NodeId, past: &Past) -> Result<Vec<Earlier>
 /// What this machine has of each volume.
 fn here(shared: &Shared, service: &ServiceName) -> Result<BTreeMap<VolumeName, Vec<Moment>>, Error> {
     let mut here = BTreeMap::new();
-    let prefix = format!("{service}/");
-    for key in shared.store.volumes(&prefix)? {
-        let Some(Ok(volume)) = key.strip_prefix(&prefix).map(str::parse::<VolumeName>) else { continue };
-        let moments = shared.store.generations(&key)?.into_iter();
+    for volume in layout::kept(&shared.store, service)? {
+        let moments = shared.store.generations(&layout::key(service, &volume))?.into_iter();
         let moments = moments.map(|it| Moment { name: name_of(&it), taken_at: UnixMillis(it.taken_at) });
         here.insert(volume, moments.collect());
     }

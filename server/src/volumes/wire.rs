@@ -280,7 +280,10 @@ mod tests {
     use std::sync::Arc;
 
     use flotilla_api::limit::{LimitNow, Rate};
-    use flotilla_data::store::{News, Sink as _};
+    use flotilla_data::{
+        seal::{Key, KeyId},
+        store::{News, Sink as _},
+    };
     use tokio::{
         io::DuplexStream,
         task::JoinHandle,
@@ -416,16 +419,6 @@ mod tests {
         sleep(3 * STALL).await;
         assert_eq!(serving.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
-}
-
-#[cfg(test)]
-mod tests_of_what_is_served {
-    use flotilla_data::{
-        seal::{Key, KeyId},
-        store::{News, Sink as _},
-    };
-
-    use super::*;
 
     async fn answers(store: &Store, served: Served, names: &[Hash]) -> Vec<Option<Vec<u8>>> {
         let (near, far) = tokio::io::duplex(64 * 1024);

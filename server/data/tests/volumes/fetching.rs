@@ -15,7 +15,7 @@ use crate::places::assert_same;
 
 const VOLUME: &str = "notes/data";
 
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let chunks = (0..len.div_ceil(32)).map(|at| Hash::of(&[seed.to_be_bytes(), (at as u64).to_be_bytes()].concat()));
     chunks.flat_map(|hash| *hash.as_bytes()).take(len).collect()
 }

@@ -18,7 +18,7 @@ use flotilla_data::{
 };
 use proptest::prelude::*;
 
-use crate::{places::assert_same, trees};
+use crate::{fetching::noise, places::assert_same, trees};
 
 const VOLUME: &str = "notes/data";
 const FIRST: KeyId = KeyId([1; 8]);
@@ -26,11 +26,6 @@ const SECOND: KeyId = KeyId([2; 8]);
 
 fn key(id: KeyId) -> Key {
     Key::derive(id, &[id.0[0]; 32])
-}
-
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let chunks = (0..len.div_ceil(32)).map(|at| Hash::of(&[seed.to_be_bytes(), (at as u64).to_be_bytes()].concat()));
-    chunks.flat_map(|hash| *hash.as_bytes()).take(len).collect()
 }
 
 /// One machine with the key, one without, and a third one that gets what it has from the second, and has the key.
