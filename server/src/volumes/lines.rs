@@ -32,6 +32,9 @@ const SOURCES_MAX: usize = 3;
 /// Objects that one machine is asked for before it has answered.
 const ASKED_MAX: usize = 4 * NAMES_MAX;
 
+/// And in one question, so that each machine has its share of what is known to be missing.
+const ASKED_AT_ONCE: usize = NAMES_MAX / 4;
+
 /// More than so much is fetched over several connections. Bytes.
 const STRIPED_FROM: u64 = 2 * 1024 * 1024;
 
@@ -82,7 +85,7 @@ struct Line {
 impl Line {
     /// Asks over a stream, for the line with this number.
     fn over(line: usize, machine: NodeId, stream: Stream, answers: mpsc::Sender<Came>, haste: Haste) -> Self {
-        let (names, asked) = mpsc::channel(ASKED_MAX / NAMES_MAX + 1);
+        let (names, asked) = mpsc::channel(ASKED_MAX / ASKED_AT_ONCE + 1);
         tokio::spawn(carry(line, stream, asked, answers, haste));
         Self { machine, names, asked: HashSet::new() }
     }
@@ -202,19 +205,27 @@ impl Lines {
         }
     }
 
+    /// Everybody who has room is asked for some of it, in turn.
     fn ask(&mut self, fetch: &mut Fetch) -> Result<(), Error> {
-        for line in self.lines.iter_mut().flatten() {
-            while line.asked.len() + NAMES_MAX <= ASKED_MAX && line.names.capacity() > 0 {
-                let names = fetch.wants(NAMES_MAX)?;
+        loop {
+            let mut asked = false;
+            for line in self.lines.iter_mut().flatten() {
+                if line.asked.len() + ASKED_AT_ONCE > ASKED_MAX || line.names.capacity() == 0 {
+                    continue;
+                }
+                let names = fetch.wants(ASKED_AT_ONCE)?;
                 if names.is_empty() {
                     return Ok(());
                 }
                 line.asked.extend(&names);
                 // One that has ended says so itself.
                 let _ = line.names.try_send(names);
+                asked = true;
+            }
+            if !asked {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Why nobody is left to ask. What came is kept for the next time.
@@ -248,7 +259,7 @@ async fn carry(
     haste: Haste,
 ) {
     let (mut from, mut to): (ReadHalf<Stream>, WriteHalf<Stream>) = tokio::io::split(stream);
-    let (expected_sender, mut expected) = mpsc::channel::<Vec<Hash>>(ASKED_MAX / NAMES_MAX + 2);
+    let (expected_sender, mut expected) = mpsc::channel::<Vec<Hash>>(ASKED_MAX / ASKED_AT_ONCE + 2);
     let mut can_wait = !haste.is_awaited();
     let patience = if can_wait { wire::PATIENCE } else { wire::STALL };
     let asking = async {
@@ -397,6 +408,14 @@ mod tests {
         assert!(figures.there == 3_200_000 && figures.of == figures.there, "{figures:?}");
         let sent = world.sources[0].1.limiter.sent();
         assert!(sent.in_advance == 0 && sent.at_once >= figures.bytes, "{sent:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn each_machine_gives_its_share() {
+        let world = World::new(&[limit(None, None), limit(None, None)]);
+        let figures = world.fetch(&Haste::awaited()).await.unwrap();
+        let sent: Vec<u64> = world.sources.iter().map(|(_, source)| source.limiter.sent().at_once).collect();
+        assert!(sent.iter().all(|sent| *sent > figures.bytes / 8), "{sent:?} of {figures:?}");
     }
 
     #[tokio::test(flavor = "multi_thread")]
