@@ -307,7 +307,9 @@ impl Volumes {
             }
             Method::Past => {
                 let (shared, past) = (Arc::clone(&self.shared), wire::read(body)?);
-                wire::write(&blocking(move || past::told(&shared, &past)).await?)
+                let stores_only = self.shared.parts.state.borrow().stores_only(from);
+                let served = if stores_only { Served::Sealed } else { Served::All };
+                wire::write(&blocking(move || past::told(&shared, &past, served)).await?)
             }
             other => Err(ApiError::new(ErrorCode::NotFound, format!("{other:?} is nothing that volumes know"))),
         }

@@ -15,7 +15,7 @@ use flotilla_core::{
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-use super::{Error, Shared, haste::Haste, layout, name_of, replica, wire};
+use super::{Error, Served, Shared, haste::Haste, layout, name_of, replica, wire};
 use crate::{clock, peers::Method};
 
 /// How often the others are asked, beside when a first copy has come.
@@ -43,8 +43,8 @@ pub(super) struct Earlier {
     volumes: BTreeMap<VolumeName, String>,
 }
 
-/// What this machine has, without what was never committed.
-pub(super) fn told(shared: &Shared, past: &Past) -> Result<Vec<Earlier>, Error> {
+/// What this machine has and the other one may have, without what was never committed.
+pub(super) fn told(shared: &Shared, past: &Past, served: Served) -> Result<Vec<Earlier>, Error> {
     let mut all: BTreeMap<GenerationName, Earlier> = BTreeMap::new();
     for volume in layout::kept(&shared.store, &past.service)? {
         let key = layout::key(&past.service, &volume);
@@ -53,6 +53,9 @@ pub(super) fn told(shared: &Shared, past: &Past) -> Result<Vec<Earlier>, Error> 
         for generation in shared.store.generations(&key)? {
             let name = name_of(&generation);
             if past.known.contains(&name) || branches.contains(&name) {
+                continue;
+            }
+            if served == Served::Sealed && shared.store.sealed_with(&generation.root)?.is_none() {
                 continue;
             }
             let taken_at = UnixMillis(generation.taken_at);
