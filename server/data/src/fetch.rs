@@ -1,7 +1,7 @@
 //! A generation from other stores.
 //!
-//! Who fetches goes through the tree and asks for what it does not have: equal parts of the tree, which have equal names, end the
-//! search at once, and what came before an interruption is not asked for again. Any number of sources may be asked side by
+//! Who fetches goes through the tree and asks for what it does not have. Beside it goes the newest generation of the volume that is here:
+//! what both have, is here as a whole, and is not gone through. What came before an interruption is not asked for again. Any number of sources may be asked side by
 //! side; each object is checked against its name, so that none of them has to be trusted. What is sealed is gone through by what its objects
 //! refer to in the clear: who fetches it needs no key.
 
@@ -12,7 +12,7 @@ use crate::{
     seal::{Kind, Reference},
     store::{self, Generation, News, Objects, Session, Store},
     stream::{Cursor, Piece, Stream},
-    tree::{self, Node, Root},
+    tree::{self, Entry, Node, Root},
 };
 
 /// A generation that is on its way here.
@@ -32,6 +32,8 @@ pub struct Fetch {
     /// Directories that are not complete, by number.
     directories: HashMap<u64, Directory>,
     last: u64,
+    /// The generation that is here.
+    base: Option<Root>,
     /// Of what is sealed: what was gone into, or will be when it is here.
     nodes: HashSet<Hash>,
     figures: Figures,
@@ -61,6 +63,8 @@ enum Walk {
         list: Option<Hash>,
         /// Whose entries it is, by the number in `directories`; absent for a file.
         directory: Option<u64>,
+        /// Chunks of the file as it was, which are here.
+        known: HashSet<Hash>,
     },
 }
 
@@ -75,6 +79,8 @@ enum Waiting {
 #[derive(Debug)]
 struct Directory {
     entries: Stream,
+    /// As they were in the generation that is here.
+    before: Option<Stream>,
     /// Chunks that are not here yet.
     missing: usize,
     /// All of its chunks are known.
@@ -85,8 +91,12 @@ impl Fetch {
     /// # Errors
     /// Where the store can't be read.
     pub fn begin(store: &Store, volume: &str, generation: Generation) -> Result<Self, tree::Error> {
+        let session = store.session();
+        let base = session.stand_on(volume)?;
         let mut fetch = Self {
-            session: store.session(),
+            // One that can't be read, whatever be the reason, is of no help.
+            base: base.and_then(|base| Root::read(&session, &base.root).ok()),
+            session,
             volume: volume.to_owned(),
             generation,
             queue: VecDeque::new(),
@@ -212,7 +222,8 @@ impl Fetch {
                     }
                     let root = Root::read(&self.session, &name)?;
                     self.figures.of = root.totals.bytes;
-                    self.enter(root.entries);
+                    let before = self.base.take().map(|base| base.entries);
+                    self.enter(tree::Directory { entries: root.entries, totals: root.totals }, before);
                 } else {
                     self.wait(name, Waiting::Walk(Walk::Root));
                 }
@@ -223,11 +234,11 @@ impl Fetch {
                 let damage = store::Damaged::NotSealed;
                 self.refer(below.ok_or(store::Error::Damaged { name, damage })?)
             }
-            Walk::Stream { mut cursor, list, directory } => {
+            Walk::Stream { mut cursor, list, directory, known } => {
                 if let Some(list) = list {
                     cursor.feed(&self.session.get(&list)?);
                 }
-                self.go_through(cursor, directory)
+                self.go_through(cursor, directory, known)
             }
         }
     }
@@ -247,12 +258,18 @@ impl Fetch {
         Ok(())
     }
 
-    fn go_through(&mut self, mut cursor: Cursor, directory: Option<u64>) -> Result<(), tree::Error> {
+    fn go_through(
+        &mut self,
+        mut cursor: Cursor,
+        directory: Option<u64>,
+        known: HashSet<Hash>,
+    ) -> Result<(), tree::Error> {
         while let Some(piece) = cursor.advance()? {
             match piece {
+                Piece::Chunk(part) if known.contains(&part.hash) => self.figures.there += u64::from(part.len),
                 Piece::List(part) if self.have(&part.hash)? => cursor.feed(&self.session.get(&part.hash)?),
                 Piece::List(part) => {
-                    let walk = Walk::Stream { cursor, list: Some(part.hash), directory };
+                    let walk = Walk::Stream { cursor, list: Some(part.hash), directory, known };
                     self.wait(part.hash, Waiting::Walk(walk));
                     return Ok(());
                 }
@@ -282,11 +299,16 @@ impl Fetch {
         Ok(())
     }
 
-    fn enter(&mut self, entries: Stream) {
+    fn enter(&mut self, below: tree::Directory, before: Option<Stream>) {
+        let tree::Directory { entries, totals } = below;
+        if before.as_ref() == Some(&entries) {
+            self.figures.there += totals.bytes;
+            return;
+        }
         self.last += 1;
-        let cursor = Cursor::new(entries.clone());
-        self.ready.push(Walk::Stream { cursor, list: None, directory: Some(self.last) });
-        self.directories.insert(self.last, Directory { entries, missing: 0, listed: false });
+        let (cursor, known) = (Cursor::new(entries.clone()), HashSet::new());
+        self.ready.push(Walk::Stream { cursor, list: None, directory: Some(self.last), known });
+        self.directories.insert(self.last, Directory { entries, before, missing: 0, listed: false });
     }
 
     fn came(&mut self, number: u64) -> Result<(), tree::Error> {
@@ -301,23 +323,45 @@ impl Fetch {
         if !self.directories.get(&number).is_some_and(|directory| directory.listed && directory.missing == 0) {
             return Ok(());
         }
-        let Some(Directory { entries, .. }) = self.directories.remove(&number) else { return Ok(()) };
-        let below: Vec<Node> = tree::entries(&entries, &self.session)
-            .filter_map(|entry| match entry {
-                Ok(entry) => matches!(entry.node, Node::File(_) | Node::Directory(_)).then_some(Ok(entry.node)),
-                Err(error) => Some(Err(error)),
-            })
-            .collect::<Result<_, _>>()?;
-        for node in below {
-            match node {
-                Node::Directory(below) => self.enter(below.entries),
-                Node::File(file) => {
+        let Some(Directory { entries, before, .. }) = self.directories.remove(&number) else { return Ok(()) };
+        // What can't be read of the generation that is here is no help, and no harm.
+        let mut before = self.entries(before.as_ref()).unwrap_or_default().into_iter().peekable();
+        for Entry { name, node, .. } in self.entries(Some(&entries))? {
+            while before.next_if(|before| before.name < name).is_some() {}
+            let before = before.next_if(|before| before.name == name).map(|before| before.node);
+            match (node, before) {
+                (Node::Directory(below), Some(Node::Directory(before))) => self.enter(below, Some(before.entries)),
+                (Node::Directory(below), _) => self.enter(below, None),
+                (Node::File(file), Some(Node::File(before))) if file.content == before.content => {
+                    self.figures.there += file.len;
+                }
+                (Node::File(file), before) => {
                     self.figures.there += file.len.saturating_sub(file.content.len);
-                    self.go_through(Cursor::new(file.content), None)?;
+                    let known = match before {
+                        Some(Node::File(before)) => self.chunks(&before.content).unwrap_or_default(),
+                        _ => HashSet::new(),
+                    };
+                    self.go_through(Cursor::new(file.content), None, known)?;
                 }
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// What has something below it.
+    fn entries(&self, directory: Option<&Stream>) -> Result<Vec<Entry>, tree::Error> {
+        let all = directory.into_iter().flat_map(|directory| tree::entries(directory, &self.session));
+        let leads_on = |entry: &Entry| matches!(entry.node, Node::File(_) | Node::Directory(_));
+        all.filter(|entry| entry.as_ref().map_or(true, leads_on)).collect()
+    }
+
+    fn chunks(&self, content: &Stream) -> Result<HashSet<Hash>, tree::Error> {
+        let chunks = content.pieces(&self.session).filter_map(|piece| match piece {
+            Ok(Piece::Chunk(part)) => Some(Ok(part.hash)),
+            Ok(Piece::List(_)) => None,
+            Err(error) => Some(Err(error.into())),
+        });
+        chunks.collect()
     }
 }

@@ -47,6 +47,8 @@ pub(super) struct Claim {
     pub(super) found: HashSet<Hash>,
     /// It has written to them.
     pub(super) packs: BTreeSet<u64>,
+    /// It counts on all that can be reached from here, and does not look for it.
+    pub(super) base: Option<Hash>,
 }
 
 impl Claims {
@@ -108,7 +110,10 @@ impl Store {
         let under_way = UnderWay(self);
         // Whoever commits from now on adds to the filter; what was committed before is among these.
         let mut marked = Marked { store: self, needed: &needed, directories: HashSet::new(), nodes: HashSet::new() };
-        for root in self.shared.index.roots()? {
+        let mut roots = self.shared.index.roots()?;
+        // And what somebody builds upon, though it may just have been forgotten.
+        roots.extend(self.claims().sessions.values().filter_map(|claim| claim.base));
+        for root in roots {
             marked.root(&root)?;
         }
         let objects = self.sweep(&needed)?;

@@ -381,6 +381,18 @@ impl Session {
         Ok(found)
     }
 
+    /// The newest generation of a volume, if there is one. Nothing of it is freed while this session lasts.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub(crate) fn stand_on(&self, volume: &str) -> Result<Option<Generation>, Error> {
+        // A collection that has begun already has seen it, or all that it is made of.
+        let mut claims = self.store.claims();
+        let newest = self.store.generations(volume)?.last().copied();
+        claims.of(self.id).base = newest.map(|generation| generation.root);
+        Ok(newest)
+    }
+
     /// Takes an object as another machine has laid it down, if it is what it is said to be.
     ///
     /// # Errors

@@ -1,6 +1,13 @@
 //! A generation that comes from other stores, in pieces, twice, or not at first.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::FileExt, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use flotilla_data::{
     Hash, Store,
@@ -202,4 +209,70 @@ fn half_a_generation_is_none() {
     fetch.take(&root, &world.near.laid_down(&root).unwrap()).unwrap();
     assert!(fetch.commit().is_err());
     assert!(world.far.generations(VOLUME).unwrap().is_empty());
+}
+
+#[test]
+fn what_a_fetch_stands_on_stays_though_it_is_forgotten_meanwhile() {
+    let world = World::new();
+    furnish(&world.volume());
+    let first = world.capture(1);
+    world.fetch(first, 64);
+    fs::write(world.volume().join("a/b/c/d/new"), noise(5_003, 1_000)).unwrap();
+    let second = world.capture(2);
+    let mut fetch = Fetch::begin(&world.far, VOLUME, second).unwrap();
+    world.far.forget(VOLUME, &[(1, 1)]).unwrap();
+    assert_eq!(world.far.collect().unwrap().objects, 0);
+    while !fetch.is_complete() {
+        for name in fetch.wants(64).unwrap() {
+            fetch.take(&name, &world.near.laid_down(&name).unwrap()).unwrap();
+        }
+    }
+    fetch.commit().unwrap();
+    assert!(world.far.collect().unwrap().objects > 0, "what the first had alone is not needed any more");
+    world.assert_arrived(second);
+}
+
+/// Generations come, and the ones on which they stand are forgotten, while somebody collects all the time.
+#[test]
+fn collecting_never_meets_a_fetch() {
+    let world = World::new();
+    let (volume, over) = (world.volume(), AtomicBool::new(false));
+    for directory in 0..8 {
+        fs::create_dir(volume.join(format!("{directory}"))).unwrap();
+    }
+    let collections = thread::scope(|scope| {
+        let collector = scope.spawn(|| {
+            let mut collections = 0;
+            while !over.load(Ordering::SeqCst) {
+                world.far.collect().unwrap();
+                collections += 1;
+            }
+            collections
+        });
+        for sequence in 1..=60_u64 {
+            // Contents come and go and come back; most of it stays.
+            let directory = volume.join(format!("{}", sequence % 8));
+            for number in 0..4 {
+                fs::write(directory.join(format!("{number}")), noise((sequence * 5 + number) % 11, 30_000)).unwrap();
+            }
+            let generation = world.capture(sequence);
+            let mut fetch = Fetch::begin(&world.far, VOLUME, generation).unwrap();
+            if sequence > 1 {
+                world.far.forget(VOLUME, &[(1, sequence - 1)]).unwrap();
+            }
+            while !fetch.is_complete() {
+                for name in fetch.wants(8).unwrap() {
+                    fetch.take(&name, &world.near.laid_down(&name).unwrap()).unwrap();
+                }
+            }
+            fetch.commit().unwrap();
+        }
+        over.store(true, Ordering::SeqCst);
+        collector.join().unwrap()
+    });
+    assert!(collections > 3, "{collections}");
+    world.far.collect().unwrap();
+    let newest = world.far.generations(VOLUME).unwrap();
+    assert_eq!(newest.len(), 1);
+    world.assert_arrived(newest[0]);
 }
