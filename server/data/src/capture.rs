@@ -35,6 +35,9 @@ use crate::{
 /// How exact the times of a file system are: the kernel sets them by its tick. Nanoseconds.
 const TICK: i128 = 20_000_000;
 
+/// Files and directories of one volume. What was seen of each takes some hundred bytes of memory while a generation is made.
+pub const NAMES_MAX: usize = 2_000_000;
+
 /// Which part of a directory is looked at; of the rest is known that nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -107,6 +110,11 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error("`{path}` lies in more than {DEPTH_MAX} directories; a volume can't keep it")]
     TooDeep { path: String },
+    #[error(
+        "it has more than {max} files and directories, which is more than a volume can keep; pack up what changes little, or \
+         spread them over several volumes"
+    )]
+    TooMany { max: usize },
     #[error("what has changed takes longer to read than the {} s for which its programs may stand still", .0.as_secs_f32())]
     TooLong(Duration),
 }
@@ -151,6 +159,9 @@ pub struct Capture {
     noted: Vec<([u8; 16], Option<Seen>)>,
     figures: Figures,
     programs: Programs,
+    /// Names that may be met before the directory has too many.
+    names_left: usize,
+    names_max: usize,
 }
 
 /// What those that write do meanwhile.
@@ -213,6 +224,8 @@ impl Capture {
             noted: Vec::new(),
             figures: Figures::default(),
             programs: Programs::Run,
+            names_left: NAMES_MAX,
+            names_max: NAMES_MAX,
         })
     }
 
@@ -230,12 +243,13 @@ impl Capture {
     /// Where something can't be read or kept.
     pub fn read(&mut self, scope: &Scope) -> Result<(), Error> {
         let place = Place::open(self.place.path())?;
+        self.names_left = self.names_max;
         self.visit(&place, &mut Vec::new(), scope)
     }
 
     fn visit(&mut self, place: &Place, path: &mut Vec<u8>, scope: &Scope) -> Result<(), Error> {
         let names = match scope {
-            Scope::Everything => place.names()?,
+            Scope::Everything => self.names(place)?,
             Scope::Only(names) => names.keys().cloned().collect(),
         };
         for name in names {
@@ -248,6 +262,13 @@ impl Capture {
             path.truncate(len);
         }
         Ok(())
+    }
+
+    /// All that is in one of its directories.
+    fn names(&mut self, place: &Place) -> Result<Vec<Name>, Error> {
+        let names = place.names_up_to(self.names_left)?.ok_or(Error::TooMany { max: self.names_max })?;
+        self.names_left -= names.len();
+        Ok(names)
     }
 
     fn visit_one(&mut self, place: &Place, path: &mut Vec<u8>, name: &Name, scope: &Scope) -> Result<(), Error> {
@@ -406,5 +427,25 @@ mod tests {
         scope.add(&[name("a"), name("c")]);
         assert!(scope.is_wide(2) && !scope.is_wide(3), "the directory counts as well");
         assert!(Scope::Everything.is_wide(1_000));
+    }
+
+    #[test]
+    fn a_directory_of_too_many_names_is_refused_and_one_of_just_as_many_is_not() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (volume, store) = (temporary.path().join("volume"), Store::open(&temporary.path().join("store")).unwrap());
+        for directory in ["one", "two"] {
+            std::fs::create_dir_all(volume.join(directory)).unwrap();
+            std::fs::write(volume.join(directory).join("file"), directory).unwrap();
+        }
+        let capture = |max| {
+            let mut capture = Capture::begin(&store, "notes/data", &volume).unwrap();
+            capture.names_max = max;
+            capture.read(&Scope::Everything)?;
+            capture.finish(&Scope::Everything)?.commit(1, 1, 7)
+        };
+        let refused = capture(3).unwrap_err();
+        assert!(matches!(refused, Error::TooMany { max: 3 }), "{refused}");
+        assert_eq!(store.generations("notes/data").unwrap(), []);
+        capture(4).unwrap();
     }
 }

@@ -12,11 +12,14 @@ use std::{
 };
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, Stat, XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, openat,
-    readlinkat, statat,
+    AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags, fgetxattr, flistxattr, fremovexattr,
+    fsetxattr, openat, readlinkat, statat,
 };
 
-use crate::{store::Seen, tree::Name};
+use crate::{
+    store::Seen,
+    tree::{Meta, Name},
+};
 
 /// Extended attributes that belong to the data; the others are the kernel's or a security module's own.
 const KEPT: &[&[u8]] = &[b"user.", b"security.capability", b"system.posix_acl_"];
@@ -95,17 +98,25 @@ impl Place {
 
     /// What is in it, in order.
     pub(crate) fn names(&self) -> Result<Vec<Name>, Error> {
+        Ok(self.names_up_to(usize::MAX)?.unwrap_or_default())
+    }
+
+    /// The same; `None` where it is more than so many.
+    pub(crate) fn names_up_to(&self, at_most: usize) -> Result<Option<Vec<Name>>, Error> {
         let listed = |source: io::Error| Error { operation: "list", path: self.path.clone(), source };
         let mut names = Vec::new();
         for entry in Dir::read_from(&self.fd).map_err(|error| listed(error.into()))? {
             let entry = entry.map_err(|error| listed(error.into()))?;
             let bytes = entry.file_name().to_bytes();
             if bytes != b"." && bytes != b".." {
+                if names.len() == at_most {
+                    return Ok(None);
+                }
                 names.push(Name::try_from(bytes.to_vec()).map_err(|error| listed(io::Error::other(error)))?);
             }
         }
         names.sort_unstable();
-        Ok(names)
+        Ok(Some(names))
     }
 
     pub(crate) fn stat(&self, name: &Name) -> Result<Stat, Error> {
@@ -179,6 +190,13 @@ pub(crate) fn set_attributes(fd: BorrowedFd<'_>, wanted: &BTreeMap<Vec<u8>, Vec<
         fsetxattr(fd, name.as_slice(), value, XattrFlags::empty())?;
     }
     Ok(())
+}
+
+/// For both of a file's times: when it was read last is not kept.
+pub(crate) fn times(meta: &Meta) -> Timestamps {
+    let (seconds, nanos) = meta.modified;
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
+    Timestamps { last_access: time, last_modification: time }
 }
 
 pub(crate) fn failed(operation: &'static str, path: &Path, source: impl Into<io::Error>) -> Error {

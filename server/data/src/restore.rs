@@ -17,8 +17,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chmodat, chownat, fchmod, fchown, futimens,
-        linkat, mkdirat, mknodat, openat, renameat, symlinkat, syncfs, unlinkat, utimensat,
+        AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fchmod, fchown, futimens, linkat, mkdirat,
+        mknodat, openat, renameat, symlinkat, syncfs, unlinkat, utimensat,
     },
     io::Errno,
 };
@@ -282,7 +282,7 @@ fn set_meta(fd: BorrowedFd<'_>, meta: &Meta) -> io::Result<()> {
     fchown(fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))?;
     place::set_attributes(fd, &meta.attributes)?;
     fchmod(fd, Mode::from_raw_mode(meta.mode))?;
-    futimens(fd, &times(meta))?;
+    futimens(fd, &place::times(meta))?;
     Ok(())
 }
 
@@ -293,12 +293,6 @@ fn set_plain_meta(place: &Place, name: &Name, meta: &Meta, has_mode: bool) -> io
     if has_mode {
         chmodat(place.fd(), os(name), Mode::from_raw_mode(meta.mode), AtFlags::empty())?;
     }
-    utimensat(place.fd(), os(name), &times(meta), AtFlags::SYMLINK_NOFOLLOW)?;
+    utimensat(place.fd(), os(name), &place::times(meta), AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(())
-}
-
-fn times(meta: &Meta) -> Timestamps {
-    let (seconds, nanos) = meta.modified;
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
-    Timestamps { last_access: time, last_modification: time }
 }

@@ -118,9 +118,11 @@ impl Capture {
         let scope = if before.is_some() { scope } else { &Scope::Everything };
         let limited = matches!(scope, Scope::Only(_));
         let mut twins = Twins { limited, ..Twins::default() };
+        self.names_left = self.names_max;
         let mut found = self.directory(&place, &mut Vec::new(), scope, before, &mut twins)?;
         if twins.are_elsewhere {
             twins = Twins::default();
+            self.names_left = self.names_max;
             self.noted.clear();
             if let Programs::Wait(aside) = &mut self.programs {
                 aside.empty();
@@ -146,7 +148,7 @@ impl Capture {
             None => Vec::new(),
         };
         let names = match scope {
-            Scope::Everything => place.names()?,
+            Scope::Everything => self.names(place)?,
             Scope::Only(names) => names.keys().cloned().collect(),
         };
         let mut found = Vec::with_capacity(known.len().max(names.len()));
