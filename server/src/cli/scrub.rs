@@ -121,15 +121,19 @@ pub(super) fn short(view: &ScrubView, now: UnixMillis) -> String {
     }
 }
 
-/// `all of it 3d ago: 5120 objects, none damaged; now 12% of 5200 objects`
+/// `all of it 3d ago: 5120 objects, nothing damaged; now 12% of 5200 objects`
 pub(super) fn words(view: &ScrubView, now: UnixMillis) -> String {
     let finished = view.finished.map(|finished| {
-        let ScrubbedView { finished_at, objects, damaged, repaired, .. } = finished;
+        let ScrubbedView { finished_at, objects, files_bytes, damaged, repaired, .. } = finished;
         let damage = match damaged {
-            0 => "none damaged".to_owned(),
+            0 => "nothing damaged".to_owned(),
             _ => format!("{damaged} damaged, {repaired} of them repaired"),
         };
-        format!("all of it {} ago: {objects} objects, {damage}", time::age(now, finished_at))
+        let files = match files_bytes {
+            0 => String::new(),
+            _ => format!(" and {} of copies", time::size(files_bytes)),
+        };
+        format!("all of it {} ago: {objects} objects{files}, {damage}", time::age(now, finished_at))
     });
     let running = view.running.map(|running| format!("now {}", far(&running)));
     let parts: Vec<String> = finished.into_iter().chain(running).collect();
@@ -137,16 +141,27 @@ pub(super) fn words(view: &ScrubView, now: UnixMillis) -> String {
 }
 
 fn far(running: &ScrubbingView) -> String {
-    let ScrubbingView { objects, of, damaged, repaired, .. } = running;
+    let ScrubbingView { objects, of, files_bytes, files_of_bytes, damaged, repaired, .. } = running;
     let damage = match damaged {
         0 => String::new(),
         _ => format!(", {damaged} damaged, {repaired} of them repaired"),
     };
-    format!("{}% of {of} objects ({objects}){damage}", percent(running))
+    match files_of_bytes {
+        0 => format!("{}% of {of} objects ({objects}){damage}", percent(running)),
+        _ => {
+            let (compared, all) = (time::size(*files_bytes), time::size(*files_of_bytes));
+            format!("all {objects} objects, {}% of {all} of copies ({compared}){damage}", percent(running))
+        }
+    }
 }
 
+/// Of the objects, and then of the copies' files.
 fn percent(running: &ScrubbingView) -> u64 {
-    running.objects * 100 / running.of.max(running.objects).max(1)
+    let (done, all) = match running.files_of_bytes {
+        0 => (running.objects, running.of),
+        all => (running.files_bytes, all),
+    };
+    done.saturating_mul(100) / all.max(done).max(1)
 }
 
 #[cfg(test)]
@@ -157,11 +172,20 @@ mod tests {
 
     fn finished(began: u64, damaged: u64, repaired: u64) -> Option<ScrubbedView> {
         let (began_at, finished_at) = (UnixMillis(began), UnixMillis(NOW.0 - 300_000));
-        Some(ScrubbedView { began_at, finished_at, objects: 5120, damaged, repaired })
+        Some(ScrubbedView { began_at, finished_at, objects: 5120, files_bytes: 0, damaged, repaired })
     }
 
     fn running(began: u64, asked: bool) -> Option<ScrubbingView> {
-        Some(ScrubbingView { began_at: UnixMillis(began), asked, objects: 60, of: 500, damaged: 2, repaired: 1 })
+        let began_at = UnixMillis(began);
+        Some(ScrubbingView {
+            began_at,
+            asked,
+            objects: 60,
+            of: 500,
+            damaged: 2,
+            repaired: 1,
+            ..ScrubbingView::default()
+        })
     }
 
     #[test]
@@ -181,13 +205,23 @@ mod tests {
         let view = |finished, running| ScrubView { finished, running };
         for (view, in_short, in_words) in [
             (view(None, None), "", "never yet"),
-            (view(finished(5, 0, 0), None), "5m", "all of it 5m ago: 5120 objects, none damaged"),
+            (view(finished(5, 0, 0), None), "5m", "all of it 5m ago: 5120 objects, nothing damaged"),
             (
                 view(finished(5, 3, 1), None),
                 "2 damaged",
                 "all of it 5m ago: 5120 objects, 3 damaged, 1 of them repaired",
             ),
             (view(None, running(9, false)), "", "now 12% of 500 objects (60), 2 damaged, 1 of them repaired"),
+            (
+                view(None, running(9, true).map(|it| ScrubbingView { files_bytes: 500, files_of_bytes: 2_000, ..it })),
+                "25%",
+                "now all 60 objects, 25% of 2.0 kB of copies (500 B), 2 damaged, 1 of them repaired",
+            ),
+            (
+                view(finished(5, 0, 0).map(|it| ScrubbedView { files_bytes: 3_400_000, ..it }), None),
+                "5m",
+                "all of it 5m ago: 5120 objects and 3.4 MB of copies, nothing damaged",
+            ),
             (view(None, running(9, true)), "12%", "now 12% of 500 objects (60), 2 damaged, 1 of them repaired"),
         ] {
             assert_eq!((short(&view, NOW).as_str(), words(&view, NOW).as_str()), (in_short, in_words));

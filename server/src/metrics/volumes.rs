@@ -21,8 +21,21 @@ const FIGURES: &[(Figure, Read)] = &[
     (counter("volume_scrubbed_objects", "Objects that were read to see whether the disk still has them"), |it| {
         it.scrubbed
     }),
-    (counter("volume_damaged_objects", "Objects that the disk did not give back as they were"), |it| it.damaged),
-    (counter("volume_repaired_objects", "Damaged objects that came anew from other machines"), |it| it.repaired),
+    (
+        counter(
+            "volume_compared_bytes",
+            "Bytes of copies' files that were read to see whether they are as they should be",
+        ),
+        |it| it.compared,
+    ),
+    (
+        counter(
+            "volume_damaged_objects",
+            "Objects, and pieces of copies' files, that the disk did not give back as they were",
+        ),
+        |it| it.damaged,
+    ),
+    (counter("volume_repaired_objects", "Those of them that are right again"), |it| it.repaired),
 ];
 
 const UNCOMMITTED: Figure =

@@ -16,7 +16,8 @@ use flotilla_core::{
 use flotilla_data::{
     Hash, Store,
     capture::{Capture, Scope},
-    restore, store,
+    restore, store, tree,
+    verify::{self, Mark, Verified},
 };
 use tokio::sync::OwnedMutexGuard;
 
@@ -199,6 +200,54 @@ impl Directories {
         self.keep(service, &Record { shows: Some(to.clone()), ..Record::default() })?;
         self.passed(service, from.keys())?;
         Ok(true)
+    }
+
+    /// What its directories show, where nobody has written since.
+    fn shown(&self, service: &ServiceName) -> Result<Option<Shown>, Error> {
+        Ok(match self.record(service)? {
+            Some(Record { shows, becomes: None, written: None }) => shows,
+            _ => None,
+        })
+    }
+
+    /// Those of its volumes whose directories show something.
+    pub(super) fn shown_volumes(&self, service: &ServiceName) -> Result<Vec<VolumeName>, Error> {
+        Ok(self.shown(service)?.into_iter().flat_map(|shown| shown.roots.into_keys()).collect())
+    }
+
+    /// Of the files that the directories of all these show.
+    pub(super) fn shown_bytes(&self, services: &[ServiceName]) -> Result<u64, Error> {
+        let mut bytes = 0;
+        for service in services {
+            for root in self.shown(service)?.iter().flat_map(|shown| shown.roots.values()) {
+                let root = root.parse().map_err(|_| Error::Tree(tree::Error::Damaged))?;
+                bytes += tree::Root::read(&self.store, &root)?.totals.bytes;
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Compares some of a directory with what it shows, and writes right what a disk has spoiled; `None` where it shows nothing, or may
+    /// have been written to.
+    pub(super) fn verify(
+        &self,
+        service: &ServiceName,
+        volume: &VolumeName,
+        from: Option<&Mark>,
+        at_most: u64,
+    ) -> Result<Option<Verified>, Error> {
+        let Some(root) = self.shown(service)?.and_then(|shown| shown.roots.get(volume).cloned()) else {
+            return Ok(None);
+        };
+        let root = root.parse().map_err(|_| Error::Tree(tree::Error::Damaged))?;
+        Ok(Some(verify::verify(&self.store, &directory(&self.data_dir, service, volume), &root, from, at_most)?))
+    }
+
+    /// Makes what directories show anew from whatever is in them.
+    pub(super) fn remake(&self, state: &State, service: &ServiceName, now: UnixMillis) -> Result<(), Error> {
+        let Some(shown) = self.shown(service)? else { return Ok(()) };
+        self.keep(service, &Record { becomes: Some(shown.clone()), ..Record::default() })?;
+        self.show(state, service, &shown, now).map(drop)
     }
 
     /// Puts aside what an instance that was given away has written, and nobody has. What is in the directories is worth nothing then.

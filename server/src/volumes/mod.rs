@@ -156,6 +156,7 @@ struct Counters {
     fetches: AtomicU64,
     fetched_bytes: AtomicU64,
     scrubbed: AtomicU64,
+    compared: AtomicU64,
     damaged: AtomicU64,
     repaired: AtomicU64,
 }
@@ -203,9 +204,11 @@ pub struct Figures {
     pub fetched_bytes: u64,
     /// Objects that were read to see whether they are still as they were.
     pub scrubbed: u64,
-    /// Objects that this machine's disk did not give back as they were.
+    /// Bytes of copies' files that were read for the same.
+    pub compared: u64,
+    /// Objects, and chunks of copies' files, that this machine's disk did not give back as they were.
     pub damaged: u64,
-    /// Those of them that another machine had.
+    /// Those of them that are right again.
     pub repaired: u64,
 }
 
@@ -430,6 +433,7 @@ impl Volumes {
             fetches: counters.fetches.load(Relaxed),
             fetched_bytes: counters.fetched_bytes.load(Relaxed),
             scrubbed: counters.scrubbed.load(Relaxed),
+            compared: counters.compared.load(Relaxed),
             damaged: counters.damaged.load(Relaxed),
             repaired: counters.repaired.load(Relaxed),
         }

@@ -1,6 +1,7 @@
 //! Reads everything that is kept, bit by bit, over and over, and at once where somebody asks for it: a disk that forgets is found out
-//! while other machines still remember. How far that is, and when it was done last, is on the disk: a node that is often restarted
-//! comes to an end, too.
+//! while other machines still remember. First the objects, of which another machine has those that are damaged; then the directories
+//! of copies, from which an instance would start, and which the objects make right. How far that is, and when it was done last, is on
+//! the disk: a node that is often restarted comes to an end, too.
 
 use std::{
     fs, io,
@@ -11,10 +12,10 @@ use std::{
 };
 
 use flotilla_api::{
-    UnixMillis,
+    ServiceName, UnixMillis, VolumeName,
     rest::{ScrubView, ScrubbedView, ScrubbingView},
 };
-use flotilla_data::{Hash, store::News};
+use flotilla_data::{Hash, store::News, verify::Mark};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, watch},
@@ -29,6 +30,9 @@ const VERSION: u8 = 1;
 /// Objects that are read at once, and how often: some 35 GB a day, which no disk notices.
 const OBJECTS: usize = 64;
 const EVERY: Duration = Duration::from_secs(10);
+
+/// Bytes of copies' directories that are read at once. Whoever wants to start an instance there waits so long.
+const BYTES: u64 = 8 * 1024 * 1024;
 
 /// After everything was read.
 const AGAIN: Duration = Duration::from_secs(24 * 3600);
@@ -65,22 +69,48 @@ struct Known {
 struct Running {
     #[serde(flatten)]
     view: ScrubbingView,
-    /// The last object that was read.
-    behind: Option<String>,
+    #[serde(default)]
+    at: At,
+}
+
+/// How far it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum At {
+    /// Behind this object.
+    Objects(Option<String>),
+    /// In this directory of a copy.
+    Copy { service: ServiceName, volume: VolumeName, mark: Option<Mark> },
+}
+
+impl Default for At {
+    fn default() -> Self {
+        Self::Objects(None)
+    }
 }
 
 impl Running {
     fn begin(asked: bool, now: UnixMillis) -> Self {
-        Self { view: ScrubbingView { began_at: now, asked, ..ScrubbingView::default() }, behind: None }
+        Self { view: ScrubbingView { began_at: now, asked, ..ScrubbingView::default() }, at: At::default() }
     }
 }
 
 /// What a step found.
 #[derive(Clone, Copy, Debug, Default)]
 struct Found {
-    read: u64,
+    objects: u64,
+    /// Bytes of files.
+    files: u64,
     damaged: u64,
     repaired: u64,
+}
+
+/// How much there is to read.
+#[derive(Clone, Copy, Debug, Default)]
+struct Total {
+    objects: u64,
+    /// Bytes of files; 0 before the objects are read.
+    files: u64,
 }
 
 impl Scrub {
@@ -144,24 +174,29 @@ impl Scrub {
         Ok(running)
     }
 
-    /// Notes a step of one that may have been begun anew meanwhile; `last` is the object that it came to, none at the end. True if it has
+    /// Notes a step of one that may have been begun anew meanwhile, and where the next one begins: nowhere at the end. True if it has
     /// ended.
-    fn reached(&self, of: &Running, total: u64, found: Found, last: Option<Hash>, now: UnixMillis) -> bool {
+    fn reached(&self, of: &Running, total: Total, found: Found, next: Option<At>, now: UnixMillis) -> bool {
         let mut known = self.known();
         let Some(running) = known.running.as_mut().filter(|it| it.view.began_at == of.view.began_at) else {
             return false;
         };
         let view = &mut running.view;
-        view.objects += found.read;
-        view.of = total.max(view.objects);
+        view.objects += found.objects;
+        view.of = total.objects.max(view.objects);
+        view.files_bytes += found.files;
+        view.files_of_bytes = total.files.max(view.files_bytes);
         view.damaged += found.damaged;
         view.repaired += found.repaired;
-        running.behind = last.map(|name| name.to_string());
-        let ended = last.is_none();
-        if ended {
-            let ScrubbingView { began_at, objects, damaged, repaired, .. } = *view;
-            known.finished = Some(ScrubbedView { began_at, finished_at: now, objects, damaged, repaired });
-            known.running = None;
+        let ended = next.is_none();
+        match next {
+            Some(next) => running.at = next,
+            None => {
+                let ScrubbingView { began_at, objects, files_bytes, damaged, repaired, .. } = *view;
+                known.finished =
+                    Some(ScrubbedView { began_at, finished_at: now, objects, files_bytes, damaged, repaired });
+                known.running = None;
+            }
         }
         self.tell(&known);
         ended
@@ -225,11 +260,19 @@ async fn save(shared: &Arc<Shared>) {
     }
 }
 
-/// Reads some objects, and repairs those that are damaged. True if there are no more.
+/// Reads some more. True if there is no more.
 async fn step(shared: &Arc<Shared>, running: &Running) -> Result<bool, Error> {
-    let (store, behind) = (shared.store.clone(), running.behind.as_ref().and_then(|name| name.parse::<Hash>().ok()));
-    let (scrubbed, total) = blocking(move || Ok((store.scrub(behind.as_ref(), OBJECTS)?, store.count()?))).await?;
-    let mut found = Found { read: scrubbed.read, ..Found::default() };
+    match &running.at {
+        At::Objects(behind) => objects(shared, running, behind.as_ref().and_then(|name| name.parse().ok())).await,
+        At::Copy { service, volume, mark } => copy(shared, running, service, volume, mark.clone()).await,
+    }
+}
+
+/// Reads some objects, and repairs those that are damaged.
+async fn objects(shared: &Arc<Shared>, running: &Running, behind: Option<Hash>) -> Result<bool, Error> {
+    let store = shared.store.clone();
+    let (scrubbed, count) = blocking(move || Ok((store.scrub(behind.as_ref(), OBJECTS)?, store.count()?))).await?;
+    let mut found = Found { objects: scrubbed.read, ..Found::default() };
     for name in scrubbed.damaged {
         shared.counters.damaged.fetch_add(1, Relaxed);
         found.damaged += 1;
@@ -241,8 +284,94 @@ async fn step(shared: &Arc<Shared>, running: &Running) -> Result<bool, Error> {
             tracing::error!(object = %name, "an object is damaged, and no machine that can be asked has it; look at this disk");
         }
     }
-    shared.counters.scrubbed.fetch_add(found.read, Relaxed);
-    Ok(shared.scrub.reached(running, total, found, scrubbed.last, clock::now()))
+    shared.counters.scrubbed.fetch_add(found.objects, Relaxed);
+    let mut total = Total { objects: count, files: 0 };
+    let next = match scrubbed.last {
+        Some(last) => Some(At::Objects(Some(last.to_string()))),
+        None => {
+            let known = Arc::clone(shared);
+            total.files = blocking(move || known.directories.shown_bytes(&services(&known))).await?;
+            next_copy(shared, None).await?
+        }
+    };
+    Ok(shared.scrub.reached(running, total, found, next, clock::now()))
+}
+
+/// Reads some of a copy's directory, and makes it what it should be.
+async fn copy(
+    shared: &Arc<Shared>,
+    running: &Running,
+    service: &ServiceName,
+    volume: &VolumeName,
+    mark: Option<Mark>,
+) -> Result<bool, Error> {
+    let compared = {
+        let _lock = shared.directories.lock(service).await;
+        let (known, service, volume) = (Arc::clone(shared), service.clone(), volume.clone());
+        blocking(move || {
+            let compared = known.directories.verify(&service, &volume, mark.as_ref(), BYTES)?;
+            if compared.as_ref().is_some_and(|compared| compared.is_other) {
+                tracing::warn!(%service, %volume, "a copy's files are not those of its generation, and are made anew");
+                let state = known.parts.state.borrow().clone();
+                known.directories.remake(&state, &service, clock::now())?;
+            }
+            Ok(compared)
+        })
+        .await
+    };
+    let (mut found, mut next) = (Found::default(), None);
+    match compared {
+        // An instance has begun to write there.
+        Ok(None) => {}
+        Ok(Some(compared)) => {
+            if compared.healed > 0 {
+                tracing::warn!(%service, %volume, chunks = compared.healed, "what the disk had spoiled of a copy was made right");
+            }
+            let damaged = compared.healed + u64::from(compared.is_other);
+            shared.counters.compared.fetch_add(compared.bytes, Relaxed);
+            shared.counters.damaged.fetch_add(damaged, Relaxed);
+            shared.counters.repaired.fetch_add(damaged, Relaxed);
+            found = Found { files: compared.bytes, damaged, repaired: damaged, ..found };
+            next = compared.next.map(|mark| At::Copy {
+                service: service.clone(),
+                volume: volume.clone(),
+                mark: Some(mark),
+            });
+        }
+        Err(error) => {
+            tracing::error!(%service, %volume, %error, "a copy could not be compared with what it should be");
+            shared.counters.damaged.fetch_add(1, Relaxed);
+            found.damaged = 1;
+        }
+    }
+    if next.is_none() {
+        next = next_copy(shared, Some((service, volume))).await?;
+    }
+    let total = Total { objects: running.view.of, files: running.view.files_of_bytes };
+    Ok(shared.scrub.reached(running, total, found, next, clock::now()))
+}
+
+fn services(shared: &Shared) -> Vec<ServiceName> {
+    shared.parts.state.borrow().services.keys().cloned().collect()
+}
+
+/// The directory that comes behind this one, in the order of their names.
+async fn next_copy(shared: &Arc<Shared>, behind: Option<(&ServiceName, &VolumeName)>) -> Result<Option<At>, Error> {
+    let (shared, behind) = (Arc::clone(shared), behind.map(|(service, volume)| (service.clone(), volume.clone())));
+    blocking(move || {
+        for service in services(&shared) {
+            if behind.as_ref().is_some_and(|(last, _)| service < *last) {
+                continue;
+            }
+            for volume in shared.directories.shown_volumes(&service)? {
+                if behind.as_ref().is_none_or(|behind| (&service, &volume) > (&behind.0, &behind.1)) {
+                    return Ok(Some(At::Copy { service, volume, mark: None }));
+                }
+            }
+        }
+        Ok(None)
+    })
+    .await
 }
 
 /// Asks the other machines one after the other. True if one had it.
@@ -283,8 +412,16 @@ mod tests {
         text.repeat(32).parse().unwrap()
     }
 
-    fn found(read: u64) -> Found {
-        Found { read, ..Found::default() }
+    fn found(objects: u64) -> Found {
+        Found { objects, ..Found::default() }
+    }
+
+    fn total(objects: u64) -> Total {
+        Total { objects, files: 0 }
+    }
+
+    fn behind(text: &str) -> Option<At> {
+        Some(At::Objects(Some(name(text).to_string())))
     }
 
     #[test]
@@ -292,18 +429,40 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let scrub = Scrub::open(place.path());
         let running = scrub.current(NOW).unwrap();
-        assert!(!scrub.reached(&running, 100, Found { read: 64, damaged: 2, repaired: 1 }, Some(name("ab")), NOW));
+        assert!(!scrub.reached(
+            &running,
+            total(100),
+            Found { objects: 64, files: 0, damaged: 2, repaired: 1 },
+            behind("ab"),
+            NOW
+        ));
         scrub.write().unwrap();
 
         let scrub = Scrub::open(place.path());
         let running = scrub.current(NOW.plus(5)).unwrap();
-        assert_eq!(running.behind, Some(name("ab").to_string()));
+        assert_eq!(Some(running.at.clone()), behind("ab"));
         assert_eq!((running.view.began_at, running.view.objects, running.view.of), (NOW, 64, 100));
-        assert!(scrub.reached(&running, 100, found(36), None, NOW.plus(9)));
+        let mark = serde_json::from_str(r#"{"path": [[110, 255]], "read": 7}"#).unwrap();
+        let in_copy = At::Copy { service: "notes".parse().unwrap(), volume: "data".parse().unwrap(), mark: Some(mark) };
+        let all = Total { objects: 100, files: 5_000 };
+        assert!(!scrub.reached(&running, all, found(36), Some(in_copy.clone()), NOW.plus(7)));
         scrub.write().unwrap();
 
         let scrub = Scrub::open(place.path());
-        let ended = ScrubbedView { began_at: NOW, finished_at: NOW.plus(9), objects: 100, damaged: 2, repaired: 1 };
+        let running = scrub.current(NOW.plus(8)).unwrap();
+        assert_eq!((running.at.clone(), running.view.files_of_bytes), (in_copy, 5_000));
+        assert!(scrub.reached(&running, all, Found { files: 5_000, ..found(0) }, None, NOW.plus(9)));
+        scrub.write().unwrap();
+
+        let scrub = Scrub::open(place.path());
+        let ended = ScrubbedView {
+            began_at: NOW,
+            finished_at: NOW.plus(9),
+            objects: 100,
+            files_bytes: 5_000,
+            damaged: 2,
+            repaired: 1,
+        };
         assert_eq!(*scrub.watch().borrow(), ScrubView { finished: Some(ended), running: None });
         let day = u64::try_from(AGAIN.as_millis()).unwrap();
         assert_eq!(scrub.current(NOW.plus(10)).unwrap_err(), AGAIN - Duration::from_millis(1));
@@ -317,13 +476,13 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let scrub = Scrub::open(place.path());
         let slow = scrub.current(NOW).unwrap();
-        scrub.reached(&slow, 100, found(64), Some(name("ab")), NOW);
+        scrub.reached(&slow, total(100), found(64), behind("ab"), NOW);
         let asked = scrub.ask(NOW.plus(1)).running.unwrap();
         assert_eq!((asked.asked, asked.began_at, asked.objects), (true, NOW.plus(1), 0));
-        assert!(!scrub.reached(&slow, 100, found(36), None, NOW.plus(2)), "that one is over");
+        assert!(!scrub.reached(&slow, total(100), found(36), None, NOW.plus(2)), "that one is over");
         let running = scrub.current(NOW.plus(2)).unwrap();
         assert_eq!(running.view, asked);
-        scrub.reached(&running, 100, found(64), Some(name("cd")), NOW.plus(3));
+        scrub.reached(&running, total(100), found(64), behind("cd"), NOW.plus(3));
         let again = scrub.ask(NOW.plus(4)).running.unwrap();
         assert_eq!((again.began_at, again.objects), (NOW.plus(1), 64), "it goes on");
     }

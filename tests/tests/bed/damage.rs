@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use flotilla_api::rest::DrainQuery;
+use flotilla_api::rest::{DrainQuery, ScrubbedView};
 use flotilla_tests::{
     bed::{Cluster, Machine, cluster::SETTLED_LIMIT},
     wait,
@@ -48,6 +48,67 @@ async fn what_a_disk_has_spoiled_is_not_passed_on() -> Result<()> {
     cluster.runs_on(board::SERVICE, other).await?;
     ensure!(fs::read(board::directory(&cluster, other).join("note"))? == written, "it is not what was written");
     Ok(())
+}
+
+#[tokio::test]
+async fn what_a_disk_has_spoiled_is_found_and_made_right_by_reading_it() -> Result<()> {
+    let Some(mut cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
+    let host = board::keep(&cluster, 2).await?;
+    let written: Vec<u8> = (0..2_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    fs::write(board::directory(&cluster, host).join("note"), &written)?;
+    let spoiled = board::copied(&cluster, host, 2, written.len() as u64).await?[0];
+    let note = board::directory(&cluster, spoiled).join("note");
+    wait::holds(
+        "a copy that is shown",
+        SETTLED_LIMIT,
+        async || Ok(fs::read(&note).is_ok_and(|bytes| bytes == written)),
+    )
+    .await?;
+
+    let flipped = flip_bits(&cluster.bed.machines()[spoiled])? as u64;
+    ensure!(flipped > 50, "it has no objects");
+    let read = scrub(&cluster, spoiled).await?;
+    ensure!(
+        (51..=flipped).contains(&read.damaged) && read.repaired == read.damaged,
+        "{flipped} were flipped: {read:?}"
+    );
+
+    for path in packs(&cluster.bed.machines()[spoiled])? {
+        let pack = File::options().write(true).open(&path)?;
+        pack.set_len(pack.metadata()?.len() / 2)?;
+    }
+    let read = scrub(&cluster, spoiled).await?;
+    ensure!(read.damaged > 0 && read.repaired == read.damaged, "half of it was cut off: {read:?}");
+
+    // What an instance would start from. Nothing tells that it was changed.
+    let (was, at) = (fs::metadata(&note)?.modified()?, written.len() / 3);
+    flip_bit(&note, at, written[at])?;
+    File::options().write(true).open(&note)?.set_modified(was)?;
+    let read = scrub(&cluster, spoiled).await?;
+    ensure!(read.files_bytes == written.len() as u64 && (read.damaged, read.repaired) == (1, 1), "{read:?}");
+    ensure!(fs::read(&note)? == written, "a copy is not what was written");
+    fs::remove_file(&note)?;
+    let read = scrub(&cluster, spoiled).await?;
+    ensure!((read.damaged, read.repaired) == (1, 1), "{read:?}");
+    let read = scrub(&cluster, spoiled).await?;
+    ensure!(read.damaged == 0, "something is left: {read:?}");
+
+    only_on(&cluster, board::SERVICE, spoiled, host).await?;
+    cluster.bed.power_off(host)?;
+    cluster.runs_on(board::SERVICE, spoiled).await?;
+    ensure!(fs::read(&note)? == written, "it is not what was written");
+    Ok(())
+}
+
+/// Has a machine read all that it keeps.
+async fn scrub(cluster: &Cluster, machine: usize) -> Result<ScrubbedView> {
+    let (client, name) = (cluster.client(machine)?, cluster.name(machine)?);
+    let began = client.scrub(&name).await?.running.context("one that is under way")?.began_at;
+    wait::until("all of it to be read", SETTLED_LIMIT, async || {
+        let scrub = client.machine(&name).await?.view.resources.and_then(|it| it.scrub).unwrap_or_default();
+        Ok(scrub.finished.filter(|finished| finished.began_at >= began))
+    })
+    .await
 }
 
 #[tokio::test]

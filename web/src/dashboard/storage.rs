@@ -79,23 +79,30 @@ impl Scrubbed {
     pub(crate) fn of(view: &ScrubView) -> Self {
         let Some(finished) = view.finished else { return Self::Never };
         let objects = format::counted(usize::try_from(finished.objects).unwrap_or(usize::MAX), "object", "objects");
+        let all = match finished.files_bytes {
+            0 => objects,
+            files => format!("{objects} and {} of copies", format::bytes(files)),
+        };
         let lost = finished.damaged.saturating_sub(finished.repaired);
         let result = match (finished.damaged, lost) {
-            (0, _) => format!("{objects}, none damaged"),
-            (damaged, 0) => format!("{objects}, {damaged} damaged and repaired from other machines"),
-            (damaged, lost) => format!("{objects}, {damaged} damaged, and no machine has {lost} of them"),
+            (0, _) => format!("{all}, nothing damaged"),
+            (damaged, 0) => format!("{all}, {damaged} damaged and repaired"),
+            (damaged, lost) => format!("{all}, {damaged} damaged, and nothing to repair {lost} of them from"),
         };
         let at = finished.finished_at;
         if lost > 0 { Self::Damaged(at, result) } else { Self::Well(at, result) }
     }
 }
 
-/// "12 % of 500 objects"; nothing where none is under way.
+/// "12 % of 500 objects", "40 % of 1.2 GiB of copies"; nothing where none is under way.
 pub(crate) fn scrubbing(view: &ScrubView) -> Option<String> {
     let running = view.running?;
-    let far = format::percent(format::share(running.objects, running.of));
     let damage = if running.damaged > 0 { format!(", {} damaged", running.damaged) } else { String::new() };
-    Some(format!("{far} of {} objects{damage}", running.of))
+    let (share, all) = match running.files_of_bytes {
+        0 => (format::share(running.objects, running.of), format!("{} objects", running.of)),
+        all => (format::share(running.files_bytes, all), format!("{} of copies", format::bytes(all))),
+    };
+    Some(format!("{} of {all}{damage}", format::percent(share)))
 }
 
 #[cfg(test)]
@@ -137,14 +144,15 @@ mod tests {
     fn it_is_told_what_reading_all_of_it_came_to() {
         let view = |damaged, repaired| {
             let at = UnixMillis(7);
-            let finished = ScrubbedView { began_at: at, finished_at: at, objects: 20, damaged, repaired };
+            let finished =
+                ScrubbedView { began_at: at, finished_at: at, objects: 20, files_bytes: 0, damaged, repaired };
             ScrubView { finished: Some(finished), running: None }
         };
         let well = |words: &str| Scrubbed::Well(UnixMillis(7), words.to_owned());
         assert_eq!(Scrubbed::of(&ScrubView::default()), Scrubbed::Never);
-        assert_eq!(Scrubbed::of(&view(0, 0)), well("20 objects, none damaged"));
-        assert_eq!(Scrubbed::of(&view(2, 2)), well("20 objects, 2 damaged and repaired from other machines"));
-        let bad = "20 objects, 3 damaged, and no machine has 2 of them".to_owned();
+        assert_eq!(Scrubbed::of(&view(0, 0)), well("20 objects, nothing damaged"));
+        assert_eq!(Scrubbed::of(&view(2, 2)), well("20 objects, 2 damaged and repaired"));
+        let bad = "20 objects, 3 damaged, and nothing to repair 2 of them from".to_owned();
         assert_eq!(Scrubbed::of(&view(3, 1)), Scrubbed::Damaged(UnixMillis(7), bad));
 
         let running = ScrubbingView { objects: 60, of: 500, ..ScrubbingView::default() };
@@ -153,6 +161,8 @@ mod tests {
         let damaged = ScrubbingView { damaged: 1, ..running };
         assert_eq!(told(Some(damaged)).as_deref(), Some("12 % of 500 objects, 1 damaged"));
         assert_eq!(told(None), None);
+        let copies = ScrubbingView { files_bytes: 512, files_of_bytes: 2048, ..running };
+        assert_eq!(told(Some(copies)).as_deref(), Some("25 % of 2.0 KiB of copies"));
     }
 
     #[test]

@@ -205,9 +205,12 @@ pub struct ScrubbedView {
     pub began_at: UnixMillis,
     pub finished_at: UnixMillis,
     pub objects: u64,
-    /// Those that the disk did not give back as they were.
+    /// Of the files of copies, which were compared with the objects.
+    #[serde(default)]
+    pub files_bytes: u64,
+    /// Objects, and pieces of files, that the disk did not give back as they were.
     pub damaged: u64,
-    /// Those of them that another machine had.
+    /// Those of them that are right again.
     pub repaired: u64,
 }
 
@@ -221,6 +224,12 @@ pub struct ScrubbingView {
     pub objects: u64,
     /// About; 0 while that is not known.
     pub of: u64,
+    /// Of the files of copies, after the objects.
+    #[serde(default)]
+    pub files_bytes: u64,
+    /// About; 0 before the objects are read.
+    #[serde(default)]
+    pub files_of_bytes: u64,
     pub damaged: u64,
     pub repaired: u64,
 }

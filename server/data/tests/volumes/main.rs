@@ -6,3 +6,4 @@ mod fetching;
 mod places;
 mod sealing;
 mod trees;
+mod verifying;
