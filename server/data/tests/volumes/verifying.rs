@@ -1,8 +1,9 @@
 //! What a disk forgets without telling is found in directories, and written right.
 
 use std::{
+    collections::BTreeSet,
     fs,
-    os::unix::fs::{FileExt, symlink},
+    os::unix::fs::{FileExt, MetadataExt, symlink},
     path::Path,
 };
 
@@ -69,13 +70,18 @@ impl World {
 
 /// Changes one byte of each file in which there is one that is not zero, as a disk does: nothing tells of it.
 fn spoil(directory: &Path, seed: usize) -> usize {
+    spoil_below(directory, seed, &mut BTreeSet::new())
+}
+
+/// A file with several names is spoiled once.
+fn spoil_below(directory: &Path, seed: usize, met: &mut BTreeSet<u64>) -> usize {
     let mut spoiled = 0;
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let metadata = path.symlink_metadata().unwrap();
         if metadata.is_dir() {
-            spoiled += spoil(&path, seed + 1);
-        } else if metadata.is_file() {
+            spoiled += spoil_below(&path, seed + 1, met);
+        } else if metadata.is_file() && met.insert(metadata.ino()) {
             let bytes = fs::read(&path).unwrap();
             let middle = seed.wrapping_mul(7919) % bytes.len().max(1);
             let Some(at) = (middle..bytes.len()).find(|at| bytes[*at] != 0) else { continue };
