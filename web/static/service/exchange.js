@@ -7,6 +7,11 @@ const BODY_READ_AHEAD = 256 * 1024;
 // How often a request that can be repeated is sent again after its connection was lost before the answer began.
 const ATTEMPTS = 3;
 
+// An answer that says to be no longer than this is passed on when it is complete: that takes a browser half as long as a head
+// whose body comes after. It is not waited for if the service takes its time.
+const SHORT = 64 * 1024;
+const SHORT_WAITS_MS = 30;
+
 const HEADERS_OF_OURS = /^x-flotilla-/;
 const HAS_NO_BODY = new Set([101, 204, 205, 304]);
 
@@ -42,6 +47,8 @@ class Exchange {
   #requestId;
   #window = new SendWindow();
   #settleHead;
+  #head = null;
+  #patience = null;
   // What came of the body before the page could read it.
   #early = [];
   #ended = false;
@@ -69,7 +76,7 @@ class Exchange {
     };
     const referrer = refererOf(request);
     if (referrer) open.referrer = referrer;
-    let flags = FLAG.TAKES_WHOLE;
+    let flags = 0;
     if (body) flags |= FLAG.BODY | (body.length === null || body.length > DATA_MAX ? FLAG.LARGE : 0);
     link.post(jsonFrame(KIND.OPEN, this.#id, open, flags));
     if (body) event.waitUntil(this.#upload(body));
@@ -166,17 +173,12 @@ class Exchange {
     }
   }
 
-  receive({ kind, flags, payload }) {
+  receive({ kind, payload }) {
     switch (kind) {
       case KIND.HEAD:
-        if (flags & FLAG.WHOLE) {
-          const { head, body } = wholeOf(payload);
-          if (body.byteLength > 0) this.#early.push(body);
-          this.#settleHead.resolve(head);
-          this.#end();
-        } else {
-          this.#settleHead.resolve(jsonOf(payload));
-        }
+        this.#head = jsonOf(payload);
+        if (isShort(this.#head)) this.#patience = setTimeout(() => this.#begin(), SHORT_WAITS_MS);
+        else this.#begin();
         break;
       case KIND.DATA:
         this.#received += payload.byteLength;
@@ -187,7 +189,12 @@ class Exchange {
         this.#window.grant(creditOf(payload));
         break;
       case KIND.END:
-        this.#end();
+        // An answer that is complete before its request is needs no more of it.
+        if (this.#uploading) this.#link.post(jsonFrame(KIND.RESET, this.#id, { code: "aborted", message: "the answer is complete" }));
+        this.#ended = true;
+        this.#begin();
+        this.#finish();
+        this.#body?.close();
         break;
       case KIND.RESET: {
         const { code, message } = jsonOf(payload);
@@ -197,12 +204,9 @@ class Exchange {
     }
   }
 
-  #end() {
-    // An answer that is complete before its request is needs no more of it.
-    if (this.#uploading) this.#link.post(jsonFrame(KIND.RESET, this.#id, { code: "aborted", message: "the answer is complete" }));
-    this.#ended = true;
-    this.#finish();
-    this.#body?.close();
+  #begin() {
+    clearTimeout(this.#patience);
+    this.#settleHead.resolve(this.#head);
   }
 
   // Nobody waits for the answer any more.
@@ -214,6 +218,7 @@ class Exchange {
 
   fail(error) {
     if (this.#over) return;
+    clearTimeout(this.#patience);
     this.#finish();
     this.#settleHead.reject(error);
     this.#body?.error(new TypeError(error.message));
@@ -226,6 +231,11 @@ class Exchange {
     if (this.#requestId) byRequestId.delete(this.#requestId);
   }
 }
+
+const isShort = ({ headers }) => {
+  const length = headers.find(([name]) => name === "content-length")?.[1];
+  return length !== undefined && Number(length) <= SHORT;
+};
 
 // What a page sent, as chunks, with its length where that is known.
 const bodyOf = async (request) => {
