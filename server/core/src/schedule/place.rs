@@ -6,10 +6,10 @@ use flotilla_api::{NodeId, Revision, UnixMillis, spec::UpdateOrder};
 
 use super::{
     draft::{Draft, Slot},
-    fleet::{Fleet, Site},
+    fleet::{Bar, Fleet, Site},
     pack,
     score::{self, Score},
-    unit::{Member, Unit},
+    unit::{Data, Member, Unit},
 };
 use crate::{
     reconcile::{Container, Incarnation},
@@ -40,7 +40,8 @@ pub(super) enum Tier {
     Good,
     /// It flaps.
     KeptOut,
-    /// It is being drained, but what stopped there finds no other place.
+    /// It is being drained, but what stopped there finds no other place, or the newest of the data is there alone: once it has run
+    /// there again, that is committed before it goes elsewhere.
     Return,
 }
 
@@ -179,8 +180,17 @@ pub(super) fn task<'a>(draft: &Draft<'a>, fleet: &Fleet<'a>, unit: &Unit<'a>) ->
         cause = Some("what depends on each other belongs together".to_owned());
     }
     let mut sites = choices(fleet, unit);
+    stranded.extend(drained_pin(draft, fleet, unit));
     sites.extend(stranded.into_iter().map(|machine| Choice { machine, tier: Tier::Return }));
     Some(Task { unit: unit.clone(), sites, cause })
+}
+
+/// The drained machine that alone has what the unit needs and runs nowhere: a service that was removed and comes back.
+fn drained_pin<'a>(draft: &Draft<'a>, fleet: &Fleet<'a>, unit: &Unit<'a>) -> Option<&'a NodeId> {
+    let idle = |member: &&Member<'a>| draft.slots(&member.service.name).is_empty();
+    let pin = unit.members.iter().filter(idle).find_map(|member| Data::of(fleet.state, member.service).pin())?;
+    let site = fleet.site(pin).filter(|site| site.bar == Some(Bar::Drained))?;
+    unit.members.iter().all(|member| score::allowed(fleet.state, member.service, site).is_ok()).then_some(site.id)
 }
 
 /// Every machine that the unit might go to, as far as room is no question.

@@ -1,7 +1,7 @@
 //! Where a service goes whose data others have, too.
 
 use super::world::{World, id, name};
-use crate::{schedule::check_drain, state::Phase};
+use crate::{CommandV1, schedule::check_drain, state::Phase};
 
 const DB: &str = "  db: {image: good, volumes: ['data:/data']}";
 
@@ -79,6 +79,22 @@ fn a_machine_is_left_only_when_what_was_written_last_is_committed() {
     assert_eq!(world.only("db"), second);
     let told = check_drain(&world.input(), &id(&second)).unwrap_err().0.message;
     assert!(told.contains(&first) && !told.contains(&format!("only `{third}`")), "{told}");
+}
+
+#[test]
+fn what_comes_back_to_a_drained_machine_brings_its_data_out_of_it() {
+    let (mut world, [first, second, third]) = with_copy();
+    world.apply(CommandV1::Remove { service: name("db"), volumes: false }).unwrap();
+    world.settle();
+    world.drain(&first);
+    world.deploy(DB);
+    world.told.clear();
+    world.settle();
+    assert!(world.only("db") != first, "it is drained\n{}", world.story());
+    assert_eq!(world.count("Assign"), 2, "first where the newest of its data is\n{}", world.story());
+    world.run_far(600_000);
+    assert_eq!(world.count("Assign"), 2, "{}", world.story());
+    assert!([second, third].contains(&world.only("db")));
 }
 
 #[test]
