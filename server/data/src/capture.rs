@@ -202,16 +202,15 @@ impl Capture {
     /// Where the directory or the store can't be read, or the key is not here.
     pub fn begin_sealed(store: &Store, volume: &str, directory: &Path, seal: Option<KeyId>) -> Result<Self, Error> {
         let session = seal.map_or_else(|| Ok(store.session()), |key| store.sealing_session(key))?;
-        let previous = match store.sight(volume)? {
-            Some(Sight { root }) if store.sealed_with(&root)?.is_some() == seal.is_some() => {
-                match Root::read(store, &root) {
-                    Ok(root) => Some(root),
-                    // Its key is gone; the directory is here.
-                    Err(tree::Error::Store(error)) if error.is_sealed() => None,
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            _ => None,
+        let known = |Sight { root }: Sight| match store.sealed_with(&root)?.is_some() == seal.is_some() {
+            true => Root::read(store, &root).map(Some),
+            false => Ok(None),
+        };
+        let previous = match store.sight(volume)?.map_or(Ok(None), known) {
+            Ok(previous) => previous,
+            // Its key is gone, or the disk has forgotten it; the directory is here.
+            Err(tree::Error::Store(error)) if error.is_sealed() || error.is_lost() => None,
+            Err(error) => return Err(error.into()),
         };
         Ok(Self {
             store: store.clone(),

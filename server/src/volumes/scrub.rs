@@ -15,7 +15,11 @@ use flotilla_api::{
     ServiceName, UnixMillis, VolumeName,
     rest::{ScrubView, ScrubbedView, ScrubbingView},
 };
-use flotilla_data::{Hash, store::News, verify::Mark};
+use flotilla_data::{
+    Hash, Store,
+    store::{self, News},
+    verify::Mark,
+};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, watch},
@@ -42,6 +46,9 @@ const ASKED_REST: u32 = 1;
 
 /// How often it is written down how far it is.
 const SAVED_EVERY: Duration = Duration::from_secs(60);
+
+/// A link may be lost just when it is needed.
+const REPAIR_TRIES: usize = 2;
 
 /// One machine's answer to a question for one object.
 const REPAIR_WITHIN: Duration = Duration::from_secs(60);
@@ -273,17 +280,27 @@ async fn objects(shared: &Arc<Shared>, running: &Running, behind: Option<Hash>) 
     let store = shared.store.clone();
     let (scrubbed, count) = blocking(move || Ok((store.scrub(behind.as_ref(), OBJECTS)?, store.count()?))).await?;
     let mut found = Found { objects: scrubbed.read, ..Found::default() };
+    let mut lost = Vec::new();
     for name in scrubbed.damaged {
-        shared.counters.damaged.fetch_add(1, Relaxed);
         found.damaged += 1;
         if repair(shared, name).await? {
-            shared.counters.repaired.fetch_add(1, Relaxed);
             found.repaired += 1;
             tracing::warn!(object = %name, "a damaged object was repaired from another machine");
         } else {
+            lost.push(name);
+        }
+    }
+    if !lost.is_empty() {
+        let (store, count) = (shared.store.clone(), lost.len() as u64);
+        lost = blocking(move || Ok(needed(&store, lost)?)).await?;
+        // With what nobody needs any more nothing is lost.
+        found.repaired += count - lost.len() as u64;
+        for name in lost {
             tracing::error!(object = %name, "an object is damaged, and no machine that can be asked has it; look at this disk");
         }
     }
+    shared.counters.damaged.fetch_add(found.damaged, Relaxed);
+    shared.counters.repaired.fetch_add(found.repaired, Relaxed);
     shared.counters.scrubbed.fetch_add(found.objects, Relaxed);
     let mut total = Total { objects: count, files: 0 };
     let next = match scrubbed.last {
@@ -374,10 +391,27 @@ async fn next_copy(shared: &Arc<Shared>, behind: Option<(&ServiceName, &VolumeNa
     .await
 }
 
+/// Those of them that some generation is made of.
+fn needed(store: &Store, names: Vec<Hash>) -> Result<Vec<Hash>, store::Error> {
+    // Where it can't be told, all of them may be.
+    if let Err(error) = store.collect() {
+        tracing::debug!(%error, "what nobody needs could not be freed");
+        return Ok(names);
+    }
+    let mut kept = Vec::new();
+    for name in names {
+        if store.contains(&name)? {
+            kept.push(name);
+        }
+    }
+    Ok(kept)
+}
+
 /// Asks the other machines one after the other. True if one had it.
 async fn repair(shared: &Arc<Shared>, name: Hash) -> Result<bool, Error> {
-    let connected = shared.parts.network.connected().borrow().clone();
-    for machine in connected {
+    let connected = || shared.parts.network.connected().borrow().clone();
+    // The second time of whoever is connected then.
+    for machine in std::iter::repeat_with(connected).take(REPAIR_TRIES).flatten() {
         let asked = async {
             let stream = shared.parts.network.stream(&machine, wire::LABEL).await.ok()?;
             let (mut from, mut to) = tokio::io::split(stream);

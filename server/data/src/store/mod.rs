@@ -88,6 +88,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Did the disk not give back what was laid down?
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Missing { .. } | Self::File { .. })
+    }
+
     /// Has somebody to be asked for a key?
     pub fn is_sealed(&self) -> bool {
         matches!(self, Self::Sealed { .. } | Self::NoKey { .. })
