@@ -117,7 +117,7 @@ fn an_earlier_state_is_begun_with_once_the_newest_is_kept() {
     let (mut world, [first, ..]) = with_copy();
     let before = world.service("db").placements[0].epoch;
     let earlier = crate::state::GenerationName { epoch: before, sequence: 1 };
-    world.apply(crate::CommandV1::Restore { service: name("db"), generation: earlier }).unwrap();
+    world.apply(CommandV1::Restore { service: name("db"), generation: earlier }).unwrap();
     world.machine(&first).captures = false;
     world.run_far(600_000);
     let placement = world.service("db").placements[0].clone();
@@ -138,9 +138,9 @@ fn what_was_not_committed_in_this_cluster_is_not_restored() {
     let (mut world, _) = with_copy();
     let epoch = world.service("db").placements[0].epoch;
     let later = crate::state::GenerationName { epoch: epoch + 1, sequence: 1 };
-    let refused = world.apply(crate::CommandV1::Restore { service: name("db"), generation: later }).unwrap_err();
+    let refused = world.apply(CommandV1::Restore { service: name("db"), generation: later }).unwrap_err();
     assert_eq!(refused.0.code, flotilla_api::ErrorCode::VolumeNotFound);
     world.deploy_stack("other", "  web: {image: good}");
     let generation = crate::state::GenerationName { epoch: 1, sequence: 1 };
-    world.apply(crate::CommandV1::Restore { service: name("web"), generation }).unwrap_err();
+    world.apply(CommandV1::Restore { service: name("web"), generation }).unwrap_err();
 }
