@@ -215,16 +215,11 @@ impl Directories {
         Ok(self.shown(service)?.into_iter().flat_map(|shown| shown.roots.into_keys()).collect())
     }
 
-    /// Of the files that the directories of all these show.
-    pub(super) fn shown_bytes(&self, services: &[ServiceName]) -> Result<u64, Error> {
-        let mut bytes = 0;
-        for service in services {
-            for root in self.shown(service)?.iter().flat_map(|shown| shown.roots.values()) {
-                let root = root.parse().map_err(|_| Error::Tree(tree::Error::Damaged))?;
-                bytes += tree::Root::read(&self.store, &root)?.totals.bytes;
-            }
-        }
-        Ok(bytes)
+    /// About, of the files that the directories of all these show: what can't be read is found to be so when it is compared.
+    pub(super) fn shown_bytes(&self, services: &[ServiceName]) -> u64 {
+        let shown = services.iter().filter_map(|service| self.shown(service).ok().flatten());
+        let roots = shown.flat_map(|shown| shown.roots.into_values()).filter_map(|root| root.parse().ok());
+        roots.filter_map(|root| tree::Root::read(&self.store, &root).ok()).map(|root| root.totals.bytes).sum()
     }
 
     /// Compares some of a directory with what it shows, and writes right what a disk has spoiled; `None` where it shows nothing, or may

@@ -307,7 +307,7 @@ async fn objects(shared: &Arc<Shared>, running: &Running, behind: Option<Hash>) 
         Some(last) => Some(At::Objects(Some(last.to_string()))),
         None => {
             let known = Arc::clone(shared);
-            total.files = blocking(move || known.directories.shown_bytes(&services(&known))).await?;
+            total.files = blocking(move || Ok(known.directories.shown_bytes(&services(&known)))).await?;
             next_copy(shared, None).await?
         }
     };
@@ -380,7 +380,11 @@ async fn next_copy(shared: &Arc<Shared>, behind: Option<(&ServiceName, &VolumeNa
             if behind.as_ref().is_some_and(|(last, _)| service < *last) {
                 continue;
             }
-            for volume in shared.directories.shown_volumes(&service)? {
+            let volumes = shared.directories.shown_volumes(&service).unwrap_or_else(|error| {
+                tracing::warn!(%service, %error, "it is not known what the directories of a service show");
+                Vec::new()
+            });
+            for volume in volumes {
                 if behind.as_ref().is_none_or(|behind| (&service, &volume) > (&behind.0, &behind.1)) {
                     return Ok(Some(At::Copy { service, volume, mark: None }));
                 }
