@@ -1,8 +1,8 @@
 //! A generation from other stores.
 //!
 //! Who fetches goes through the tree and asks for what it does not have. Beside it goes the newest generation of the volume that is here:
-//! what both have, is here as a whole, and is not gone through. What came before an interruption is not asked for again. Any number of sources may be asked side by
-//! side; each object is checked against its name, so that none of them has to be trusted. What is sealed is gone through by what its objects
+//! what both have, is here as a whole, and is not gone through. What came before an interruption is not asked for again. Any number of
+//! sources may be asked side by side; each object is checked against its name, so that none of them has to be trusted. What is sealed is gone through by what its objects
 //! refer to in the clear: who fetches it needs no key.
 
 use std::collections::{HashMap, HashSet, VecDeque};

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Hash,
     place::{self, Place, kind, os},
+    restore::Error,
     store::{self, Objects},
     stream::Piece,
     tree::{self, DEPTH_MAX, Entry, File, Hole, Name, Node, Root},
@@ -48,20 +49,11 @@ pub struct Verified {
     pub next: Option<Mark>,
 }
 
-/// Why a directory could not be compared.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    File(#[from] place::Error),
-    #[error(transparent)]
-    Tree(#[from] tree::Error),
-}
-
 /// Compares about `at_most` bytes of a directory that shows `root` with it, from a mark on, and writes right what differs. Nobody else
 /// may write to it meanwhile.
 ///
 /// # Errors
-/// Where the tree can't be read from the store, or something not from the disk. Content that the store has lost itself is passed over.
+/// Where the tree can't be read from the store, or something not from the disk. Content that is damaged in the store itself is passed over.
 pub fn verify(
     objects: &dyn Objects,
     directory: &Path,

@@ -235,7 +235,8 @@ impl Directories {
             return Ok(None);
         };
         let root = root.parse().map_err(|_| Error::Tree(tree::Error::Damaged))?;
-        Ok(Some(verify::verify(&self.store, &directory(&self.data_dir, service, volume), &root, from, at_most)?))
+        let directory = directory(&self.data_dir, service, volume);
+        verify::verify(&self.store, &directory, &root, from, at_most).map(Some).map_err(Error::Verify)
     }
 
     /// Makes what directories show anew from whatever is in them.

@@ -7,7 +7,7 @@ use std::{
 
 use flotilla_api::{ApiError, ErrorCode, ServiceName, VolumeName};
 use flotilla_core::state::GenerationName;
-use flotilla_data::{restore, store, tree, verify};
+use flotilla_data::{restore, store, tree};
 
 use super::limit::Held;
 use crate::fence;
@@ -26,7 +26,7 @@ pub enum Error {
     #[error("a volume could not be brought to another generation: {0}")]
     Restore(#[from] restore::Error),
     #[error("a copy could not be compared with what it should be: {0}")]
-    Verify(#[from] verify::Error),
+    Verify(restore::Error),
     #[error("its instance could not be held still: {0}")]
     Fence(#[from] fence::Error),
     #[error("generation {name} of `{service}`, with which it shall begin, is not on this machine")]

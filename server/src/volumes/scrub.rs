@@ -290,14 +290,15 @@ async fn objects(shared: &Arc<Shared>, running: &Running, behind: Option<Hash>) 
             lost.push(name);
         }
     }
-    if !lost.is_empty() {
+    // Once it was freed nothing unneeded is come upon any more: where something was lost already, this is lost as well.
+    if !lost.is_empty() && running.view.damaged == running.view.repaired {
         let (store, count) = (shared.store.clone(), lost.len() as u64);
         lost = blocking(move || Ok(needed(&store, lost)?)).await?;
         // With what nobody needs any more nothing is lost.
         found.repaired += count - lost.len() as u64;
-        for name in lost {
-            tracing::error!(object = %name, "an object is damaged, and no machine that can be asked has it; look at this disk");
-        }
+    }
+    for name in lost {
+        tracing::error!(object = %name, "an object is damaged, and no machine that can be asked has it; look at this disk");
     }
     shared.counters.damaged.fetch_add(found.damaged, Relaxed);
     shared.counters.repaired.fetch_add(found.repaired, Relaxed);

@@ -34,10 +34,7 @@ const RECORD_HEAD: usize = 4 + 32;
 #[tokio::test]
 async fn what_a_disk_has_spoiled_is_not_passed_on() -> Result<()> {
     let Some(mut cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
-    let host = board::keep(&cluster, 1).await?;
-    let written: Vec<u8> = (0..5_000_000_u32).flat_map(u32::to_le_bytes).collect();
-    fs::write(board::directory(&cluster, host).join("note"), &written)?;
-    let spoiled = board::copied(&cluster, host, 1, written.len() as u64).await?[0];
+    let Noted { host, written, copy: spoiled } = note(&cluster, 1, 5_000_000).await?;
     let other = cluster.all_but(host).into_iter().find(|index| *index != spoiled).context("a third machine")?;
     ensure!(flip_bits(&cluster.bed.machines()[spoiled])? > 50, "it has no objects");
 
@@ -56,10 +53,7 @@ async fn what_a_disk_has_spoiled_is_not_passed_on() -> Result<()> {
 #[tokio::test]
 async fn what_a_disk_has_spoiled_is_found_and_made_right_by_reading_it() -> Result<()> {
     let Some(mut cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
-    let host = board::keep(&cluster, 2).await?;
-    let written: Vec<u8> = (0..2_000_000_u32).flat_map(u32::to_le_bytes).collect();
-    fs::write(board::directory(&cluster, host).join("note"), &written)?;
-    let spoiled = board::copied(&cluster, host, 2, written.len() as u64).await?[0];
+    let Noted { host, written, copy: spoiled } = note(&cluster, 2, 2_000_000).await?;
     let note = board::directory(&cluster, spoiled).join("note");
     wait::holds(
         "a copy that is shown",
@@ -99,6 +93,23 @@ async fn what_a_disk_has_spoiled_is_found_and_made_right_by_reading_it() -> Resu
     cluster.runs_on(board::SERVICE, spoiled).await?;
     ensure!(fs::read(&note)? == written, "it is not what was written");
     Ok(())
+}
+
+/// A file that is copied.
+struct Noted {
+    host: usize,
+    written: Vec<u8>,
+    /// A machine that has a copy.
+    copy: usize,
+}
+
+/// Writes so many numbers of four bytes, of which so many other machines have copies.
+async fn note(cluster: &Cluster, replicas: u32, numbers: u32) -> Result<Noted> {
+    let host = board::keep(cluster, replicas).await?;
+    let written: Vec<u8> = (0..numbers).flat_map(u32::to_le_bytes).collect();
+    fs::write(board::directory(cluster, host).join("note"), &written)?;
+    let copy = board::copied(cluster, host, replicas, written.len() as u64).await?[0];
+    Ok(Noted { host, written, copy })
 }
 
 fn lost(read: &ScrubbedView) -> u64 {
