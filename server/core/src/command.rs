@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use flotilla_api::{
-    Grant, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, ValueName,
+    Grant, MachineName, NodeId, Revision, ServiceName, StackName, TokenId, UnixMillis, ValueName, VolumeName,
     limit::CopyLimit,
     spec::{ServiceSpec, ValueKind},
 };
@@ -41,11 +41,13 @@ pub enum Command {
 }
 
 impl Command {
-    /// May a machine that only stores propose it? What it says of itself, and that it has deleted what it was told to.
+    /// May a machine that only stores propose it? What it says of itself, that it has a copy, and that it has deleted what it was told to.
     pub fn is_about_storage_of(&self, machine: &NodeId) -> bool {
         let Self::V1(command) = self;
         match command {
-            CommandV1::AnnounceMachine { machine: told, .. } => told == machine,
+            CommandV1::AnnounceMachine { machine: told, .. } | CommandV1::HoldGeneration { machine: told, .. } => {
+                told == machine
+            }
             CommandV1::VolumesPurged { machine: Some(told), .. } => told == machine,
             _ => false,
         }
@@ -175,6 +177,13 @@ pub enum CommandV1 {
     CommitGenerations {
         machine: NodeId,
         generations: BTreeMap<ServiceName, Generation>,
+    },
+    /// A machine has brought volumes of the committed generation to its disk while nobody wrote them: by volume, the root that it has.
+    HoldGeneration {
+        machine: NodeId,
+        service: ServiceName,
+        generation: GenerationName,
+        volumes: BTreeMap<VolumeName, String>,
     },
     /// The service begins anew, with its data as it was then; what it has now is kept as a generation before that.
     Restore {

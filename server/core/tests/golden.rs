@@ -421,6 +421,17 @@ fn commands_of_limits() -> Vec<(&'static str, CommandV1)> {
     ]
 }
 
+/// Once machines got copies of what nobody writes.
+fn commands_of_copies() -> Vec<(&'static str, CommandV1)> {
+    let command = CommandV1::HoldGeneration {
+        machine: NodeId("third".to_owned()),
+        service: service("web"),
+        generation: GenerationName { epoch: AFTER_SEVERAL + 5, sequence: 1 },
+        volumes: BTreeMap::from([("pg_data".parse().unwrap(), "ab".repeat(32))]),
+    };
+    vec![("hold-generation", command)]
+}
+
 /// Commands of one machine, and the index of the last of them.
 const AFTER_ONE: u64 = 18;
 
@@ -442,8 +453,11 @@ const AFTER_IMAGES: u64 = 54;
 /// The index of the last command before there were limits of what is copied.
 const AFTER_STORAGE: u64 = 57;
 
-/// The index of the last command with them.
+/// The index of the last command before machines got copies of what nobody writes.
 const AFTER_LIMITS: u64 = 59;
+
+/// The index of the last command with them.
+const AFTER_COPIES: u64 = 60;
 
 fn commands() -> Vec<(&'static str, CommandV1)> {
     let mut commands = commands_of_one();
@@ -462,6 +476,8 @@ fn commands() -> Vec<(&'static str, CommandV1)> {
     assert_eq!(commands.len() as u64, AFTER_STORAGE);
     commands.extend(commands_of_limits());
     assert_eq!(commands.len() as u64, AFTER_LIMITS);
+    commands.extend(commands_of_copies());
+    assert_eq!(commands.len() as u64, AFTER_COPIES);
     commands
 }
 
@@ -539,6 +555,7 @@ fn every_command_has_a_golden_file() {
         CommandV1::MachineBack { .. } => "machine-back",
         CommandV1::SetLease { .. } => "set-lease",
         CommandV1::CommitGenerations { .. } => "commit-generations",
+        CommandV1::HoldGeneration { .. } => "hold-generation",
         CommandV1::Restore { .. } => "restore",
         CommandV1::NoteImages { .. } => "note-images",
         CommandV1::InviteStorage { .. } => "invite-storage",
@@ -550,7 +567,7 @@ fn every_command_has_a_golden_file() {
         CommandV1::NoteScrub { .. } => "note-scrub",
     };
     let covered: BTreeSet<&str> = commands().iter().map(|(_, command)| name(command)).collect();
-    assert_eq!(covered.len(), 34);
+    assert_eq!(covered.len(), 35);
 }
 
 #[test]

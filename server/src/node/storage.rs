@@ -47,10 +47,12 @@ pub(super) fn takes_nobody() -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use flotilla_api::UnixMillis;
     use flotilla_core::{
         Actor, Command, CommandV1,
-        command::{Availability, MachineFacts},
+        command::{Availability, GenerationName, MachineFacts},
     };
 
     use super::*;
@@ -69,10 +71,18 @@ mod tests {
             service: "db".parse().unwrap(),
             machine: machine.cloned(),
         };
+        let holds = |machine: &NodeId| CommandV1::HoldGeneration {
+            machine: machine.clone(),
+            service: "db".parse().unwrap(),
+            generation: GenerationName { epoch: 1, sequence: 1 },
+            volumes: BTreeMap::new(),
+        };
         for (command, allowed) in [
             (announce(&cellar), true),
             (purged(Some(&cellar)), true),
+            (holds(&cellar), true),
             (announce(&atlas), false),
+            (holds(&atlas), false),
             (purged(Some(&atlas)), false),
             (purged(None), false),
             (CommandV1::Remove { service: "db".parse().unwrap(), volumes: true }, false),

@@ -25,6 +25,7 @@ mod scrub;
 mod sealing;
 mod storage;
 mod stored;
+mod unwritten;
 mod watched;
 mod wire;
 mod writer;
@@ -260,6 +261,7 @@ impl Volumes {
         vec![
             ("the writers of volumes", tokio::spawn(supervise(Arc::clone(&self.shared), engine.clone()))),
             ("the copies of volumes", self.tend(engine)),
+            ("the copies of what nobody writes", tokio::spawn(unwritten::keep(Arc::clone(&self.shared)))),
             ("the limit of copies", tokio::spawn(limit::keep(Arc::clone(&self.shared)))),
             ("the history of volumes", tokio::spawn(history::keep(Arc::clone(&self.shared)))),
             ("the past of volumes", tokio::spawn(past::keep(Arc::clone(&self.shared)))),

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName, VolumeName};
@@ -95,22 +95,26 @@ pub(super) async fn offered(shared: &Arc<Shared>, from: &NodeId, offer: Offer) -
             return conflict(format!("volumes of a former `{}` are being deleted", offer.service));
         }
     }
-    let (known, wanted) = (Arc::clone(shared), offer.clone());
-    let held = super::blocking(move || holds(&known, &wanted)).await?;
+    let held = is_here(shared, &offer).await?;
     if !held {
         want(shared, from.clone(), offer);
     }
     Ok(Offered { held })
 }
 
-fn holds(shared: &Shared, offer: &Offer) -> Result<bool, Error> {
-    for (volume, root) in &offer.volumes {
-        let generations = shared.store.generations(&layout::key(&offer.service, volume))?;
-        if !generations.iter().any(|it| name_of(it) == offer.name && it.root.to_string() == *root) {
-            return Ok(false);
+/// Is all that is offered on this machine's disk?
+pub(super) async fn is_here(shared: &Arc<Shared>, offer: &Offer) -> Result<bool, Error> {
+    let (shared, Offer { service, name, volumes, .. }) = (Arc::clone(shared), offer.clone());
+    super::blocking(move || {
+        for (volume, root) in &volumes {
+            let generations = shared.store.generations(&layout::key(&service, volume))?;
+            if !generations.iter().any(|it| name_of(it) == name && it.root.to_string() == *root) {
+                return Ok(false);
+            }
         }
-    }
-    Ok(!offer.volumes.is_empty())
+        Ok(!volumes.is_empty())
+    })
+    .await
 }
 
 fn want(shared: &Arc<Shared>, from: NodeId, offer: Offer) {
@@ -149,12 +153,15 @@ async fn fetch_all(shared: Arc<Shared>, service: ServiceName) {
             next
         };
         let Some((from, offer, haste)) = next else { return };
+        let began = Instant::now();
         let fetched = tokio::select! {
             () = stop.cancelled() => return,
             fetched = fetch(&shared, &from, &offer, &haste) => fetched,
         };
         match fetched {
             Ok(figures) => {
+                let (generation, took) = (offer.name, began.elapsed());
+                tracing::debug!(%service, %generation, objects = figures.objects, bytes = figures.bytes, ?took, "fetched");
                 shared.counters.fetched(figures);
                 shared.wanted.came.notify_one();
                 shared.history.notify_one();

@@ -338,6 +338,7 @@ impl Task {
                 }
                 match result {
                     Ok(Some(made)) => {
+                        tracing::debug!(service = %self.service, generation = %made.name, took, held = ?made.held, "captured");
                         let sequence = self.writer.captured(now, took);
                         self.made.insert(sequence, made);
                         self.thin_out();

@@ -111,6 +111,41 @@ async fn a_new_copy_has_the_past_as_well() -> Result<()> {
     has_all.with_context(|| format!("{before:?} were there, and now there is {last:?}"))
 }
 
+#[tokio::test]
+async fn a_service_that_is_stopped_keeps_its_copies_and_goes_on_from_one_that_was_made_then() -> Result<()> {
+    let Some(mut cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
+    let host = board::keep(&cluster, 1).await?;
+    std::fs::write(board::directory(&cluster, host).join("note"), "kept")?;
+    let former = board::copied(&cluster, host, 1, 4).await?[0];
+    let other = 3 - host - former;
+    let service = board::SERVICE.parse()?;
+    cluster.client(host)?.scale(&service, 0).await?;
+    wait::holds("the service to be stopped", SETTLED_LIMIT, async || {
+        Ok(cluster.service(board::SERVICE).await?.view.instances.is_empty())
+    })
+    .await?;
+
+    // Nobody writes it; its only copy has to be somewhere else.
+    cluster.empty(former).await?;
+    let mut last = None;
+    let copied = wait::holds("a copy on the third machine", SETTLED_LIMIT, async || {
+        let view = board::detail(&cluster, host).await?.view;
+        let holders = view.copies.iter().filter(|copy| copy.holds).map(|copy| copy.machine.clone());
+        let holders = holders.collect::<Vec<_>>();
+        last = Some(view);
+        Ok(holders.contains(&cluster.name(other)?))
+    })
+    .await;
+    copied.with_context(|| format!("it is {last:#?}"))?;
+
+    cluster.bed.power_off(host)?;
+    cluster.ask("to start", async |client| Ok(client.scale(&service, 1).await.ok())).await?;
+    cluster.runs_on(board::SERVICE, other).await?;
+    let note = std::fs::read_to_string(board::directory(&cluster, other).join("note"))?;
+    ensure!(note == "kept", "the third machine has {note:?}");
+    Ok(())
+}
+
 /// Power is lost at random instants, each time on the machine that writes.
 async fn lose_power_again_and_again(mut cluster: Cluster, database: &Database, rounds: u32) -> Result<()> {
     deploy(&cluster, database).await?;

@@ -234,6 +234,19 @@ impl State {
         Sources::On(sources)
     }
 
+    /// What this machine shall have of the service's committed generation, does not have, and has to get by itself: while somebody writes,
+    /// it is offered what is new.
+    pub fn lacks<'a>(&'a self, service: &'a Service, machine: &NodeId) -> BTreeMap<&'a VolumeName, &'a Copies> {
+        let is_written = service.placements.iter().any(|placement| placement.exclusive);
+        let Some(committed) = service.data.committed.as_ref().filter(|_| !is_written) else { return BTreeMap::new() };
+        if self.must_purge(&service.name, machine) {
+            return BTreeMap::new();
+        }
+        let kept = service.spec().written().filter(|mount| service.keepers(self, mount).contains(&machine));
+        let copies = kept.filter_map(|mount| committed.volumes.get_key_value(&mount.volume));
+        copies.filter(|(_, copies)| !copies.holders.contains(machine)).collect()
+    }
+
     /// Services, and what is kept of former ones, that lose data for good with this machine.
     pub fn only_on<'a>(&'a self, machine: &'a NodeId) -> BTreeSet<&'a ServiceName> {
         let services = self.services.values().filter(|service| {
@@ -298,18 +311,7 @@ impl State {
             return Err(stale(format!("generation {before} of `{name}` is committed, and {this} is not newer")));
         }
         let generation = joined.as_ref().unwrap_or(generation);
-        let others = |generation: &Generation| -> BTreeSet<NodeId> {
-            generation.holders().into_iter().filter(|holder| *holder != machine).cloned().collect()
-        };
-        let (had, has) = (before.map(&others).unwrap_or_default(), others(generation));
-        let event = (had != has).then(|| {
-            let names = has.iter().filter_map(|holder| self.machines.get(holder)).map(|it| it.record.name.as_str());
-            let text = match has.len() {
-                0 => "no other machine".to_owned(),
-                _ => dependency::listed(names),
-            };
-            Event::new("replicated", Some(name), format!("The data of `{name}` is kept on {text}."))
-        });
+        let event = self.told_of_copies(name, machine, before, generation);
         let generation = generation.clone();
         if let Some(Service { data, .. }) = self.services.get_mut(name) {
             data.settled = generation.last;
@@ -319,6 +321,62 @@ impl State {
             }
         }
         Ok(event)
+    }
+
+    /// Says who else than its home has the data now, where that has changed.
+    fn told_of_copies(
+        &self,
+        name: &ServiceName,
+        home: &NodeId,
+        before: Option<&Generation>,
+        after: &Generation,
+    ) -> Option<Event> {
+        let others = |generation: &Generation| -> BTreeSet<NodeId> {
+            generation.holders().into_iter().filter(|holder| *holder != home).cloned().collect()
+        };
+        let (had, has) = (before.map(&others).unwrap_or_default(), others(after));
+        (had != has).then(|| {
+            let names = has.iter().filter_map(|holder| self.machines.get(holder)).map(|it| it.record.name.as_str());
+            let text = match has.len() {
+                0 => "no other machine".to_owned(),
+                _ => dependency::listed(names),
+            };
+            Event::new("replicated", Some(name), format!("The data of `{name}` is kept on {text}."))
+        })
+    }
+
+    /// A machine speaks for itself alone, of a copy that it shall have, and of the newest generation.
+    pub(super) fn hold_generation(
+        &mut self,
+        machine: &NodeId,
+        name: &ServiceName,
+        generation: GenerationName,
+        volumes: &BTreeMap<VolumeName, String>,
+    ) -> Result<Applied, Rejected> {
+        self.machine(machine)?;
+        let service = self.services.get(name).ok_or_else(|| stale(format!("there is no service `{name}`")))?;
+        if volumes.is_empty() {
+            return Err(Rejected::new(ErrorCode::InvalidRequest, "name at least one volume that the machine has"));
+        }
+        if !service.data.replicas.contains(machine) {
+            return Err(stale(format!("the machine shall have no copy of `{name}`")));
+        }
+        let Some(before) = service.data.committed.as_ref().filter(|committed| committed.name == generation) else {
+            return Err(stale(format!("generation {generation} of `{name}` is not the one that is committed")));
+        };
+        let mut after = before.clone();
+        for (volume, root) in volumes {
+            let Some(copies) = after.volumes.get_mut(volume).filter(|copies| copies.root == *root) else {
+                return Err(stale(format!("generation {generation} of `{name}` has another `{volume}`, or none")));
+            };
+            copies.holders.insert(machine.clone());
+        }
+        let home = service.home.as_ref().unwrap_or(machine);
+        let event = self.told_of_copies(name, home, Some(before), &after);
+        if let Some(service) = self.services.get_mut(name) {
+            service.data.committed = Some(after);
+        }
+        Ok(Applied { outcome: Outcome::Done, events: event.into_iter().collect() })
     }
 
     fn check_copies(&self, machine: &NodeId, service: &Service, generation: &Generation) -> Result<(), Rejected> {

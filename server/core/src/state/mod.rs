@@ -313,6 +313,9 @@ impl State {
             CommandV1::MachineBack { term, machine } => self.machine_back(entry.at, *term, machine),
             CommandV1::SetLease { term, lease_ms } => self.set_lease(*term, *lease_ms),
             CommandV1::CommitGenerations { machine, generations } => self.commit_generations(machine, generations),
+            CommandV1::HoldGeneration { machine, service, generation, volumes } => {
+                self.hold_generation(machine, service, *generation, volumes)
+            }
             CommandV1::SetValue { kind, name, version, sealed, update } => {
                 self.set_value(entry, (*kind, name), *version, sealed, *update)
             }

@@ -123,6 +123,55 @@ fn a_generation_that_makes_no_sense_is_refused() {
 }
 
 #[test]
+fn a_machine_that_lacks_a_copy_of_what_nobody_writes_says_when_it_has_it() {
+    let (mut cluster, epoch) = Cluster::with_data();
+    let replicate = |machines: &[&str]| {
+        vec![Change::Replicate { service: service("db"), machines: machines.iter().copied().map(id).collect() }]
+    };
+    cluster.decide(replicate(&[OTHER, THIRD])).unwrap();
+    cluster.commit("node", last(generation(epoch, 2, &["node", OTHER]))).unwrap();
+    let lacks = |cluster: &Cluster, machine: &str| -> Vec<String> {
+        let lacks = cluster.state.lacks(cluster.service("db"), &id(machine));
+        lacks.keys().map(ToString::to_string).collect()
+    };
+    assert_eq!(lacks(&cluster, THIRD), [""; 0], "what writes it offers it");
+
+    let hold = |machine: &str, sequence: u64, volume: &str, digit: char| CommandV1::HoldGeneration {
+        machine: id(machine),
+        service: service("db"),
+        generation: GenerationName { epoch, sequence },
+        volumes: BTreeMap::from([(volume.parse().unwrap(), root(digit))]),
+    };
+    cluster.apply(CommandV1::Scale { service: service("db"), replicas: 0 }).unwrap();
+    cluster.decide(vec![vacate(epoch)]).unwrap();
+    cluster.decide(vec![end(epoch)]).unwrap();
+    assert_eq!(lacks(&cluster, THIRD), ["data"]);
+    for has in ["node", OTHER] {
+        assert_eq!(lacks(&cluster, has), [""; 0]);
+    }
+
+    for (wrong, code) in [
+        (hold(THIRD, 1, "data", 'a'), ErrorCode::Conflict),
+        (hold(THIRD, 2, "data", 'b'), ErrorCode::Conflict),
+        (hold(THIRD, 2, "else", 'a'), ErrorCode::Conflict),
+        (hold("nobody", 2, "data", 'a'), ErrorCode::MachineNotFound),
+    ] {
+        assert_eq!(cluster.refused(wrong), code);
+    }
+    let told = cluster.apply(hold(THIRD, 2, "data", 'a')).unwrap();
+    assert_eq!(told.events[0].message, "The data of `db` is kept on `atlas` and `boreas`.");
+    assert_eq!(lacks(&cluster, THIRD), [""; 0]);
+    assert_eq!(cluster.sources(), [OTHER, THIRD, "node"]);
+    let again = cluster.apply(hold(THIRD, 2, "data", 'a')).unwrap();
+    assert_eq!(again.events, []);
+
+    cluster.decide(replicate(&[OTHER])).unwrap();
+    assert_eq!(cluster.refused(hold(THIRD, 2, "data", 'a')), ErrorCode::Conflict, "it shall have none");
+    cluster.apply(CommandV1::Remove { service: service("db"), volumes: true }).unwrap();
+    assert_eq!(cluster.refused(hold(OTHER, 2, "data", 'a')), ErrorCode::Conflict);
+}
+
+#[test]
 fn a_service_goes_on_where_its_newest_data_is() {
     let (mut cluster, first) = Cluster::with_data();
     cluster.commit("node", generation(first, 1, &["node", OTHER])).unwrap();

@@ -52,7 +52,10 @@ impl Cluster {
             Ok(applied) => {
                 assert_eq!(self.state.applied, before.applied + 1);
                 // A generation a second is nothing to tell of.
-                let silent = matches!(entry.command, Command::V1(CommandV1::CommitGenerations { .. }));
+                let silent = matches!(
+                    entry.command,
+                    Command::V1(CommandV1::CommitGenerations { .. } | CommandV1::HoldGeneration { .. })
+                );
                 assert!(silent || !applied.events.is_empty());
                 for event in &applied.events {
                     assert!(event.message.ends_with('.'), "no sentence: {:?}", event.message);

@@ -7,7 +7,7 @@ use std::{
 
 use flotilla_api::ServiceName;
 use flotilla_core::{
-    CommandV1,
+    CommandV1, State,
     node::Leader,
     reconcile::Action,
     replication::{Pace, Replicas, Writer},
@@ -206,6 +206,30 @@ impl World {
             if self.reaches_leader(number) {
                 let generations = BTreeMap::from([(service, generation)]);
                 self.propose(number, CommandV1::CommitGenerations { machine: id.clone(), generations });
+            }
+        }
+        self.bring_copies(number, &state);
+    }
+
+    /// The daemon gets copies of what nobody writes, from whoever has them and can be reached.
+    fn bring_copies(&mut self, number: usize, state: &State) {
+        let id = self.nodes[number].id.clone();
+        for service in state.services.values() {
+            let (lacks, committed) = (state.lacks(service, &id), service.data.committed.as_ref());
+            let Some(name) = committed.map(|committed| committed.name).filter(|_| !lacks.is_empty()) else { continue };
+            let key = (service.name.clone(), name);
+            let reached = |other: usize| !self.cut.contains(&(number, other)) && !self.cut.contains(&(other, number));
+            let source = (0..self.nodes.len()).filter(|other| *other == number || reached(*other)).find_map(|other| {
+                let node = &self.nodes[other];
+                let answers = node.acts() && node.daemon.is_some();
+                answers.then(|| node.disk.generations.get(&key).cloned()).flatten()
+            });
+            let Some(writes) = source else { continue };
+            let volumes = lacks.into_iter().map(|(volume, copies)| (volume.clone(), copies.root.clone())).collect();
+            self.nodes[number].disk.generations.insert(key, writes);
+            if self.reaches_leader(number) {
+                let (machine, service) = (id.clone(), service.name.clone());
+                self.propose(number, CommandV1::HoldGeneration { machine, service, generation: name, volumes });
             }
         }
     }
