@@ -129,7 +129,7 @@ pub(super) async fn bulk_link(
 ) -> Result<Arc<BulkLink>, Failure> {
     let manner = over.manner();
     let ways = shared.ways(&peer.id, manner.relay, manner.shared_port);
-    let link = Link::by(End::Bulk, &shared.config.addresses, &shared.config.certificate, ways).await?;
+    let link = Link::by(End::Node, &shared.config.addresses, &shared.config.certificate, ways).await?;
     let channel = bulk::open_channel(&link).await?;
     let offer = offer(&link, Purpose::Bulk, manner).await?;
     let answer =

@@ -395,7 +395,7 @@ impl Shared {
             return Err(busy());
         }
         let ways = self.ways(&peer.id, offer.relay, !offer.shared_port);
-        let link = Link::by(End::Bulk, &self.config.addresses, &self.config.certificate, ways).await?;
+        let link = Link::by(End::Node, &self.config.addresses, &self.config.certificate, ways).await?;
         let channel = bulk::open_channel(&link).await?;
         let description = link.answer(offer.description.clone()).await?;
         let (shared, peer, boot) = (Arc::clone(self), Arc::clone(peer), boot.to_owned());

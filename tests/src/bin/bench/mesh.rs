@@ -1,4 +1,5 @@
-//! Node to node: two links of our own mesh over loopback. Who sends and who receives are tasks beside the links' own, as in a node.
+//! Node to node: two links of our own mesh over loopback. Each end has threads of its own, as each node has, and who sends and receives are
+//! tasks beside the link's own. With one runtime for both, both ends come to take turns on one core while the other sleeps.
 
 use std::{
     sync::Arc,
@@ -11,6 +12,7 @@ use flotilla::{
     mesh::{self, Addresses, Certificate, Link, MeshChannel},
     tunnel::Channel,
 };
+use tokio::runtime::{Handle, Runtime};
 
 use crate::{
     MESSAGE, REQUESTS, Settings, median, megabytes_per_second, quic,
@@ -23,15 +25,17 @@ pub(crate) async fn measure(settings: &Settings, report: &mut Report) -> Result<
     let (mut set_up, mut throughput, mut round_trip, mut quic) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     // A node makes its certificate once.
     let certificates = (Certificate::generate()?, Certificate::generate()?);
+    let beyond = Runtime::new()?;
     for _ in 0..settings.rounds {
         let start = Instant::now();
-        let pair = Box::pin(Pair::connect(&certificates)).await?;
+        let pair = Box::pin(Pair::connect(&certificates, beyond.handle())).await?;
         set_up.push(start.elapsed().as_secs_f64() * 1e3);
         round_trip.push(pair.round_trip().await?);
         throughput.push(pair.throughput(settings.bytes() * 5).await?);
         pair.close().await;
-        quic.push(quic::throughput(settings.bytes() * 5).await?);
+        quic.push(quic::throughput(settings.bytes() * 5, beyond.handle()).await?);
     }
+    beyond.shutdown_background();
     report.add("QUIC (quinn), 64 KiB writes", median(&mut quic), "MB/s", None);
     report.add("node to node, 64 KiB messages", median(&mut throughput), "MB/s", Some(Goal::AtLeast(300.0)));
     report.add("node to node, set-up", median(&mut set_up), "ms", Some(Goal::AtMost(30.0)));
@@ -43,27 +47,31 @@ struct Pair {
     links: (Link, Link),
     near: Arc<MeshChannel>,
     far: Arc<MeshChannel>,
+    /// Where the far end runs.
+    beyond: Handle,
 }
 
 impl Pair {
-    async fn connect(certificates: &(Certificate, Certificate)) -> Result<Self> {
+    async fn connect(certificates: &(Certificate, Certificate), beyond: &Handle) -> Result<Self> {
         let addresses = Addresses::Only(vec!["127.0.0.1".parse()?]);
         let offered = Box::pin(mesh::offer(&addresses, &certificates.0, "bench")).await?;
-        let (far_link, answer) =
-            Box::pin(mesh::answer(&addresses, &certificates.1, offered.description.clone())).await?;
+        let (certificate, description) = (certificates.1.clone(), offered.description.clone());
+        let answering = beyond.spawn(async move { mesh::answer(&addresses, &certificate, description).await });
+        let (far_link, answer) = answering.await??;
         let (near_link, near) = offered.answered(answer).await?;
         near.opened().await?;
         near_link.connected(CONNECT_LIMIT).await?;
         near.send(BytesMut::from(&b"hello"[..])).await?;
         let far = tokio::time::timeout(CONNECT_LIMIT, far_link.accept()).await?.context("a channel")?;
         far.recv().await.context("the first message")?;
-        Ok(Self { links: (near_link, far_link), near: Arc::new(near), far: Arc::new(far) })
+        let (near, far) = (Arc::new(near), Arc::new(far));
+        Ok(Self { links: (near_link, far_link), near, far, beyond: beyond.clone() })
     }
 
     /// Milliseconds of a kilobyte there and back, p50.
     async fn round_trip(&self) -> Result<f64> {
         let (near, far) = (Arc::clone(&self.near), Arc::clone(&self.far));
-        let answers = tokio::spawn(async move {
+        let answers = self.beyond.spawn(async move {
             for _ in 0..REQUESTS {
                 let message = far.recv().await.context("the far end closed")?;
                 far.send(BytesMut::from(message.as_ref())).await?;
@@ -96,7 +104,7 @@ impl Pair {
             }
             anyhow::Ok(())
         });
-        let receive = tokio::spawn(async move {
+        let receive = self.beyond.spawn(async move {
             let mut left = bytes;
             while left > 0 {
                 left = left.saturating_sub(far.recv().await.context("the far end closed")?.len() as u64);
