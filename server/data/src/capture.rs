@@ -1,7 +1,8 @@
 //! A generation of a directory.
 //!
 //! [`Capture::read`] reads what has changed while programs go on writing, as often as is wanted, and [`Capture::base`] makes a tree of
-//! it. What is left to [`Capture::still`], for which they stand still, is what they changed meanwhile; and of that only what can't wait
+//! it. [`Capture::look_ahead`] has at hand what it will be compared with. What is left to [`Capture::still`], for which they stand still, is
+//! what they changed meanwhile; and of that only what can't wait
 //! is read before they go on. So the tree is the directory at one instant, and the instant is short. [`Still::finish`] writes the tree,
 //! and [`Captured::commit`] makes it last, which takes the disk its time and holds up nobody.
 //!
@@ -28,8 +29,8 @@ use crate::{
     place::{self, Place, kind},
     seal::KeyId,
     store::{self, Generation, NewSight, News, Seen, Session, Sight, Store},
-    stream,
-    tree::{self, DEPTH_MAX, File, Name, Root, Totals},
+    stream::{self, Stream},
+    tree::{self, DEPTH_MAX, Entry, File, Name, Node, Root, Totals},
 };
 
 /// How exact the times of a file system are: the kernel sets them by its tick. Nanoseconds.
@@ -37,6 +38,9 @@ const TICK: i128 = 20_000_000;
 
 /// Files and directories of one volume. What was seen of each takes some hundred bytes of memory while a generation is made.
 pub const NAMES_MAX: usize = 2_000_000;
+
+/// Entries of directories that are read ahead: some hundred bytes of memory each.
+const AHEAD_MAX: usize = 100_000;
 
 /// Which part of a directory is looked at; of the rest is known that nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +159,9 @@ pub struct Capture {
     read: HashMap<Vec<u8>, Read>,
     /// What to remember of files, by [`Seen::key`]; nothing where they shall be read next time, or are gone.
     seen: HashMap<[u8; 16], Option<Seen>>,
-    /// The same, of the look that is under way: it may have to begin anew.
+    /// Directories as they were in the generation before, by path: read before programs wait.
+    ahead: HashMap<Vec<u8>, Vec<Entry>>,
+    /// What to remember, of the look that is under way: it may have to begin anew.
     noted: Vec<([u8; 16], Option<Seen>)>,
     figures: Figures,
     programs: Programs,
@@ -220,6 +226,7 @@ impl Capture {
             previous,
             read: HashMap::new(),
             seen: HashMap::new(),
+            ahead: HashMap::new(),
             noted: Vec::new(),
             figures: Figures::default(),
             programs: Programs::Run,
@@ -310,8 +317,47 @@ impl Capture {
         let (meta, found) = self.look(scope)?;
         let (root, _) = found.write(meta, &mut self.session, &mut self.figures)?;
         self.previous = Some(Root::read(&self.session, &root)?);
+        self.ahead.clear();
         // What was torn is whole when it is read again.
         self.figures.torn.clear();
+        Ok(())
+    }
+
+    /// Reads the directories of the generation before in which something of this scope lies: what changes while this is done mostly lies
+    /// there as well, and programs that wait wait for less.
+    ///
+    /// # Errors
+    /// Where the store can't be read.
+    pub fn look_ahead(&mut self, scope: &Scope) -> Result<(), Error> {
+        self.ahead.clear();
+        let Some(entries) = self.previous.as_ref().map(|root| root.entries.clone()) else { return Ok(()) };
+        let mut left = AHEAD_MAX;
+        self.look_into(&entries, &mut Vec::new(), scope, &mut left)
+    }
+
+    fn look_into(
+        &mut self,
+        directory: &Stream,
+        path: &mut Vec<u8>,
+        scope: &Scope,
+        left: &mut usize,
+    ) -> Result<(), Error> {
+        // Where all of it is looked at it takes its time in any case.
+        let Scope::Only(names) = scope else { return Ok(()) };
+        if names.is_empty() {
+            return Ok(());
+        }
+        let entries: Vec<Entry> = tree::entries(directory, &self.session).take(*left + 1).collect::<Result<_, _>>()?;
+        let Some(rest) = left.checked_sub(entries.len()) else { return Ok(()) };
+        *left = rest;
+        for (name, scope) in names {
+            let Ok(index) = entries.binary_search_by(|entry| entry.name.cmp(name)) else { continue };
+            let Node::Directory(below) = &entries[index].node else { continue };
+            let len = enter(path, name)?;
+            self.look_into(&below.entries.clone(), path, scope, left)?;
+            path.truncate(len);
+        }
+        self.ahead.insert(path.clone(), entries);
         Ok(())
     }
 

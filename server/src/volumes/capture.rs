@@ -216,7 +216,10 @@ fn read(
         }
         if watched.is_told() && scope.is_wide(WIDE) {
             capture.base(&scope)?;
+            capture.look_ahead(&scope)?;
             scope = Scope::nothing();
+        } else {
+            capture.look_ahead(&scope)?;
         }
         parts.push(Part { volume, watched, capture, scope });
     }

@@ -143,9 +143,10 @@ impl Capture {
         before: Option<&Stream>,
         twins: &mut Twins,
     ) -> Result<Found, Error> {
-        let known: Vec<Entry> = match before {
-            Some(before) => tree::entries(before, &self.session).collect::<Result<_, _>>()?,
-            None => Vec::new(),
+        let known: Vec<Entry> = match (before, self.ahead.remove(path.as_slice())) {
+            (Some(_), Some(entries)) => entries,
+            (Some(before), None) => tree::entries(before, &self.session).collect::<Result<_, _>>()?,
+            (None, _) => Vec::new(),
         };
         let names = match scope {
             Scope::Everything => self.names(place)?,

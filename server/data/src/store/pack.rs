@@ -1,12 +1,13 @@
 //! The files that hold objects: each is appended to until it is large, and then only read.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fs::{self, File, OpenOptions},
-    io,
+    io, mem,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
 };
 
 use super::{Error, failed, index::Location};
@@ -15,6 +16,9 @@ use crate::Hash;
 /// A pack that is longer than this is not appended to any more. Bytes. Large enough that a disk has few of them, small enough to
 /// be written anew when most of it is not needed.
 const FULL: u64 = 64 * 1024 * 1024;
+
+/// Full packs that may be on their way to the disk while the next one is appended to.
+const SYNCING_MAX: usize = 2;
 
 /// Packs that are held open to be read.
 const OPEN_MAX: usize = 64;
@@ -38,6 +42,8 @@ struct Last {
     end: u64,
     /// Something was appended since it was last synced.
     unsynced: bool,
+    /// Full ones that are on their way to the disk, the oldest first.
+    syncing: VecDeque<(u64, JoinHandle<io::Result<()>>)>,
     /// Packs that could not be synced. After such a failure the kernel forgets what it could not write, and a second try would succeed
     /// with nothing.
     lost: BTreeSet<u64>,
@@ -57,7 +63,14 @@ impl Packs {
         let (number, end) = ends.last_key_value().map_or((0, 0), |(number, end)| (*number, *end));
         let packs = Self {
             directory,
-            last: Mutex::new(Last { number, file: None, end, unsynced: false, lost: BTreeSet::new() }),
+            last: Mutex::new(Last {
+                number,
+                file: None,
+                end,
+                unsynced: false,
+                syncing: VecDeque::new(),
+                lost: BTreeSet::new(),
+            }),
             open: Mutex::default(),
         };
         if number > 0 {
@@ -102,7 +115,7 @@ impl Packs {
     }
 
     fn begin_next(&self, last: &mut Last) -> Result<(), Error> {
-        self.sync_last(last)?;
+        last.sync_beside();
         let number = last.number + 1;
         let path = self.path(number);
         let file = OpenOptions::new()
@@ -121,6 +134,9 @@ impl Packs {
     /// All that was appended so far to these packs is on the disk.
     pub(super) fn sync(&self, packs: &BTreeSet<u64>) -> Result<(), Error> {
         let mut last = self.last();
+        while !last.syncing.is_empty() {
+            last.synced_one();
+        }
         self.sync_last(&mut last)?;
         match packs.iter().find(|pack| last.lost.contains(pack)) {
             Some(lost) => {
@@ -184,6 +200,32 @@ impl Packs {
 
     fn last(&self) -> MutexGuard<'_, Last> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Last {
+    /// Whoever appends goes on while the disk takes what is full, as long as the disk is not too far behind.
+    fn sync_beside(&mut self) {
+        let Some(file) = self.file.take().map(Arc::new).filter(|_| mem::take(&mut self.unsynced)) else { return };
+        if self.syncing.len() >= SYNCING_MAX {
+            self.synced_one();
+        }
+        let beside = Arc::clone(&file);
+        match thread::Builder::new().spawn(move || beside.sync_data()) {
+            Ok(syncing) => self.syncing.push_back((self.number, syncing)),
+            // No thread is to be had.
+            Err(_) if file.sync_data().is_ok() => {}
+            Err(_) => drop(self.lost.insert(self.number)),
+        }
+    }
+
+    /// Waits for the oldest of those that are on their way to the disk.
+    fn synced_one(&mut self) {
+        let Some((number, syncing)) = self.syncing.pop_front() else { return };
+        // One that panicked has synced nothing.
+        if !matches!(syncing.join(), Ok(Ok(()))) {
+            self.lost.insert(number);
+        }
     }
 }
 

@@ -210,6 +210,7 @@ impl World {
         let mut capture = Capture::begin(&self.store, "notes/data", &self.volume).unwrap();
         capture.read(before).unwrap();
         capture.base(before).unwrap();
+        capture.look_ahead(before).unwrap();
         let during = meanwhile(&self.volume);
         let still = capture.still(&during, LONG).unwrap();
         let captured = still.finish().unwrap();
