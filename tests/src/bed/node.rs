@@ -63,7 +63,8 @@ impl Machine {
         ensure!(self.daemon.is_none(), "the node of {} runs already", self.name());
         let mut command = self.command(built("flotilla"))?;
         command.args(["up", "--data-dir", DATA, "--listen", &self.listen().to_string()]);
-        command.env("FLOTILLA_LOG_LEVEL", "info,flotilla=debug");
+        let level = std::env::var("FLOTILLA_LOG_LEVEL").unwrap_or_else(|_| "info,flotilla=debug".to_owned());
+        command.env("FLOTILLA_LOG_LEVEL", level);
         self.daemon = Some(Process::spawn(&mut command, &self.log("node"))?);
         Ok(())
     }

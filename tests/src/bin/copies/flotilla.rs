@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use flotilla::client::Client;
 use flotilla_api::rest::VolumeView;
 use flotilla_tests::{
     bed::{BedSpec, Cluster, FileSystem, Machine, probe::clock},
@@ -39,6 +40,8 @@ const CHANGED_FILES: u64 = 300;
 struct Store {
     cluster: Cluster,
     host: usize,
+    /// Asks the machine that writes it.
+    client: Client,
     directory: PathBuf,
     /// Beside it, on the same disk.
     beside: PathBuf,
@@ -66,7 +69,8 @@ volumes:
             ))
             .await?;
         let host = cluster.runs(SERVICE).await?[0];
-        let mut store = Self { cluster, host, directory: PathBuf::new(), beside: PathBuf::new() };
+        let client = cluster.client(host)?;
+        let mut store = Self { cluster, host, client, directory: PathBuf::new(), beside: PathBuf::new() };
         store.find()?;
         store.copied(0).await?;
         Ok(store)
@@ -82,12 +86,13 @@ volumes:
         let srv = self.machine().srv();
         self.directory = srv.join("flotilla/volumes").join(SERVICE).join("data");
         self.beside = srv.join("beside");
+        self.client = self.cluster.client(self.host)?;
         fs::create_dir_all(&self.beside)?;
         Ok(())
     }
 
     async fn view(&self) -> Result<VolumeView> {
-        let volumes = self.cluster.client(self.host)?.volumes().await?;
+        let volumes = self.client.volumes().await?;
         volumes.into_iter().next().context("a volume")
     }
 
@@ -146,15 +151,9 @@ pub(crate) async fn first(
         if let Some(goals) = &goals {
             series = series.median_at_most(goals[number]);
         }
-        let mut store = None;
         for run in 0..runs {
-            // What a cluster has had before it needs no copy of.
-            let kept = store.take_if(|_| tree != Tree::Real);
-            drop(store.take());
-            let store = store.insert(match kept {
-                Some(kept) => kept,
-                None => Store::up(way.between(machines()), 1).await?,
-            });
+            // What a cluster has had before it needs no copy of, and for a while it still brings its directories up to that.
+            let store = Store::up(way.between(machines()), 1).await?;
             let made = store.beside.join(format!("tree-{run}"));
             tree.write(&made).await?;
             let (begun, written) = (Instant::now(), now_ms());
