@@ -7,7 +7,7 @@ use super::{
     draft::Draft,
     fleet::Fleet,
     pack::ranked,
-    place::{Task, Tier, choices},
+    place::{Task, choices},
     score,
     unit::Unit,
 };
@@ -33,11 +33,11 @@ pub(super) fn stand_by<'a>(draft: &mut Draft<'a>, fleet: &Fleet<'a>, units: &[Un
     }
 }
 
-/// Where the unit would go if its machine ended now.
+/// Where the unit would go if its machine ended now: a machine that flaps where there is no other.
 fn best<'a>(draft: &Draft<'a>, fleet: &Fleet<'a>, unit: &Unit<'a>) -> Option<&'a NodeId> {
     let first = unit.members.first().filter(|member| member.service.replicas == 1)?;
     let here = draft.active(&first.service.name, first.replica)?.machine;
-    let sites = choices(fleet, unit).into_iter().filter(|choice| choice.machine != here && choice.tier == Tier::Good);
+    let sites = choices(fleet, unit).into_iter().filter(|choice| choice.machine != here);
     let task = Task { unit: unit.clone(), sites: sites.collect(), cause: None };
     let ranked = ranked(draft, fleet, &task);
     let points = |machine: &NodeId| {

@@ -270,6 +270,22 @@ fn a_machine_that_flaps_gets_nothing_new_while_others_will_do() {
 }
 
 #[test]
+fn a_machine_that_flaps_stands_by_where_no_other_can() {
+    let mut world = World::new(&["atlas", "boreas"]);
+    for _ in 0..3 {
+        world.lose("boreas");
+        world.run_for(MINUTE);
+        world.bring_back("boreas");
+        world.run_for(MINUTE);
+    }
+    world.deploy(WEB);
+    world.run_for(MINUTE);
+    assert!(kept_out_until(&world.state.machines[&id("boreas")].losses).is_some_and(|until| until > world.now));
+    assert_eq!(world.only("web"), "atlas");
+    assert_eq!(world.service("web").standby, [id("boreas")], "the service would go there");
+}
+
+#[test]
 fn a_machine_that_joined_a_moment_ago_gets_something_once_it_has_a_lease() {
     let mut world = World::new(&["atlas"]);
     world.join("boreas");
