@@ -1,10 +1,10 @@
 //! A generation of a directory.
 //!
-//! [`Capture::read`] reads what has changed while programs go on writing, as often as is wanted, and [`Capture::base`] makes a tree of
-//! it. [`Capture::look_ahead`] has at hand what it will be compared with. What is left to [`Capture::still`], for which they stand still, is
-//! what they changed meanwhile; and of that only what can't wait
-//! is read before they go on. So the tree is the directory at one instant, and the instant is short. [`Still::finish`] writes the tree,
-//! and [`Captured::commit`] makes it last, which takes the disk its time and holds up nobody.
+//! [`Capture::read`] reads what has changed while programs go on writing, as often as is wanted, [`Capture::base`] makes a tree of it,
+//! and [`Capture::look_ahead`] has at hand what the rest will be compared with. What is left to [`Capture::still`], for which they stand
+//! still, is what they changed meanwhile; and of that only what can't wait is read before they go on. So the tree is the directory at one
+//! instant, and the instant is short. [`Still::finish`] writes the tree, and [`Captured::commit`] makes it last, which takes the disk its
+//! time and holds up nobody.
 //!
 //! A file is read again only if its inode was changed since it was read last. That is told by the time of the last change, which
 //! no program can set back, and by more ([`Seen`]); a file that was changed at the very moment when it was read counts as changed.

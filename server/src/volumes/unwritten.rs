@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use flotilla_api::NodeId;
+use flotilla_api::{ApiError, NodeId};
 use flotilla_core::{CommandV1, State, state::Service};
 use tokio::time::sleep;
 
@@ -51,14 +51,14 @@ fn lacking(state: &State, service: &Service, node: &NodeId) -> Option<Offer> {
 }
 
 /// Fetches it, unless it is here already, and has the log know.
-async fn bring(shared: &Arc<Shared>, offer: Offer) -> Result<(), Error> {
+async fn bring(shared: &Arc<Shared>, offer: Offer) -> Result<(), ApiError> {
     if !replica::is_here(shared, &offer).await? {
         let connected = shared.parts.network.connected().borrow().clone();
         let from = offer.holders.iter().find(|holder| connected.contains(*holder));
         let from = from.ok_or_else(|| Error::NotHere { service: offer.service.clone(), name: offer.name })?;
         let haste = Haste::in_advance();
         let figures = tokio::select! {
-            () = shared.stop.cancelled() => return Err(Error::Stopped),
+            () = shared.stop.cancelled() => return Err(Error::Stopped.into()),
             figures = replica::fetch(shared, from, &offer, &haste) => figures?,
         };
         shared.counters.fetched(figures);
@@ -71,10 +71,7 @@ async fn bring(shared: &Arc<Shared>, offer: Offer) -> Result<(), Error> {
         generation: name,
         volumes,
     };
-    if let Err(error) = shared.parts.proposer.propose(command).await {
-        tracing::debug!(%service, generation = %name, %error, "it was not agreed on that a copy is here");
-        return Err(Error::NoSource { why: error.to_string() });
-    }
+    shared.parts.proposer.propose(command).await?;
     tracing::info!(%service, generation = %name, "a copy of what nobody writes is here");
     Ok(())
 }
