@@ -69,7 +69,8 @@ pub const SUPPORT: &[Key] = &[
     integer(
         "volumes.*.x-flotilla.replicas",
         "How many other machines keep a copy: 0 to 9, **2 if absent**. What is copied is a consistent state of all volumes that \
-         the service writes.",
+         the service writes. A copy whose machine is drained, or lost for ten minutes, \
+         is made anew on another one, also while the service is stopped.",
     ),
     flag(
         "volumes.*.x-flotilla.sync",
