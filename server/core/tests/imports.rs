@@ -134,11 +134,17 @@ fn the_pure_crates_mention_nothing_impure() {
             for (number, line) in read(&path).lines().enumerate() {
                 let code = line.split("//").next().unwrap_or_default();
                 for word in IMPURE {
-                    assert!(!code.contains(word), "{}:{}: `{word}` in a pure crate", path.display(), number + 1);
+                    assert!(!mentions(code, word), "{}:{}: `{word}` in a pure crate", path.display(), number + 1);
                 }
             }
         }
     }
+}
+
+/// `.awaited` is no `.await`.
+fn mentions(code: &str, word: &str) -> bool {
+    let goes_on = |rest: &str| rest.starts_with(|next: char| next.is_ascii_lowercase());
+    code.match_indices(word).any(|(at, _)| !goes_on(&code[at + word.len()..]))
 }
 
 fn collect(directory: &Path, sources: &mut Vec<PathBuf>) {

@@ -13,7 +13,7 @@ use flotilla_core::{
     CommandV1, State,
     lease::Mono,
     reconcile::Observed,
-    replication::{Commit, Pace, Replicas, Writer},
+    replication::{Commit, Offers, Pace, Replicas, Terms, Writer},
     report::{CopyReport, DataReport},
     state::{Copies, Generation, GenerationName, Phase, Placement, Service},
 };
@@ -43,15 +43,6 @@ use crate::{
 /// Words that may wait to be heard.
 const WORDS_MAX: usize = 256;
 
-/// A replica that has not said that it has a generation is told of it again after this time.
-const OFFER_AGAIN: Duration = Duration::from_secs(2);
-
-/// For how long a machine may fetch one generation while there are newer ones: a first copy over a slow line.
-const FETCHING_MAX: Duration = Duration::from_secs(24 * 3600);
-
-/// The same while the limit of this machine holds back what can wait: another one that has the generation may send it.
-const OFFER_HELD_AGAIN: Duration = Duration::from_secs(60);
-
 const OFFER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Everything is looked at this often, whatever a watch tells: it makes exceptions (`flotilla_data::watch`).
@@ -59,9 +50,6 @@ const RESCAN: Duration = Duration::from_secs(600);
 
 /// The same where the kernel can't watch a volume.
 const RESCAN_UNWATCHED: Duration = Duration::from_secs(10);
-
-/// Captures of which is remembered what they were.
-const MADE_MAX: usize = 64;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -94,17 +82,6 @@ pub(super) struct Adoption {
     pub(super) answer: oneshot::Sender<Option<GenerationName>>,
 }
 
-/// A generation that a machine was told of.
-#[derive(Debug)]
-struct Offering {
-    sequence: u64,
-    volumes: BTreeSet<VolumeName>,
-    first: Instant,
-    last: Instant,
-    /// Something waits for it.
-    awaited: bool,
-}
-
 /// Takes what other tasks say.
 pub(super) type Words = mpsc::Sender<Word>;
 
@@ -116,13 +93,9 @@ struct Task {
     writer: Writer,
     words: Words,
     watched: BTreeMap<VolumeName, Arc<Watched>>,
+    offers: Offers,
+    /// What may be offered, or committed.
     made: BTreeMap<u64, Made>,
-    /// The newest generation that each machine has.
-    copies: BTreeMap<NodeId, u64>,
-    /// What was offered to each machine last.
-    offered: BTreeMap<NodeId, Offering>,
-    /// Volumes of each generation that a machine was offered, and has.
-    has: BTreeMap<(u64, NodeId), BTreeSet<VolumeName>>,
     /// The newest that the log has.
     committed: u64,
     committing: bool,
@@ -172,10 +145,8 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine, service: ServiceNam
         writer,
         words,
         watched: BTreeMap::new(),
+        offers: Offers::default(),
         made: BTreeMap::new(),
-        copies: BTreeMap::new(),
-        offered: BTreeMap::new(),
-        has: BTreeMap::new(),
         committed: 0,
         committing: false,
         adopts: None,
@@ -293,7 +264,7 @@ impl Task {
         if let Some(commit) = orders.commit.filter(|_| !self.committing) {
             self.commit(commit);
         }
-        self.offer(service, placement);
+        self.offer(service, placement, &replicas.wanted);
         Ok(orders.wake_at.map_or(LOOK_EVERY, |at| Duration::from_millis(at.since(now).max(1))))
     }
 
@@ -302,12 +273,9 @@ impl Task {
         match word {
             Word::Changed => self.changed(now),
             Word::Holds { machine, sequence } => {
-                let Some(offering) = self.offered.get(&machine).filter(|offering| offering.sequence == sequence) else {
-                    return;
-                };
-                self.has.insert((sequence, machine.clone()), offering.volumes.clone());
-                self.copies.insert(machine.clone(), sequence);
-                self.writer.held(&machine, sequence);
+                if self.offers.held(&machine, sequence) {
+                    self.writer.held(&machine, sequence);
+                }
             }
             Word::Adopt(adoption) => {
                 if self.adopts.is_some() {
@@ -341,7 +309,8 @@ impl Task {
                         tracing::debug!(service = %self.service, generation = %made.name, took, held = ?made.held, "captured");
                         let sequence = self.writer.captured(now, took);
                         self.made.insert(sequence, made);
-                        self.thin_out();
+                        self.offers.made(sequence);
+                        self.made.retain(|sequence, _| self.offers.knows(*sequence));
                         self.shared.history.notify_one();
                     }
                     Ok(None) => self.writer.unchanged(now, took),
@@ -455,9 +424,8 @@ impl Task {
         let state = self.shared.parts.state.borrow().clone();
         let volumes = made.volumes.iter().map(|(volume, (root, totals))| {
             let has = |machine: &&NodeId| {
-                let told = self.has.get(&(commit.sequence, (*machine).clone()));
-                let holds = **machine == self.shared.parts.node || told.is_some_and(|volumes| volumes.contains(volume));
-                holds && state.machines.contains_key(*machine)
+                let here = **machine == self.shared.parts.node;
+                (here || self.offers.has(machine, commit.sequence, volume)) && state.machines.contains_key(*machine)
             };
             let holders = commit.holders.iter().filter(has).cloned().collect();
             (volume.clone(), Copies { root: root.to_string(), bytes: totals.bytes, holders })
@@ -481,65 +449,34 @@ impl Task {
         });
     }
 
-    /// Forgets what older captures were, except for those that a machine is still fetching.
-    fn thin_out(&mut self) {
-        let offered: BTreeSet<u64> = self.offered.values().map(|offering| offering.sequence).collect();
-        let mut over = self.made.len().saturating_sub(MADE_MAX);
-        self.made.retain(|sequence, _| {
-            let goes = over > 0 && !offered.contains(sequence);
-            over -= usize::from(goes);
-            !goes
-        });
-        let made = &self.made;
-        self.has.retain(|(sequence, _), _| made.contains_key(sequence));
-    }
-
-    /// Tells those of the newest generation that shall have it, and do not. One that is fetching an earlier one goes on with that: it would
-    /// never come to an end where there is a new one before it has one.
-    fn offer(&mut self, service: &Service, placement: &Placement) {
-        let Some(newest) = self.made.keys().next_back().copied() else { return };
-        let connected = self.shared.parts.network.connected().borrow().clone();
-        let spec = service.spec();
-        let held_back = self.shared.limiter.watch().borrow().holds_back();
-        // Its successor waits for all that it wrote; whoever brought volumes for what they brought.
-        let awaited = placement.phase == Phase::Vacating || self.awaited > self.committed;
-        self.offered.retain(|machine, _| service.data.replicas.contains(machine));
+    /// Tells other machines what they shall have.
+    fn offer(&mut self, service: &Service, placement: &Placement, wanted: &BTreeSet<NodeId>) {
+        let network = Arc::clone(&self.shared.parts.network);
         let state = self.shared.parts.state.borrow().clone();
-        for machine in &service.data.replicas {
-            let shall_have = |volume: &VolumeName| {
-                let mut mounts = spec.written().filter(|mount| mount.volume == *volume);
-                mounts.any(|mount| service.keepers(&state, mount).contains(&machine))
-            };
+        let terms = Terms {
+            now: clock::since_boot(),
+            wanted,
+            reached: &network.connected().borrow().clone(),
+            committed: self.committed,
+            // Its successor waits for all that it wrote; whoever brought volumes for what they brought.
+            awaited: placement.phase == Phase::Vacating || self.awaited > self.committed,
+            held_back: self.shared.limiter.watch().borrow().holds_back(),
+        };
+        let made = &self.made;
+        let shall_have = |machine: &NodeId, volume: &VolumeName| {
+            let mut mounts = service.spec().written().filter(|mount| mount.volume == *volume);
+            mounts.any(|mount| service.keepers(&state, mount).contains(&machine))
+        };
+        let due = self.offers.due(&terms, |machine, sequence| {
+            let Some(made) = made.get(&sequence) else { return BTreeSet::new() };
             // The rules may be newer than what was made.
-            let may_have =
-                |made: &Made, volume: &VolumeName| !state.stores_only(machine) || made.sealed.contains(volume);
-            let has = |sequence: u64| self.copies.get(machine).is_some_and(|copy| *copy >= sequence);
-            let fetching = self.offered.get(machine).filter(|offering| {
-                !has(offering.sequence)
-                    && offering.first.elapsed() < FETCHING_MAX
-                    && self.made.contains_key(&offering.sequence)
-            });
-            // Whoever is slow gets the oldest that waits: newer ones give way to still newer ones before it has them.
-            let oldest = self.made.range(self.committed + 1..).next().map(|(sequence, _)| *sequence);
-            let next = oldest.filter(|oldest| !has(*oldest)).unwrap_or(newest);
-            let sequence = fetching.map_or(next, |offering| offering.sequence);
+            let may_have = |volume: &VolumeName| !state.stores_only(machine) || made.sealed.contains(volume);
+            made.volumes.keys().filter(|volume| shall_have(machine, volume) && may_have(volume)).cloned().collect()
+        });
+        for flotilla_core::replication::Offer { machine, sequence, volumes, awaited } in due {
             let Some(made) = self.made.get(&sequence) else { continue };
-            let volumes: BTreeSet<VolumeName> =
-                made.volumes.keys().filter(|it| shall_have(it) && may_have(made, it)).cloned().collect();
-            let offered = self.offered.get(machine).filter(|it| it.sequence == sequence && it.volumes == volumes);
-            let again = if held_back && !awaited { OFFER_HELD_AGAIN } else { OFFER_AGAIN };
-            let lately =
-                offered.is_some_and(|offering| offering.last.elapsed() < again && (offering.awaited || !awaited));
-            let done = has(sequence) && offered.is_some();
-            if *machine == self.shared.parts.node
-                || !connected.contains(machine)
-                || done
-                || lately
-                || volumes.is_empty()
-            {
-                continue;
-            }
-            let holders = self.copies.iter().filter(|(_, copy)| **copy == sequence).map(|(id, _)| id.clone()).collect();
+            let holders =
+                self.offers.copies().filter(|(_, copy)| *copy == sequence).map(|(id, _)| id.clone()).collect();
             let root = |volume: &VolumeName| Some((volume.clone(), made.volumes.get(volume)?.0.to_string()));
             let offer = Offer {
                 service: self.service.clone(),
@@ -549,11 +486,9 @@ impl Task {
                 holders,
                 awaited,
             };
-            let first = offered.map_or_else(Instant::now, |offering| offering.first);
-            self.offered.insert(machine.clone(), Offering { sequence, volumes, first, last: Instant::now(), awaited });
             let Ok(body) = wire::write(&offer) else { continue };
-            let asked = self.shared.parts.network.call(machine, Method::Offer, body, OFFER_WITHIN);
-            let (machine, words) = (machine.clone(), self.words.clone());
+            let asked = network.call(&machine, Method::Offer, body, OFFER_WITHIN);
+            let words = self.words.clone();
             tokio::spawn(async move {
                 let answer = match asked.await {
                     Ok(answer) => wire::read::<Offered>(&answer),
@@ -564,9 +499,8 @@ impl Task {
                 }
             });
         }
-        let epoch = self.epoch;
-        let offered: BTreeSet<GenerationName> =
-            self.offered.values().map(|offering| GenerationName { epoch, sequence: offering.sequence }).collect();
+        let name = |sequence| GenerationName { epoch: self.epoch, sequence };
+        let offered: BTreeSet<GenerationName> = self.offers.sequences().into_iter().map(name).collect();
         self.pin(|pinned| *pinned = offered);
     }
 
@@ -580,8 +514,8 @@ impl Task {
     /// How it does, for people.
     fn tell(&self) {
         let newest = self.made.values().next_back();
-        let copy = |(machine, sequence): (&NodeId, &u64)| {
-            let made = self.made.get(sequence)?;
+        let copy = |(machine, sequence): (&NodeId, u64)| {
+            let made = self.made.get(&sequence)?;
             let behind = newest.map_or(0, |newest| newest.read - made.read);
             Some((machine.clone(), CopyReport { name: made.name, taken_at: made.taken_at, behind_bytes: behind }))
         };
@@ -591,7 +525,7 @@ impl Task {
             captured: newest.map(|made| CopyReport { name: made.name, taken_at: made.taken_at, behind_bytes: 0 }),
             uncommitted_since: waits.or(self.changed_at),
             held_ms: newest.map_or(0, |made| u64::try_from(made.held.as_millis()).unwrap_or(u64::MAX)),
-            copies: self.copies.iter().filter_map(copy).collect(),
+            copies: self.offers.copies().filter_map(copy).collect(),
             problem: self.problem.clone(),
         };
         self.shared.reports.send_if_modified(|reports| {

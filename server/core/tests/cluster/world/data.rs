@@ -10,7 +10,7 @@ use flotilla_core::{
     CommandV1, State,
     node::Leader,
     reconcile::Action,
-    replication::{Pace, Replicas, Writer},
+    replication::{Commit, Offers, Pace, Replicas, Terms, Writer},
     state::{Copies, Generation, GenerationName, Phase},
 };
 
@@ -19,12 +19,6 @@ use crate::disk::Writes;
 
 /// What a capture may take. Milliseconds.
 const CAPTURE_MAX_MS: u64 = 300;
-
-/// A replica that has not said that it has a generation is told of it again after this time. Milliseconds.
-const OFFER_AGAIN_MS: u64 = 500;
-
-/// Captures that a daemon still offers.
-const OFFERS_MAX: usize = 8;
 
 /// A generation on its way to a replica.
 #[derive(Debug)]
@@ -41,9 +35,8 @@ pub(crate) struct Keeper {
     writer: Writer,
     seen: usize,
     captured: Option<Writes>,
-    offers: BTreeMap<u64, Arc<Offer>>,
-    holders: BTreeSet<(u64, usize)>,
-    offered_at: u64,
+    offers: Offers,
+    made: BTreeMap<u64, Arc<Offer>>,
 }
 
 impl World {
@@ -123,9 +116,8 @@ impl World {
                     ),
                     seen: 0,
                     captured: None,
-                    offers: BTreeMap::new(),
-                    holders: BTreeSet::new(),
-                    offered_at: 0,
+                    offers: Offers::default(),
+                    made: BTreeMap::new(),
                 });
             }
         }
@@ -154,7 +146,7 @@ impl World {
                 keeper.writer.ended(clock);
             }
             if let Some(committed) = service.data.committed.as_ref().filter(|it| it.name.epoch == *epoch) {
-                keeper.writer.committed(&flotilla_core::replication::Commit {
+                keeper.writer.committed(&Commit {
                     sequence: committed.name.sequence,
                     last: committed.last,
                     holders: committed.holders().into_iter().cloned().collect(),
@@ -169,7 +161,7 @@ impl World {
                 captures.push((*epoch, directory.writes.clone()));
             }
             if let Some(commit) = orders.commit
-                && let Some(offer) = keeper.offers.get(&commit.sequence)
+                && let Some(offer) = keeper.made.get(&commit.sequence)
             {
                 let copies = Copies {
                     root: format!("{:064x}", offer.writes.len()),
@@ -182,11 +174,19 @@ impl World {
                 let generation = Generation { name, taken_at: flotilla_api::UnixMillis(0), last: commit.last, volumes };
                 commits.push((keeper.service.clone(), generation));
             }
-            if let Some(newest) = keeper.offers.values().next_back()
-                && self.now >= keeper.offered_at + OFFER_AGAIN_MS
-            {
-                keeper.offered_at = self.now;
-                offers.push((newest.clone(), keeper.holders.clone(), replicas.wanted));
+            let name = service.data.committed.as_ref().map(|committed| committed.name);
+            let terms = Terms {
+                now: clock,
+                wanted: &replicas.wanted,
+                // Whoever does not hear it is told again.
+                reached: &replicas.wanted,
+                committed: name.filter(|name| name.epoch == *epoch).map_or(0, |name| name.sequence),
+                awaited: placement.phase == Phase::Vacating,
+                held_back: false,
+            };
+            let volumes: BTreeSet<_> = service.spec().volumes.iter().map(|mount| mount.volume.clone()).collect();
+            for due in keeper.offers.due(&terms, |_, _| volumes.clone()) {
+                offers.extend(keeper.made.get(&due.sequence).map(|offer| (due.machine, offer.clone())));
             }
         }
         let id = node.id.clone();
@@ -194,12 +194,9 @@ impl World {
             let takes = self.chance.between(1, CAPTURE_MAX_MS);
             self.after(takes, Event::Captured { machine: number, life, epoch, writes, takes });
         }
-        for (offer, holders, wanted) in offers {
-            for other in 0..self.nodes.len() {
-                let has = holders.contains(&(offer.name.sequence, other));
-                if wanted.contains(&self.nodes[other].id) && !has {
-                    self.send(number, other, &Message::Offer(offer.clone()));
-                }
+        for (machine, offer) in offers {
+            if let Some(to) = self.nodes.iter().position(|node| node.id == machine) {
+                self.send(number, to, &Message::Offer(offer));
             }
         }
         for (service, generation) in commits {
@@ -266,11 +263,9 @@ impl World {
         keeper.captured = Some(writes.clone());
         node.disk.generations.insert((keeper.service.clone(), name), writes.clone());
         let offer = Arc::new(Offer { service: keeper.service.clone(), name, writes });
-        keeper.offers.insert(sequence, offer);
-        keeper.offered_at = 0;
-        while keeper.offers.len() > OFFERS_MAX {
-            keeper.offers.pop_first();
-        }
+        keeper.made.insert(sequence, offer);
+        keeper.offers.made(sequence);
+        keeper.made.retain(|sequence, _| keeper.offers.knows(*sequence));
     }
 
     /// A generation has come; it is on disk before that is said.
@@ -305,8 +300,9 @@ impl World {
         let id = self.nodes[from].id.clone();
         let keepers = self.nodes[to].daemon.as_mut().map(|daemon| &mut daemon.keepers);
         if let Some(keeper) = keepers.and_then(|keepers| keepers.get_mut(&epoch)) {
-            keeper.holders.insert((sequence, from));
-            keeper.writer.held(&id, sequence);
+            if keeper.offers.held(&id, sequence) {
+                keeper.writer.held(&id, sequence);
+            }
         }
     }
 }

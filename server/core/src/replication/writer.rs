@@ -12,25 +12,25 @@ use flotilla_api::NodeId;
 use crate::lease::Mono;
 
 /// A capture waits until nothing has changed for so long: what is written together is captured together. Milliseconds.
-pub const QUIET_MS: u64 = 100;
+const QUIET_MS: u64 = 100;
 /// From a first change to its capture, at the latest, as far as captures are cheap. Milliseconds.
-pub const LATEST_MS: u64 = 1_000;
+const LATEST_MS: u64 = 1_000;
 /// The same where somebody asked for `sync`, whatever captures cost. Milliseconds.
-pub const LATEST_SYNC_MS: u64 = 500;
+const LATEST_SYNC_MS: u64 = 500;
 /// In the long run captures take at most this part of the time.
 const SHARE: u64 = 10;
 /// So much may be captured before anybody asks how long that takes: a large file is copied at once, and its next change too. Milliseconds.
-pub const BURST_MS: u64 = 10_000;
+const BURST_MS: u64 = 10_000;
 /// The longest pause that an expensive capture earns. Milliseconds.
-pub const PAUSE_MAX_MS: u64 = 300_000;
+const PAUSE_MAX_MS: u64 = 300_000;
 /// After a capture that came to nothing. Milliseconds.
-pub const FAILED_PAUSE_MS: u64 = 1_000;
+const FAILED_PAUSE_MS: u64 = 1_000;
 /// Between two captures around which commands are run in the container, which may write, too. Milliseconds.
-pub const HOOKED_PAUSE_MS: u64 = 30_000;
+const HOOKED_PAUSE_MS: u64 = 30_000;
 /// For how long a replica that is slower than the others is waited for. Milliseconds.
-pub const REPLICA_PATIENCE_MS: u64 = 2_000;
+const REPLICA_PATIENCE_MS: u64 = 2_000;
 /// Captures that wait for replicas. Older ones are given up: a newer one holds all that they do.
-pub const PENDING_MAX: usize = 4;
+const PENDING_MAX: usize = 4;
 
 /// What is known of the replicas when orders are given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
