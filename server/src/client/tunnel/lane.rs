@@ -97,7 +97,10 @@ struct Stream {
 
 impl Driver {
     async fn run(mut self, mut queue: mpsc::Receiver<Asked>) {
-        let why = self.carry(&mut queue).await.unwrap_or_else(|ChannelClosed| ended::lost());
+        let why = match self.carry(&mut queue).await {
+            Ok(why) => why,
+            Err(ChannelClosed) => self.last_words().await,
+        };
         queue.close();
         let unsent = std::iter::from_fn(|| queue.try_recv().ok()).map(|asked| asked.answered);
         for answered in self.streams.drain().map(|(_, stream)| stream.answered).chain(unsent) {
@@ -125,6 +128,19 @@ impl Driver {
                 },
             }
         }
+    }
+
+    /// Why the node closed the channel: what it said before is still to be heard, if it was met by something to send.
+    async fn last_words(&mut self) -> Ended {
+        let heard = async {
+            while let Some(message) = self.channel.recv().await {
+                if let Ok(Some(why)) = self.take(&message).await {
+                    return why;
+                }
+            }
+            ended::lost()
+        };
+        timeout(ENDING, heard).await.unwrap_or_else(|_| ended::lost())
     }
 
     async fn ask(&mut self, asked: Asked) -> Result<(), ChannelClosed> {
