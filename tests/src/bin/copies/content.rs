@@ -1,6 +1,7 @@
 //! What is written: nothing that could be compressed, so that every byte has to travel; but for what people really have.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write},
     path::Path,
@@ -71,11 +72,20 @@ pub(crate) fn patch(path: &Path, at: u64, bytes: u64) -> io::Result<()> {
 
 /// Of all files below a directory.
 pub(crate) fn size(directory: &Path) -> io::Result<u64> {
+    size_of(directory, |_| true)
+}
+
+/// Of those files below a directory whose names count.
+pub(crate) fn size_of(directory: &Path, counts: fn(&OsStr) -> bool) -> io::Result<u64> {
     let mut size = 0;
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let meta = entry.metadata()?;
-        size += if meta.is_dir() { self::size(&entry.path())? } else { meta.len() };
+        if meta.is_dir() {
+            size += size_of(&entry.path(), counts)?;
+        } else if counts(&entry.file_name()) {
+            size += meta.len();
+        }
     }
     Ok(size)
 }

@@ -1,6 +1,7 @@
 //! The same with Syncthing: as it comes, and with a folder that it looks at a second after a change.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::PathBuf,
     time::{Duration, Instant},
@@ -125,7 +126,7 @@ pub(crate) async fn first(runs: usize, way: Way, trees: &[Tree], report: &mut Re
             fs::rename(&made, syncthing.data(0).join(&name))?;
             let copy = syncthing.data(1).join(&name);
             wait::holds("a whole copy", LIMIT, async || {
-                Ok(copy.exists() && content::size(&copy).is_ok_and(|size| size >= bytes))
+                Ok(copy.exists() && content::size_of(&copy, is_whole).is_ok_and(|size| size >= bytes))
             })
             .await?;
             series.add_time(begun.elapsed());
@@ -133,4 +134,9 @@ pub(crate) async fn first(runs: usize, way: Way, trees: &[Tree], report: &mut Re
         report.add(series);
     }
     Ok(())
+}
+
+/// What is still coming has another name, and its whole length from the beginning.
+fn is_whole(name: &OsStr) -> bool {
+    !name.as_encoded_bytes().starts_with(b".syncthing.")
 }
