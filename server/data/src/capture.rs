@@ -15,7 +15,13 @@ mod taken;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    panic,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -38,6 +44,15 @@ const TICK: i128 = 20_000_000;
 
 /// Files and directories of one volume. What was seen of each takes some hundred bytes of memory while a generation is made.
 pub const NAMES_MAX: usize = 2_000_000;
+
+/// Files that are read side by side at a time; each may hold its directory open.
+const BATCH: usize = 256;
+
+/// Fewer are not worth a thread.
+const BATCH_SMALL: usize = 8;
+
+/// Files that are read at one moment: the programs that write them have work to do, too.
+const READERS_MAX: usize = 4;
 
 /// Entries of directories that are read ahead: some hundred bytes of memory each.
 const AHEAD_MAX: usize = 100_000;
@@ -146,6 +161,21 @@ pub struct Figures {
     pub torn: Vec<String>,
 }
 
+impl Figures {
+    fn add(&mut self, read: &Read) {
+        self.files_read += 1;
+        self.read += read.file.content.len;
+    }
+}
+
+/// A file that is to be read.
+#[derive(Debug)]
+struct Changed {
+    place: Arc<Place>,
+    path: Vec<u8>,
+    name: Name,
+}
+
 /// A generation that is being made.
 #[derive(Debug)]
 pub struct Capture {
@@ -248,12 +278,20 @@ impl Capture {
     /// # Errors
     /// Where something can't be read or kept.
     pub fn read(&mut self, scope: &Scope) -> Result<(), Error> {
-        let place = Place::open(self.place.path())?;
+        let place = Arc::new(Place::open(self.place.path())?);
         self.names_left = self.names_max;
-        self.visit(&place, &mut Vec::new(), scope)
+        let mut changed = Vec::new();
+        self.visit(&place, &mut Vec::new(), scope, &mut changed)?;
+        self.read_all(&mut changed)
     }
 
-    fn visit(&mut self, place: &Place, path: &mut Vec<u8>, scope: &Scope) -> Result<(), Error> {
+    fn visit(
+        &mut self,
+        place: &Arc<Place>,
+        path: &mut Vec<u8>,
+        scope: &Scope,
+        changed: &mut Vec<Changed>,
+    ) -> Result<(), Error> {
         let names = match scope {
             Scope::Everything => self.names(place)?,
             Scope::Only(names) => names.keys().cloned().collect(),
@@ -261,7 +299,7 @@ impl Capture {
         for name in names {
             let Some(scope) = scope.of(&name) else { continue };
             let len = enter(path, &name)?;
-            match self.visit_one(place, path, &name, scope) {
+            match self.visit_one(place, path, &name, scope, changed) {
                 Err(error) if error.is_gone() => {}
                 visited => visited?,
             }
@@ -277,19 +315,60 @@ impl Capture {
         Ok(names)
     }
 
-    fn visit_one(&mut self, place: &Place, path: &mut Vec<u8>, name: &Name, scope: &Scope) -> Result<(), Error> {
+    fn visit_one(
+        &mut self,
+        place: &Arc<Place>,
+        path: &mut Vec<u8>,
+        name: &Name,
+        scope: &Scope,
+        changed: &mut Vec<Changed>,
+    ) -> Result<(), Error> {
         let stat = place.stat(name)?;
         match kind(&stat) {
-            FileType::Directory => self.visit(&place.directory(name)?, path, scope),
+            FileType::Directory => self.visit(&Arc::new(place.directory(name)?), path, scope, changed),
             FileType::RegularFile if self.is_known(path, &stat)?.is_none() => {
-                let read = self.read_file(place, name)?;
-                if read.whole {
-                    self.read.insert(path.clone(), read);
-                }
-                Ok(())
+                changed.push(Changed { place: Arc::clone(place), path: path.clone(), name: name.clone() });
+                if changed.len() < BATCH { Ok(()) } else { self.read_all(changed) }
             }
             _ => Ok(()),
         }
+    }
+
+    /// Reads files side by side. One that is gone by now is left to the look at its directory.
+    fn read_all(&mut self, changed: &mut Vec<Changed>) -> Result<(), Error> {
+        let next = AtomicUsize::new(0);
+        let (all, session) = (&*changed, &self.session);
+        let some = || {
+            let taken = std::iter::from_fn(|| all.get(next.fetch_add(1, Relaxed)));
+            let read = |file: &Changed| (file.path.clone(), look::read_file(&file.place, &file.name, session, None));
+            taken.map(read).collect::<Vec<_>>()
+        };
+        let read = thread::scope(|scope| {
+            let cores = thread::available_parallelism().map_or(1, usize::from);
+            let others = if all.len() < BATCH_SMALL { 0 } else { cores.min(READERS_MAX) - 1 };
+            // With fewer threads it takes longer.
+            let others: Vec<_> =
+                (0..others).filter_map(|_| thread::Builder::new().spawn_scoped(scope, some).ok()).collect();
+            let mut read = some();
+            for other in others {
+                read.extend(other.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked)));
+            }
+            read
+        });
+        changed.clear();
+        for (path, read) in read {
+            match read {
+                Ok(read) => {
+                    self.figures.add(&read);
+                    if read.whole {
+                        self.read.insert(path, read);
+                    }
+                }
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Why a file need not be read, if it has not changed.

@@ -6,6 +6,9 @@
 use std::{
     io::{self, Read},
     ops::Range,
+    panic,
+    sync::mpsc,
+    thread,
 };
 
 use fastcdc::v2020::StreamCDC;
@@ -22,6 +25,9 @@ const PARTS_MAX: usize = 64;
 
 /// A list of a list of a list: more than any disk holds.
 const DEPTH_MAX: u8 = 6;
+
+/// Chunks that are cut and not kept yet, where the two are done side by side.
+const CUT_AHEAD: usize = 16;
 
 /// Bytes of one part in a list.
 const PART_LEN: usize = Hash::LEN + 4;
@@ -80,6 +86,36 @@ impl Stream {
     pub fn write(bytes: impl Read, grain: Grain, sink: &mut impl Sink) -> Result<Self, Error> {
         let stream = Self::cut(bytes, grain, &mut |_| Vec::new(), sink)?;
         Self::listed(stream, Kind::Leaf, sink)
+    }
+
+    /// The same of much, by two threads: what is cut is hashed and kept while what comes next is read and cut.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_beside(bytes: impl Read, grain: Grain, sink: &mut (impl Sink + Send)) -> Result<Self, Error> {
+        let stream = thread::scope(|scope| {
+            let (cut, chunks) = mpsc::sync_channel::<Vec<u8>>(CUT_AHEAD);
+            let kept_in = &mut *sink;
+            let keeping = thread::Builder::new().spawn_scoped(scope, move || {
+                let mut stream = Self::default();
+                for chunk in chunks {
+                    stream.push(&chunk, &mut |_| Vec::new(), kept_in)?;
+                }
+                Ok::<_, Error>(stream)
+            });
+            let keeping = keeping.map_err(Error::Read)?;
+            let (smallest, usual, largest) = grain.sizes();
+            for chunk in StreamCDC::new(bytes, smallest, usual, largest) {
+                let chunk = chunk.map_err(|error| Error::Read(error.into()))?.data;
+                if cut.send(chunk).is_err() {
+                    // It could not be kept, which is told below.
+                    break;
+                }
+            }
+            drop(cut);
+            keeping.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked))
+        });
+        Self::listed(stream?, Kind::Leaf, sink)
     }
 
     /// The same of bytes that name objects: `below` says which are named in a stretch of them. A stretch begins where the one before it ended.

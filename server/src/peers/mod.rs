@@ -21,7 +21,7 @@ pub use nobody::Nobody;
 pub const BODY_MAX: usize = 64 * 1024 * 1024;
 
 /// Bulk connections to one node that this one uses at a time. Each has a socket's worth of buffers and keep-alives.
-pub const LANES_MAX: usize = 8;
+pub const LANES_MAX: usize = 16;
 
 macro_rules! methods {
     ($($(#[$doc:meta])* $name:ident = $code:literal;)*) => {

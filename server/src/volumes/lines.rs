@@ -1,7 +1,8 @@
 //! The connections over which the objects of a generation come: to several machines, and several to each.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashMap},
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,6 +13,7 @@ use flotilla_data::{
     fetch::{Fetch, Figures},
     store, tree,
 };
+use futures::StreamExt as _;
 use tokio::{
     io::{ReadHalf, WriteHalf},
     runtime::Handle,
@@ -29,17 +31,38 @@ use crate::peers::{LANES_MAX, Network, Stream};
 /// Machines that one generation is fetched from at once.
 const SOURCES_MAX: usize = 3;
 
-/// Objects that one machine is asked for before it has answered.
+/// Objects that are asked for over one connection before it has answered, at most.
 const ASKED_MAX: usize = 4 * NAMES_MAX;
 
 /// And in one question, so that each machine has its share of what is known to be missing.
 const ASKED_AT_ONCE: usize = NAMES_MAX / 4;
 
+/// A question for fewer is not worth asking.
+const ASKED_LEAST: usize = 4;
+
+/// Over a connection that answers so soon more may be asked for. At the end none has much left to answer while the others are done.
+const SOON: Duration = Duration::from_millis(300);
+
 /// More than so much is fetched over several connections. Bytes.
 const STRIPED_FROM: u64 = 2 * 1024 * 1024;
 
 /// Connections for one generation, to all machines that have it.
+const LINES_FIRST: usize = 8;
+
+/// The same where each of them carries little: as a rule each packet that is lost on the way halves what one of them carries.
 const LINES_MAX: usize = LANES_MAX;
+
+/// As many are added at a time, and made at the same time.
+const LINES_MORE: usize = 4;
+
+/// A connection that carries more has no need of others. Bytes per second.
+const FAST: f64 = 3e6;
+
+/// What the connections carry is judged after this time.
+const JUDGED_AFTER: Duration = Duration::from_secs(1);
+
+/// Others are added while the last ones made it so much faster.
+const WORTH: f64 = 1.1;
 
 /// What came so far is kept whenever so much of it is new. Bytes.
 const SAVED_EVERY: u64 = 64 * 1024 * 1024;
@@ -61,16 +84,20 @@ enum Came {
         held: Option<Held>,
     },
     /// One more connection.
-    Line(Line),
+    Line {
+        number: usize,
+        line: Line,
+    },
 }
 
 /// The connections to the machines that are asked.
 pub(crate) struct Lines {
-    /// Absent where nobody answers any more.
-    lines: Vec<Option<Line>>,
+    /// By number; without those where nobody answers any more.
+    lines: BTreeMap<usize, Line>,
     answers: mpsc::Receiver<Came>,
-    /// Makes more of them, once there is much to fetch.
-    more: Option<More>,
+    more: More,
+    /// Numbers that are given out.
+    numbers: usize,
     why: String,
     /// A machine that could send the rest does not do so now.
     held: Option<Held>,
@@ -79,19 +106,59 @@ pub(crate) struct Lines {
 struct Line {
     machine: NodeId,
     names: mpsc::Sender<Vec<Hash>>,
-    asked: HashSet<Hash>,
+    /// And when.
+    asked: HashMap<Hash, Instant>,
+    window: Window,
 }
 
 impl Line {
     /// Asks over a stream, for the line with this number.
     fn over(line: usize, machine: NodeId, stream: Stream, answers: mpsc::Sender<Came>, haste: Haste) -> Self {
-        let (names, asked) = mpsc::channel(ASKED_MAX / ASKED_AT_ONCE + 1);
+        let (names, asked) = mpsc::channel(ASKED_MAX / ASKED_LEAST + 1);
         tokio::spawn(carry(line, stream, asked, answers, haste));
-        Self { machine, names, asked: HashSet::new() }
+        Self { machine, names, asked: HashMap::new(), window: Window::default() }
+    }
+
+    /// How many objects it may be asked for now.
+    fn room(&self) -> usize {
+        if self.names.capacity() == 0 { 0 } else { self.window.room(self.asked.len()) }
+    }
+}
+
+/// How many objects may be asked for over a connection before it has answered: what it carries in a moment.
+#[derive(Debug)]
+struct Window {
+    objects: usize,
+    fastest: Duration,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { objects: ASKED_AT_ONCE, fastest: Duration::MAX }
+    }
+}
+
+impl Window {
+    fn room(&self, asked: usize) -> usize {
+        let room = self.objects.saturating_sub(asked);
+        let least = (self.objects / 4).clamp(ASKED_LEAST, ASKED_AT_ONCE);
+        if room < least { 0 } else { room.min(ASKED_AT_ONCE) }
+    }
+
+    fn answered(&mut self, after: Duration) {
+        self.fastest = self.fastest.min(after);
+        // A long way takes its time in any case.
+        let soon = self.fastest.saturating_mul(2).max(SOON);
+        if after < soon {
+            self.objects = (self.objects + 1).min(ASKED_MAX);
+        } else if after > soon.saturating_mul(2) {
+            self.objects = (self.objects - 1).max(2 * ASKED_LEAST);
+        }
     }
 }
 
 /// Further connections to machines that were reached.
+#[derive(Clone)]
 struct More {
     network: Network,
     machines: Vec<NodeId>,
@@ -101,20 +168,55 @@ struct More {
 
 impl More {
     /// Over a slow line that takes as long as fetching some megabytes does.
-    async fn make(self) {
-        let count = self.machines.len();
-        for (line, machine) in (count..LINES_MAX).zip(self.machines.iter().cycle()) {
-            match self.network.stream_beside(machine, wire::LABEL, line / count).await {
-                Ok(stream) => {
-                    let one = Line::over(line, machine.clone(), stream, self.answers.clone(), self.haste.clone());
-                    if self.answers.send(Came::Line(one)).await.is_err() {
-                        return;
-                    }
-                }
-                // The connections that there are do as well.
-                Err(error) => return tracing::debug!(%machine, %error, "no further connection"),
+    async fn make(self, numbers: Range<usize>) {
+        let making = numbers.map(|number| self.make_one(number));
+        futures::stream::iter(making).buffer_unordered(LINES_MORE).collect::<()>().await;
+    }
+
+    async fn make_one(&self, number: usize) {
+        let (machine, lane) = (&self.machines[number % self.machines.len()], number / self.machines.len());
+        match self.network.stream_beside(machine, wire::LABEL, lane).await {
+            Ok(stream) => {
+                let line = Line::over(number, machine.clone(), stream, self.answers.clone(), self.haste.clone());
+                // Nobody is fetching any more.
+                let _ = self.answers.send(Came::Line { number, line }).await;
             }
+            // The connections that there are do as well.
+            Err(error) => tracing::debug!(%machine, %error, "no further connection"),
         }
+    }
+}
+
+/// What the connections carry, by which it is seen whether more of them would carry more.
+#[derive(Debug, Default)]
+struct Judge {
+    /// When so many connections were there first: bytes until then.
+    since: Option<(Instant, usize, u64)>,
+    /// What fewer carried. Bytes per second.
+    before: f64,
+    /// With so many, or fewer, that is decided.
+    decided: usize,
+}
+
+impl Judge {
+    /// Are more connections than these worth it? Says so once.
+    fn wants_more(&mut self, now: Instant, lines: usize, bytes: u64) -> bool {
+        if lines <= self.decided {
+            return false;
+        }
+        let (since, _, from) = match self.since {
+            Some(since) if since.1 == lines => since,
+            _ => *self.since.insert((now, lines, bytes)),
+        };
+        let took = now.saturating_duration_since(since);
+        if took < JUDGED_AFTER {
+            return false;
+        }
+        let rate = (bytes - from) as f64 / took.as_secs_f64();
+        let wants = rate > WORTH * self.before && rate < FAST * lines as f64;
+        self.before = rate;
+        self.decided = if wants { lines } else { usize::MAX };
+        wants
     }
 }
 
@@ -127,11 +229,13 @@ impl Lines {
         haste: &Haste,
     ) -> Result<Self, Error> {
         let (sender, answers) = mpsc::channel(2 * NAMES_MAX);
-        let (mut lines, mut reached, mut why) = (Vec::new(), Vec::new(), String::new());
+        let (mut lines, mut reached, mut why) = (BTreeMap::new(), Vec::new(), String::new());
         for machine in machines.take(SOURCES_MAX) {
             match network.stream(machine, wire::LABEL).await {
                 Ok(stream) => {
-                    lines.push(Some(Line::over(lines.len(), machine.clone(), stream, sender.clone(), haste.clone())));
+                    let number = reached.len();
+                    let line = Line::over(number, machine.clone(), stream, sender.clone(), haste.clone());
+                    lines.insert(number, line);
                     reached.push(machine.clone());
                 }
                 Err(error) => why = error.to_string(),
@@ -140,8 +244,15 @@ impl Lines {
         if lines.is_empty() {
             return Err(Error::NoSource { why });
         }
+        let numbers = reached.len();
         let more = More { network: Arc::clone(network), machines: reached, answers: sender, haste: haste.clone() };
-        Ok(Self { lines, answers, more: Some(more), why, held: None })
+        Ok(Self { lines, answers, more, numbers, why, held: None })
+    }
+
+    /// Makes connections until so many were made.
+    fn widen(&mut self, to: usize, runtime: &Handle) {
+        runtime.spawn(self.more.clone().make(self.numbers..to));
+        self.numbers = self.numbers.max(to);
     }
 
     /// Until all of it is here. Blocking; `told` how much has come.
@@ -155,27 +266,34 @@ impl Lines {
         mut told: impl FnMut(Figures),
     ) -> Result<Fetch, Error> {
         let (mut saved, mut saved_at) = (0, Instant::now());
+        let mut judge = Judge::default();
         loop {
-            if fetch.figures().bytes >= STRIPED_FROM
-                && let Some(more) = self.more.take()
-            {
-                runtime.spawn(more.make());
+            let figures = fetch.figures();
+            if figures.bytes >= STRIPED_FROM {
+                if self.numbers < LINES_FIRST {
+                    self.widen(LINES_FIRST, runtime);
+                }
+                if self.numbers < LINES_MAX
+                    && figures.of.saturating_sub(figures.there) > STRIPED_FROM
+                    && judge.wants_more(Instant::now(), self.lines.len(), figures.bytes)
+                {
+                    self.widen(self.numbers + LINES_MORE, runtime);
+                }
             }
             self.ask(&mut fetch)?;
             if fetch.is_complete() {
                 return Ok(fetch);
             }
-            if self.lines.iter().flatten().all(|line| line.asked.is_empty()) {
-                return Err(if self.lines.iter().any(Option::is_some) {
-                    Error::Tree(tree::Error::Damaged)
-                } else {
-                    self.gone(&mut fetch)
-                });
+            if self.lines.values().all(|line| line.asked.is_empty()) {
+                let damaged = Error::Tree(tree::Error::Damaged);
+                return Err(if self.lines.is_empty() { self.gone(&mut fetch) } else { damaged });
             }
             match self.answers.blocking_recv() {
                 Some(Came::Object { line, name, coded }) => {
-                    if let Some(line) = self.lines.get_mut(line).and_then(Option::as_mut) {
-                        line.asked.remove(&name);
+                    if let Some(line) = self.lines.get_mut(&line)
+                        && let Some(asked) = line.asked.remove(&name)
+                    {
+                        line.window.answered(asked.elapsed());
                     }
                     match coded.map(|coded| fetch.take(&name, &coded)) {
                         Some(Ok(())) => {}
@@ -192,8 +310,7 @@ impl Lines {
                     self.held = held.or(self.held);
                     self.lose(line, why, &mut fetch);
                 }
-                // They come in the order of their numbers.
-                Some(Came::Line(line)) => self.lines.push(Some(line)),
+                Some(Came::Line { number, line }) => drop(self.lines.insert(number, line)),
                 None => return Err(self.gone(&mut fetch)),
             }
             told(fetch.figures());
@@ -209,15 +326,17 @@ impl Lines {
     fn ask(&mut self, fetch: &mut Fetch) -> Result<(), Error> {
         loop {
             let mut asked = false;
-            for line in self.lines.iter_mut().flatten() {
-                if line.asked.len() + ASKED_AT_ONCE > ASKED_MAX || line.names.capacity() == 0 {
+            for line in self.lines.values_mut() {
+                let room = line.room();
+                if room == 0 {
                     continue;
                 }
-                let names = fetch.wants(ASKED_AT_ONCE)?;
+                let names = fetch.wants(room)?;
                 if names.is_empty() {
                     return Ok(());
                 }
-                line.asked.extend(&names);
+                let now = Instant::now();
+                line.asked.extend(names.iter().map(|name| (*name, now)));
                 // One that has ended says so itself.
                 let _ = line.names.try_send(names);
                 asked = true;
@@ -237,9 +356,9 @@ impl Lines {
     }
 
     fn lose(&mut self, line: usize, why: String, fetch: &mut Fetch) {
-        if let Some(line) = self.lines.get_mut(line).and_then(Option::take) {
+        if let Some(line) = self.lines.remove(&line) {
             tracing::warn!(machine = %line.machine, %why, "a machine is not asked for more of a generation");
-            line.asked.iter().for_each(|name| fetch.again(name));
+            line.asked.keys().for_each(|name| fetch.again(name));
             self.why = why;
         }
     }
@@ -259,7 +378,7 @@ async fn carry(
     haste: Haste,
 ) {
     let (mut from, mut to): (ReadHalf<Stream>, WriteHalf<Stream>) = tokio::io::split(stream);
-    let (expected_sender, mut expected) = mpsc::channel::<Vec<Hash>>(ASKED_MAX / ASKED_AT_ONCE + 2);
+    let (expected_sender, mut expected) = mpsc::channel::<Vec<Hash>>(ASKED_MAX / ASKED_LEAST + 2);
     let mut can_wait = !haste.is_awaited();
     let patience = if can_wait { wire::PATIENCE } else { wire::STALL };
     let asking = async {
@@ -396,6 +515,41 @@ mod tests {
     fn limit(rate: Option<&str>, until: Option<&str>) -> LimitNow {
         let rate = rate.map(|rate| rate.parse().unwrap());
         LimitNow { rate, until: until.map(|until| until.parse().unwrap()) }
+    }
+
+    #[test]
+    fn as_much_is_asked_for_as_a_connection_carries_in_a_moment() {
+        let mut window = Window::default();
+        assert_eq!(window.room(0), ASKED_AT_ONCE);
+        assert_eq!(window.room(ASKED_AT_ONCE - ASKED_LEAST), ASKED_LEAST);
+        assert_eq!(window.room(ASKED_AT_ONCE - ASKED_LEAST + 1), 0, "not worth a question");
+        (0..1_000).for_each(|_| window.answered(SOON / 2));
+        assert_eq!((window.room(0), window.room(ASKED_MAX - ASKED_AT_ONCE + 1)), (ASKED_AT_ONCE, 0));
+        (0..1_000).for_each(|_| window.answered(3 * SOON));
+        assert_eq!((window.room(0), window.room(ASKED_LEAST)), (2 * ASKED_LEAST, ASKED_LEAST));
+
+        // Over a satellite nothing comes sooner.
+        let mut far = Window::default();
+        (0..1_000).for_each(|_| far.answered(3 * SOON));
+        assert_eq!(far.room(ASKED_MAX - ASKED_AT_ONCE), ASKED_AT_ONCE);
+    }
+
+    #[test]
+    fn connections_are_added_while_they_carry_more() {
+        let (mut judge, start) = (Judge::default(), Instant::now());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        assert!(!judge.wants_more(at(0), 8, 0));
+        assert!(judge.wants_more(at(1), 8, 5_000_000));
+        assert!(!judge.wants_more(at(2), 8, 10_000_000), "they are being made");
+        assert!(!judge.wants_more(at(3), 12, 15_000_000));
+        assert!(judge.wants_more(at(4), 12, 22_000_000));
+        assert!(!judge.wants_more(at(5), 16, 29_000_000));
+        assert!(!judge.wants_more(at(6), 16, 36_000_000), "the line is full");
+        assert!(!judge.wants_more(at(7), 16, 136_000_000), "that is final");
+
+        let mut near = Judge::default();
+        near.wants_more(at(0), 8, 0);
+        assert!(!near.wants_more(at(1), 8, 150_000_000), "nothing is lost here");
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -13,13 +13,16 @@ use rustix::{
 
 use super::Error;
 use crate::{
-    store::Sink,
+    store::Session,
     stream::{Grain, Stream},
     tree::{File, Hole},
 };
 
 /// Holes that a file is kept with; in what comes after them zeros are kept as bytes, which compress to nothing.
 const HOLES_MAX: usize = 4096;
+
+/// A file that is longer is read by one thread and kept by another. Bytes.
+const LONG: u64 = 4 * 1024 * 1024;
 
 /// Bytes of a block, as `st_blocks` counts them.
 pub(super) const BLOCK: u64 = 512;
@@ -37,8 +40,9 @@ pub(super) fn bytes<'a>(file: &'a fs::File, len: u64, holes: &'a [Hole]) -> impl
 }
 
 /// Keeps what [`bytes`] gives.
-pub(super) fn write(bytes: impl Read, len: u64, holes: Vec<Hole>, sink: &mut impl Sink) -> Result<File, Error> {
-    let content = Stream::write(bytes, Grain::Content, sink)?;
+pub(super) fn write(bytes: impl Read, len: u64, holes: Vec<Hole>, mut session: &Session) -> Result<File, Error> {
+    let write = if len > LONG { Stream::write_beside } else { Stream::write };
+    let content = write(bytes, Grain::Content, &mut session)?;
     Ok(File { len, content, holes, has_twins: false })
 }
 

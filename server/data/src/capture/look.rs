@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
     os::fd::AsFd,
+    time::Instant,
 };
 
 use rustix::fs::{FileType, Stat};
@@ -335,32 +336,36 @@ impl Capture {
         Ok((Content::Read(read), whole))
     }
 
-    pub(super) fn read_file(&mut self, place: &Place, name: &Name) -> Result<Read, Error> {
-        let opened = place.file(name)?;
-        let began = now();
-        let before = look_at(&opened, place, name)?;
-        let failed = |source: io::Error| Error::File(place.failed("read", name, source));
-        let (len, holes) = content::extent(&opened, &before).map_err(failed)?;
-        let end = match &self.programs {
-            Programs::Wait(aside) => Some(aside.end()),
+    fn read_file(&mut self, place: &Place, name: &Name) -> Result<Read, Error> {
+        let aside = match &self.programs {
+            Programs::Wait(aside) => Some(aside),
             Programs::Run | Programs::AreNone => None,
         };
-        let bytes = content::Until { inner: content::bytes(&opened, len, &holes), end };
-        let file = match content::write(bytes, len, holes.clone(), &mut self.session) {
-            Ok(file) => file,
-            Err(error) => {
-                if let Programs::Wait(aside) = &self.programs {
-                    aside.check()?;
-                }
-                return Err(error);
+        match read_file(place, name, &self.session, aside.map(Aside::end)) {
+            Ok(read) => {
+                self.figures.add(&read);
+                Ok(read)
             }
-        };
-        let seen = place::seen(&before);
-        self.figures.files_read += 1;
-        self.figures.read += file.content.len;
-        let whole = place::seen(&look_at(&opened, place, name)?) == seen;
-        Ok(Read { file, seen, whole, settled: seen.changed + TICK < began })
+            Err(error) => {
+                aside.map_or(Ok(()), Aside::check)?;
+                Err(error)
+            }
+        }
     }
+}
+
+/// Keeps the content of a file, for which it is read until `end`.
+pub(super) fn read_file(place: &Place, name: &Name, session: &Session, end: Option<Instant>) -> Result<Read, Error> {
+    let opened = place.file(name)?;
+    let began = now();
+    let before = look_at(&opened, place, name)?;
+    let failed = |source: io::Error| Error::File(place.failed("read", name, source));
+    let (len, holes) = content::extent(&opened, &before).map_err(failed)?;
+    let bytes = content::Until { inner: content::bytes(&opened, len, &holes), end };
+    let file = content::write(bytes, len, holes.clone(), session)?;
+    let seen = place::seen(&before);
+    let whole = place::seen(&look_at(&opened, place, name)?) == seen;
+    Ok(Read { file, seen, whole, settled: seen.changed + TICK < began })
 }
 
 impl Aside {

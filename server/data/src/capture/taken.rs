@@ -124,7 +124,7 @@ impl Aside {
 }
 
 impl Taken {
-    pub(super) fn keep(self, session: &mut Session) -> Result<File, Error> {
+    pub(super) fn keep(self, session: &Session) -> Result<File, Error> {
         match self {
             Self::Memory { len, holes, bytes } => content::write(bytes.as_slice(), len, holes, session),
             Self::Clone { file, path } => {

@@ -16,11 +16,11 @@ mod pack;
 pub(crate) mod memory;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     fmt, fs, io, mem,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 pub use crate::object::Damaged;
@@ -199,7 +199,7 @@ impl Store {
     /// Begins to write. Nothing of it is there for others before [`Session::commit`].
     pub fn session(&self) -> Session {
         let id = self.claims().begin();
-        Session { store: self.clone(), id, fresh: HashMap::new(), seal: None }
+        Session { store: self.clone(), id, fresh: Mutex::default(), seal: None }
     }
 
     /// The same, of which all that is put is sealed.
@@ -341,13 +341,13 @@ pub struct Scrubbed {
     pub last: Option<Hash>,
 }
 
-/// What is being written together.
+/// What is being written together, by several threads if need be.
 #[derive(Debug)]
 pub struct Session {
     store: Store,
     id: u64,
     /// Laid down, and not in the index yet.
-    fresh: HashMap<Hash, Location>,
+    fresh: Mutex<HashMap<Hash, Location>>,
     /// What is put is sealed with it.
     seal: Option<Key>,
 }
@@ -374,7 +374,7 @@ impl Session {
     /// # Errors
     /// Where the index can't be read.
     pub fn contains(&self, name: &Hash) -> Result<bool, Error> {
-        if self.fresh.contains_key(name) {
+        if self.fresh().contains_key(name) {
             return Ok(true);
         }
         // Nobody may free it between the look and the claim.
@@ -402,7 +402,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Damaged`] where it is not; otherwise as [`Sink::put`].
-    pub fn take(&mut self, name: &Hash, coded: &[u8]) -> Result<(), Error> {
+    pub fn take(&self, name: &Hash, coded: &[u8]) -> Result<(), Error> {
         verified(coded, name)?;
         if self.contains(name)? { Ok(()) } else { self.append(*name, coded) }
     }
@@ -411,17 +411,15 @@ impl Session {
     ///
     /// # Errors
     /// As [`Self::take`].
-    pub fn repair(&mut self, name: &Hash, coded: &[u8]) -> Result<(), Error> {
+    pub fn repair(&self, name: &Hash, coded: &[u8]) -> Result<(), Error> {
         verified(coded, name)?;
         self.append(*name, coded)
     }
 
     /// As it is laid down.
     fn laid_down(&self, name: &Hash) -> Result<Vec<u8>, Error> {
-        match self.fresh.get(name) {
-            None => self.store.laid_down(name),
-            Some(location) => self.store.shared.packs.read(location),
-        }
+        let fresh = self.fresh().get(name).copied();
+        fresh.map_or_else(|| self.store.laid_down(name), |location| self.store.shared.packs.read(&location))
     }
 
     /// What an object refers to; `None` where it is not sealed.
@@ -430,11 +428,38 @@ impl Session {
         if seal::is_sealed(&coded) { references(&coded, name).map(Some) } else { Ok(None) }
     }
 
-    fn append(&mut self, name: Hash, coded: &[u8]) -> Result<(), Error> {
-        let location = self.store.shared.packs.append(&name, coded)?;
-        self.store.claims().of(self.id).packs.insert(location.pack);
-        self.fresh.insert(name, location);
+    fn append(&self, name: Hash, coded: &[u8]) -> Result<(), Error> {
+        let mut fresh = self.fresh();
+        // Two threads may have come upon the same bytes.
+        if let Entry::Vacant(place) = fresh.entry(name) {
+            let location = self.store.shared.packs.append(&name, coded)?;
+            self.store.claims().of(self.id).packs.insert(location.pack);
+            place.insert(location);
+        }
         Ok(())
+    }
+
+    fn keep(&self, bytes: &[u8], references: &[Reference]) -> Result<Hash, Error> {
+        if bytes.len() > OBJECT_MAX {
+            return Err(Error::TooLarge { len: bytes.len() });
+        }
+        if let Some(key) = &self.seal {
+            let sealed = seal::seal(bytes, references, key);
+            let (name, coded) = sealed.map_err(|damage| Error::Damaged { name: Hash::of(bytes), damage })?;
+            if !self.contains(&name)? {
+                self.append(name, &coded)?;
+            }
+            return Ok(name);
+        }
+        let name = Hash::of(bytes);
+        if !self.contains(&name)? {
+            self.append(name, &object::encode(bytes))?;
+        }
+        Ok(name)
+    }
+
+    fn fresh(&self) -> MutexGuard<'_, HashMap<Hash, Location>> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything that was put is on the disk and can be found, and the news are told; or nothing of it.
@@ -455,7 +480,7 @@ pub(crate) fn commit_together(parts: &mut [(&mut Session, &News)]) -> Result<(),
     let Shared { packs, index, .. } = &*store.shared;
     // Whatever comes of it: what may not have reached the disk is put again by whoever tries again.
     let fresh: Vec<HashMap<Hash, Location>> =
-        parts.iter_mut().map(|(session, _)| mem::take(&mut session.fresh)).collect();
+        parts.iter().map(|(session, _)| mem::take(&mut *session.fresh())).collect();
     packs.sync(&fresh.iter().flat_map(HashMap::values).map(|location| location.pack).collect())?;
     // A collection that begins sees what is committed, or is told of it.
     let mut claims = store.claims();
@@ -479,22 +504,13 @@ impl Drop for Session {
 
 impl Sink for Session {
     fn put_with(&mut self, bytes: &[u8], references: &[Reference]) -> Result<Hash, Error> {
-        if bytes.len() > OBJECT_MAX {
-            return Err(Error::TooLarge { len: bytes.len() });
-        }
-        if let Some(key) = &self.seal {
-            let sealed = seal::seal(bytes, references, key);
-            let (name, coded) = sealed.map_err(|damage| Error::Damaged { name: Hash::of(bytes), damage })?;
-            if !self.contains(&name)? {
-                self.append(name, &coded)?;
-            }
-            return Ok(name);
-        }
-        let name = Hash::of(bytes);
-        if !self.contains(&name)? {
-            self.append(name, &object::encode(bytes))?;
-        }
-        Ok(name)
+        self.keep(bytes, references)
+    }
+}
+
+impl Sink for &Session {
+    fn put_with(&mut self, bytes: &[u8], references: &[Reference]) -> Result<Hash, Error> {
+        self.keep(bytes, references)
     }
 }
 

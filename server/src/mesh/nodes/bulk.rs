@@ -79,8 +79,8 @@ pub(super) struct Bulk {
     past: Mutex<(u64, u64)>,
     /// When links to the other node were given up for a gap.
     gap: Mutex<Option<Instant>>,
-    /// One link is made at a time, and who waits for it takes it.
-    pub(super) making: tokio::sync::Mutex<()>,
+    /// One link of a lane is made at a time, and who waits for it takes it.
+    pub(super) making: [tokio::sync::Mutex<()>; LANES_MAX],
 }
 
 #[derive(Debug)]

@@ -51,7 +51,7 @@ use super::{
 };
 use crate::{
     clock,
-    peers::{CallError, Handler, LANES_MAX, Method, Peers, Stream, starting},
+    peers::{CallError, Handler, Method, Peers, Stream, starting},
 };
 use bulk::{LABEL_MAX, Taker};
 use control::{CONNECTING, Control, Hello, PROTOCOL};
@@ -237,7 +237,7 @@ impl Peers for NodeMesh {
                 return Err(CallError::TooLarge { size: label.len() });
             }
             let peer = peer.ok_or(CallError::Unreachable)?;
-            peer.stream(&shared, &label, lane.min(LANES_MAX - 1)).await
+            peer.stream(&shared, &label, lane).await
         }
         .boxed()
     }

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     clock,
     mesh::link::{Link, Peer as End},
-    peers::{CallError, Stream},
+    peers::{CallError, LANES_MAX, Stream},
 };
 
 /// Offers and changes that the task has not looked at. It never waits for anything else.
@@ -156,11 +156,12 @@ impl Peer {
         label: &str,
         lane: usize,
     ) -> Result<Stream, CallError> {
+        let lane = lane.min(LANES_MAX - 1);
         for last in [false, true] {
             let (link, fresh) = match self.bulk.find(lane) {
                 Some(link) => (link, false),
                 None => {
-                    let _making = self.bulk.making.lock().await;
+                    let _making = self.bulk.making[lane].lock().await;
                     // Another stream may have made one meanwhile.
                     match self.bulk.find(lane) {
                         Some(link) => (link, false),
