@@ -383,6 +383,48 @@ mod tests {
     }
 
     #[test]
+    fn two_threads_keep_what_one_keeps() {
+        for len in [0, 1, 16 * 1024, 5_000_000, 30_000_000] {
+            let (bytes, mut one, mut two) = (noise(7, len), Memory::default(), Memory::default());
+            let stream = Stream::write(bytes.as_slice(), Grain::Content, &mut one).unwrap();
+            assert_eq!(
+                Stream::write_beside(bytes.as_slice(), Grain::Content, &mut two).unwrap(),
+                stream,
+                "{len} bytes"
+            );
+            assert_eq!(one.names(), two.names());
+        }
+    }
+
+    #[test]
+    fn either_of_two_threads_ends_the_other_when_it_fails() {
+        /// A disk that is full after some chunks.
+        struct Full(usize);
+
+        impl Sink for Full {
+            fn put_with(&mut self, bytes: &[u8], _: &[Reference]) -> Result<Hash, store::Error> {
+                self.0 = self.0.checked_sub(1).ok_or(store::Error::Closed)?;
+                Ok(Hash::of(bytes))
+            }
+        }
+
+        /// A file that ends in an error.
+        struct Torn(usize);
+
+        impl Read for Torn {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.0 = self.0.checked_sub(1).ok_or(io::ErrorKind::TimedOut)?;
+                Ok(buffer.len())
+            }
+        }
+
+        let full = Stream::write_beside(noise(8, 30_000_000).as_slice(), Grain::Content, &mut Full(3)).unwrap_err();
+        assert!(matches!(full, Error::Store(store::Error::Closed)), "{full:?}");
+        let torn = Stream::write_beside(Torn(9), Grain::Content, &mut Memory::default()).unwrap_err();
+        assert!(matches!(&torn, Error::Read(error) if error.kind() == io::ErrorKind::TimedOut), "{torn:?}");
+    }
+
+    #[test]
     fn lists_of_lists_come_back() {
         // So fine that the list of the list is one, too.
         let (bytes, mut memory) = (noise(2, 60_000_000), Memory::default());

@@ -277,6 +277,7 @@ impl Lines {
                     && figures.of.saturating_sub(figures.there) > STRIPED_FROM
                     && judge.wants_more(Instant::now(), self.lines.len(), figures.bytes)
                 {
+                    tracing::debug!(lines = self.numbers, "more connections may carry more");
                     self.widen(self.numbers + LINES_MORE, runtime);
                 }
             }

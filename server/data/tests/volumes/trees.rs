@@ -324,6 +324,31 @@ fn only_what_has_changed_is_read_again() {
 }
 
 #[test]
+fn what_is_read_side_by_side_is_all_there_and_what_is_equal_is_kept_once() {
+    const FILES: usize = 700;
+    let world = World::new();
+    for number in 0..FILES {
+        let directory = world.volume.join(format!("directory-{}", number % 3));
+        fs::create_dir_all(&directory).unwrap();
+        // Seven that differ, each a hundred times.
+        fs::write(directory.join(format!("file-{number}")), bytes((number % 7) as u8, 10_000)).unwrap();
+    }
+    let long = bytes(200, 9_000_000);
+    fs::write(world.volume.join("long"), &long).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let mut capture = Capture::begin(&world.store, "notes/data", &world.volume).unwrap();
+    capture.read(&Scope::Everything).unwrap();
+    let captured = capture.finish(&Scope::Everything).unwrap();
+    let read = FILES as u64 * 10_000 + long.len() as u64;
+    assert_eq!((captured.figures.files_read, captured.figures.read), (FILES as u64 + 1, read));
+    let root = captured.commit(1, 1, 7).unwrap().root;
+    restore(&world.store, &world.replica, None, &root).unwrap();
+    assert_same(&world.volume, &world.replica, "read side by side");
+    let size = world.store.size().unwrap();
+    assert!(size < long.len() as u64 + 1_000_000, "{size}");
+}
+
+#[test]
 fn a_change_that_hides_behind_its_size_and_time_is_found() {
     let mut world = World::new();
     let path = world.volume.join("ledger");

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     mesh::{
         Error,
-        link::{Link, LinkState, MeshChannel},
+        link::{Link, LinkState, MeshChannel, Peer as End},
     },
     peers::{CallError, Handler, LANES_MAX, Stream},
     tunnel::{Channel, ChannelClosed},
@@ -86,6 +86,7 @@ pub(super) struct Bulk {
 #[derive(Debug)]
 pub(super) struct BulkLink {
     link: Link,
+    end: End,
     mux: Mux,
     /// The run of the other node that it leads to.
     boot: String,
@@ -97,9 +98,17 @@ pub(super) struct BulkLink {
 }
 
 impl Bulk {
-    /// A link that works, the newest first; another one for each lane.
+    /// A link that works, the newest first, and before all that which has the most room; another one for each lane.
     pub(super) fn find(&self, lane: usize) -> Option<Arc<BulkLink>> {
-        self.links().iter().rev().filter(|link| link.works()).nth(lane).cloned()
+        let links = self.links();
+        let of = |end: End| links.iter().rev().filter(move |link| link.end == end && link.works());
+        of(End::Node).chain(of(End::Lane)).nth(lane).cloned()
+    }
+
+    /// What the next link is made for.
+    pub(super) fn next_end(&self) -> End {
+        let first = self.links().iter().any(|link| link.end == End::Node && link.works());
+        if first { End::Lane } else { End::Node }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -159,7 +168,7 @@ impl Bulk {
     /// Adds a link that is up, and its channel, on which the answering side has said its first word. `made_here`: this node closes it when it is idle.
     pub(super) fn add(
         self: &Arc<Self>,
-        link: Link,
+        (end, link): (End, Link),
         channel: MeshChannel,
         boot: String,
         made_here: bool,
@@ -167,6 +176,7 @@ impl Bulk {
     ) -> Arc<BulkLink> {
         let link = Arc::new(BulkLink {
             link,
+            end,
             mux: Mux::new(Box::new(channel), made_here),
             boot,
             opened: Arc::new(Semaphore::new(STREAMS_MAX)),

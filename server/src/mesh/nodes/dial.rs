@@ -129,7 +129,8 @@ pub(super) async fn bulk_link(
 ) -> Result<Arc<BulkLink>, Failure> {
     let manner = over.manner();
     let ways = shared.ways(&peer.id, manner.relay, manner.shared_port);
-    let link = Link::by(End::Node, &shared.config.addresses, &shared.config.certificate, ways).await?;
+    let end = peer.bulk.next_end();
+    let link = Link::by(end, &shared.config.addresses, &shared.config.certificate, ways).await?;
     let channel = bulk::open_channel(&link).await?;
     let offer = offer(&link, Purpose::Bulk, manner).await?;
     let answer =
@@ -138,7 +139,7 @@ pub(super) async fn bulk_link(
     link.connected(CONNECTING).await.map_err(|_| Failure::NotUp(NotUp::Silent))?;
     let opened = timeout(CONNECTING, bulk::greeted(&channel)).await;
     opened.map_or(Err(NotUp::Silent), |opened| opened.map_err(|_| NotUp::Ended)).map_err(Failure::NotUp)?;
-    Ok(peer.bulk.add(link, channel, answer.boot, true, shared.taker(&peer.id)))
+    Ok(peer.bulk.add((end, link), channel, answer.boot, true, shared.taker(&peer.id)))
 }
 
 async fn offer(link: &Link, purpose: Purpose, manner: Manner) -> Result<Offer, Error> {

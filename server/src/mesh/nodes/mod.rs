@@ -47,7 +47,7 @@ pub use post::SIGNAL_PATH;
 
 use super::{
     Addresses, Certificate, Error, Port,
-    link::{Link, Peer as End, Ways},
+    link::{Link, Ways},
 };
 use crate::{
     clock,
@@ -395,7 +395,8 @@ impl Shared {
             return Err(busy());
         }
         let ways = self.ways(&peer.id, offer.relay, !offer.shared_port);
-        let link = Link::by(End::Node, &self.config.addresses, &self.config.certificate, ways).await?;
+        let end = peer.bulk.next_end();
+        let link = Link::by(end, &self.config.addresses, &self.config.certificate, ways).await?;
         let channel = bulk::open_channel(&link).await?;
         let description = link.answer(offer.description.clone()).await?;
         let (shared, peer, boot) = (Arc::clone(self), Arc::clone(peer), boot.to_owned());
@@ -403,7 +404,7 @@ impl Shared {
             if link.connected(CONNECTING).await.is_ok()
                 && matches!(timeout(CONNECTING, bulk::greet(&channel)).await, Ok(Ok(())))
             {
-                peer.bulk.add(link, channel, boot, false, shared.taker(&peer.id));
+                peer.bulk.add((end, link), channel, boot, false, shared.taker(&peer.id));
             }
         });
         Ok(description)
