@@ -27,6 +27,7 @@ mod storage;
 mod stored;
 mod unwritten;
 mod watched;
+mod width;
 mod wire;
 mod writer;
 
