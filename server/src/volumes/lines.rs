@@ -13,7 +13,7 @@ use flotilla_data::{
     fetch::{Fetch, Figures},
     store, tree,
 };
-use futures::StreamExt as _;
+use futures::future::join_all;
 use tokio::{
     io::{ReadHalf, WriteHalf},
     runtime::Handle,
@@ -33,19 +33,16 @@ use crate::peers::{LANES_MAX, Network, Stream};
 const SOURCES_MAX: usize = 3;
 
 /// More than so much is fetched over several connections. Bytes.
-const STRIPED_FROM: u64 = 2 * 1024 * 1024;
+const STRIPED_FROM: u64 = 1024 * 1024;
 
 /// Connections for one generation, to all machines that have it.
-const LINES_FIRST: usize = 8;
+const LINES_FIRST: usize = LANES_MAX / 2;
 
-/// The same where each of them carries little: as a rule each packet that is lost on the way halves what one of them carries.
+/// The same where more of them carry more.
 const LINES_MAX: usize = LANES_MAX;
 
-/// As many are added at a time, and made at the same time.
-const LINES_MORE: usize = 4;
-
-/// What came so far is kept whenever so much of it is new. Bytes.
-const SAVED_EVERY: u64 = 64 * 1024 * 1024;
+/// What came so far is kept whenever so much of it is new: nobody is asked for more while the disk is waited for. Bytes.
+const SAVED_EVERY: u64 = 512 * 1024 * 1024;
 
 /// And after so long, where it comes slowly.
 const SAVED_AFTER: Duration = Duration::from_secs(60);
@@ -115,10 +112,9 @@ struct More {
 }
 
 impl More {
-    /// Over a slow line that takes as long as fetching some megabytes does.
+    /// All at the same time: over a slow line that takes as long as fetching some megabytes does.
     async fn make(self, numbers: Range<usize>) {
-        let making = numbers.map(|number| self.make_one(number));
-        futures::stream::iter(making).buffer_unordered(LINES_MORE).collect::<()>().await;
+        join_all(numbers.map(|number| self.make_one(number))).await;
     }
 
     async fn make_one(&self, number: usize) {
@@ -190,12 +186,12 @@ impl Lines {
                 }
                 // How much there is of what is sealed nobody knows here.
                 let left = if figures.of == 0 { u64::MAX } else { figures.of.saturating_sub(figures.there) };
-                if self.numbers < LINES_MAX
+                if (LINES_FIRST..LINES_MAX).contains(&self.lines.len())
                     && left > STRIPED_FROM
                     && judge.wants_more(Instant::now(), self.lines.len(), figures.bytes)
                 {
-                    tracing::debug!(lines = self.numbers, "more connections may carry more");
-                    self.widen(self.numbers + LINES_MORE, runtime);
+                    tracing::debug!("more connections carry more");
+                    self.widen(LINES_MAX, runtime);
                 }
             }
             self.ask(&mut fetch)?;

@@ -19,11 +19,11 @@ const SOON: Duration = Duration::from_millis(300);
 /// A connection that carries more has no need of others. Bytes per second.
 const FAST: f64 = 3e6;
 
+/// Eight that carry less each have filled a slow line, as a rule. Bytes per second.
+const SLOW: f64 = 250e3;
+
 /// What the connections carry is judged after this time.
 const JUDGED_AFTER: Duration = Duration::from_secs(1);
-
-/// Others are added while the last ones made it so much faster.
-const WORTH: f64 = 1.1;
 
 /// How many objects may be asked for over a connection before it has answered: what it carries in a moment.
 #[derive(Debug)]
@@ -57,36 +57,26 @@ impl Window {
     }
 }
 
-/// What the connections carry, by which it is seen whether more of them would carry more.
+/// What the connections carry, by which it is seen whether more of them would carry more: as a rule each packet that is lost on the way halves
+/// what one of them carries.
 #[derive(Debug, Default)]
 pub(super) struct Judge {
-    /// When so many connections were there first: bytes until then.
-    since: Option<(Instant, usize, u64)>,
-    /// What fewer carried. Bytes per second.
-    before: f64,
-    /// With so many, or fewer, that is decided.
-    decided: usize,
+    /// When it was looked at them first, and bytes until then.
+    since: Option<(Instant, u64)>,
+    decided: bool,
 }
 
 impl Judge {
-    /// Are more connections than these worth it? Says so once.
+    /// Would more connections than these carry more? Says so once.
     pub(super) fn wants_more(&mut self, now: Instant, lines: usize, bytes: u64) -> bool {
-        if lines <= self.decided {
-            return false;
-        }
-        let (since, _, from) = match self.since {
-            Some(since) if since.1 == lines => since,
-            _ => *self.since.insert((now, lines, bytes)),
-        };
+        let (since, from) = *self.since.get_or_insert((now, bytes));
         let took = now.saturating_duration_since(since);
-        if took < JUDGED_AFTER {
+        if self.decided || took < JUDGED_AFTER {
             return false;
         }
-        let rate = (bytes - from) as f64 / took.as_secs_f64();
-        let wants = rate > WORTH * self.before && rate < FAST * lines as f64;
-        self.before = rate;
-        self.decided = if wants { lines } else { usize::MAX };
-        wants
+        self.decided = true;
+        let each = (bytes - from) as f64 / took.as_secs_f64() / lines as f64;
+        (SLOW..FAST).contains(&each)
     }
 }
 
@@ -112,20 +102,15 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_added_while_they_carry_more() {
-        let (mut judge, start) = (Judge::default(), Instant::now());
-        let at = |seconds: u64| start + Duration::from_secs(seconds);
-        assert!(!judge.wants_more(at(0), 8, 0));
-        assert!(judge.wants_more(at(1), 8, 5_000_000));
-        assert!(!judge.wants_more(at(2), 8, 10_000_000), "they are being made");
-        assert!(!judge.wants_more(at(3), 12, 15_000_000));
-        assert!(judge.wants_more(at(4), 12, 22_000_000));
-        assert!(!judge.wants_more(at(5), 16, 29_000_000));
-        assert!(!judge.wants_more(at(6), 16, 36_000_000), "the line is full");
-        assert!(!judge.wants_more(at(7), 16, 136_000_000), "that is final");
-
-        let mut near = Judge::default();
-        near.wants_more(at(0), 8, 0);
-        assert!(!near.wants_more(at(1), 8, 150_000_000), "nothing is lost here");
+    fn connections_are_added_where_each_is_slowed_down_for_itself() {
+        let start = Instant::now();
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        for (megabytes, wants) in [(1, false), (8, true), (100, false)] {
+            let mut judge = Judge::default();
+            assert!(!judge.wants_more(at(0), 8, 5_000_000));
+            assert!(!judge.wants_more(at(900), 8, 6_000_000));
+            assert_eq!(judge.wants_more(at(1_000), 8, 5_000_000 + megabytes * 1_000_000), wants, "{megabytes} MB");
+            assert!(!judge.wants_more(at(3_000), 16, 500_000_000), "that is decided");
+        }
     }
 }

@@ -42,6 +42,8 @@ struct Last {
     end: u64,
     /// Something was appended since it was last synced.
     unsynced: bool,
+    /// A pack was begun since the directory was last synced.
+    unlisted: bool,
     /// Full ones that are on their way to the disk, the oldest first.
     syncing: VecDeque<(u64, JoinHandle<io::Result<()>>)>,
     /// Packs that could not be synced. After such a failure the kernel forgets what it could not write, and a second try would succeed
@@ -68,6 +70,7 @@ impl Packs {
                 file: None,
                 end,
                 unsynced: false,
+                unlisted: false,
                 syncing: VecDeque::new(),
                 lost: BTreeSet::new(),
             }),
@@ -126,8 +129,7 @@ impl Packs {
             .mode(0o600)
             .open(&path)
             .map_err(|source| failed("create", &path, source))?;
-        sync_directory(&self.directory)?;
-        (last.number, last.file, last.end) = (number, Some(file), 0);
+        (last.number, last.file, last.end, last.unlisted) = (number, Some(file), 0, true);
         Ok(())
     }
 
@@ -138,6 +140,10 @@ impl Packs {
             last.synced_one();
         }
         self.sync_last(&mut last)?;
+        if last.unlisted {
+            sync_directory(&self.directory)?;
+            last.unlisted = false;
+        }
         match packs.iter().find(|pack| last.lost.contains(pack)) {
             Some(lost) => {
                 Err(failed("write", &self.path(*lost), io::Error::other("it was lost on its way to the disk")))
