@@ -15,7 +15,7 @@ mod taken;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    panic,
+    fs, panic,
     path::Path,
     sync::{
         Arc,
@@ -271,6 +271,20 @@ impl Capture {
         let path = path.join(&b'/');
         self.read.remove(&path);
         self.seen.insert(Seen::key(&path), None);
+    }
+
+    /// This file is read unless it is as in the generation before, whatever was read of it since. What programs write in their memory shows
+    /// in its times once, and not again before it is written back: so they are to stand still, and it is to be written back by now.
+    ///
+    /// # Errors
+    /// Where the store can't be read, or the file not be looked at.
+    pub fn doubt_if_changed(&mut self, path: &[Name], file: &fs::File) -> Result<(), Error> {
+        let stat = rustix::fs::fstat(file).map_err(|error| place::failed("look at", self.place.path(), error))?;
+        let names: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();
+        if self.store.seen(&self.volume, Seen::key(&names.join(&b'/')))? != Some(place::seen(&stat)) {
+            self.doubt(path);
+        }
+        Ok(())
     }
 
     /// Reads what has changed in the scope. What changes again meanwhile is left to the next time.
@@ -558,8 +572,8 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let (volume, store) = (temporary.path().join("volume"), Store::open(&temporary.path().join("store")).unwrap());
         for directory in ["one", "two"] {
-            std::fs::create_dir_all(volume.join(directory)).unwrap();
-            std::fs::write(volume.join(directory).join("file"), directory).unwrap();
+            fs::create_dir_all(volume.join(directory)).unwrap();
+            fs::write(volume.join(directory).join("file"), directory).unwrap();
         }
         let capture = |max| {
             let mut capture = Capture::begin(&store, "notes/data", &volume).unwrap();

@@ -90,7 +90,10 @@ impl Part {
             {
                 // The disk takes longer for it than reading it does.
                 Ok((len, _)) if len <= SMALL => self.capture.doubt(&path),
-                Ok((_, opened)) => opened.sync_data().map_err(|source| Error::file("write back", &file, source))?,
+                Ok((_, opened)) => {
+                    opened.sync_data().map_err(|source| Error::file("write back", &file, source))?;
+                    self.capture.doubt_if_changed(&path, &opened)?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(Error::file("open", &file, source)),
             }

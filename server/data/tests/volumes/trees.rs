@@ -375,6 +375,32 @@ fn what_is_written_between_reading_and_standing_still_is_in_the_generation() {
     assert_same(&world.volume, &world.replica, "written meanwhile");
 }
 
+/// What programs write in their memory shows in a file's times once: what was read since may be half of what is there.
+#[test]
+fn a_file_that_is_mapped_is_read_again_unless_it_is_as_in_the_generation_before() {
+    let world = World::new();
+    let path = world.volume.join("mapped");
+    let name = [Name::try_from(b"mapped".to_vec()).unwrap()];
+    let settle = || std::thread::sleep(std::time::Duration::from_millis(50));
+    let reads = |world: &World, sequence| {
+        let mut capture = Capture::begin(&world.store, "notes/data", &world.volume).unwrap();
+        capture.read(&Scope::Everything).unwrap();
+        capture.doubt_if_changed(&name, &fs::File::open(&path).unwrap()).unwrap();
+        let captured = capture.still(&Scope::Everything, LONG).unwrap().finish().unwrap();
+        let read = captured.figures.files_read;
+        captured.commit(1, sequence, 7).unwrap();
+        read
+    };
+    fs::write(&path, bytes(1, 300_000)).unwrap();
+    settle();
+    assert_eq!(reads(&world, 1), 2, "while programs run, and while they wait");
+    settle();
+    assert_eq!(reads(&world, 2), 0);
+    fs::write(&path, bytes(2, 300_000)).unwrap();
+    settle();
+    assert_eq!(reads(&world, 3), 2);
+}
+
 #[test]
 fn a_file_that_is_doubted_is_read_again() {
     let place = tempfile::tempdir().unwrap();

@@ -299,10 +299,10 @@ impl World {
     pub(super) fn held(&mut self, from: usize, to: usize, epoch: u64, sequence: u64) {
         let id = self.nodes[from].id.clone();
         let keepers = self.nodes[to].daemon.as_mut().map(|daemon| &mut daemon.keepers);
-        if let Some(keeper) = keepers.and_then(|keepers| keepers.get_mut(&epoch)) {
-            if keeper.offers.held(&id, sequence) {
-                keeper.writer.held(&id, sequence);
-            }
+        if let Some(keeper) = keepers.and_then(|keepers| keepers.get_mut(&epoch))
+            && keeper.offers.held(&id, sequence)
+        {
+            keeper.writer.held(&id, sequence);
         }
     }
 }
