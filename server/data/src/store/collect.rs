@@ -106,13 +106,16 @@ impl Store {
         let _one = self.shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         let objects = usize::try_from(self.shared.index.objects()?).unwrap_or(usize::MAX);
         let needed = Arc::new(AtomicBloomFilter::with_false_pos(MISTAKEN).expected_items(objects.max(1024)));
-        self.claims().needed = Some(Arc::clone(&needed));
         let under_way = UnderWay(self);
+        // One look at both: whoever commits in between would be among neither.
+        let mut claims = self.claims();
+        claims.needed = Some(Arc::clone(&needed));
         // Whoever commits from now on adds to the filter; what was committed before is among these.
-        let mut marked = Marked { store: self, needed: &needed, directories: HashSet::new(), nodes: HashSet::new() };
         let mut roots = self.shared.index.roots()?;
         // And what somebody builds upon, though it may just have been forgotten.
-        roots.extend(self.claims().sessions.values().filter_map(|claim| claim.base));
+        roots.extend(claims.sessions.values().filter_map(|claim| claim.base));
+        drop(claims);
+        let mut marked = Marked { store: self, needed: &needed, directories: HashSet::new(), nodes: HashSet::new() };
         for root in roots {
             marked.root(&root)?;
         }
