@@ -267,21 +267,19 @@ impl Capture {
 
     /// This file is read whatever its times say.
     pub fn doubt(&mut self, path: &[Name]) {
-        let path: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();
-        let path = path.join(&b'/');
+        let path = joined(path);
         self.read.remove(&path);
         self.seen.insert(Seen::key(&path), None);
     }
 
-    /// This file is read unless it is as in the generation before, whatever was read of it since. What programs write in their memory shows
-    /// in its times once, and not again before it is written back: so they are to stand still, and it is to be written back by now.
+    /// This file is read when programs wait, whatever was read of it before, unless it is as in the generation before. What they write to it in
+    /// their memory shows in its times once, and not again before it is written back.
     ///
     /// # Errors
     /// Where the store can't be read, or the file not be looked at.
     pub fn doubt_if_changed(&mut self, path: &[Name], file: &fs::File) -> Result<(), Error> {
         let stat = rustix::fs::fstat(file).map_err(|error| place::failed("look at", self.place.path(), error))?;
-        let names: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();
-        if self.store.seen(&self.volume, Seen::key(&names.join(&b'/')))? != Some(place::seen(&stat)) {
+        if self.store.seen(&self.volume, Seen::key(&joined(path)))? != Some(place::seen(&stat)) {
             self.doubt(path);
         }
         Ok(())
@@ -358,8 +356,8 @@ impl Capture {
             taken.map(read).collect::<Vec<_>>()
         };
         let read = thread::scope(|scope| {
-            let cores = thread::available_parallelism().map_or(1, usize::from);
-            let others = if all.len() < BATCH_SMALL { 0 } else { cores.min(READERS_MAX) - 1 };
+            let cores = || thread::available_parallelism().map_or(1, usize::from);
+            let others = if all.len() < BATCH_SMALL { 0 } else { cores().min(READERS_MAX) - 1 };
             // With fewer threads it takes longer.
             let others: Vec<_> =
                 (0..others).filter_map(|_| thread::Builder::new().spawn_scoped(scope, some).ok()).collect();
@@ -534,6 +532,10 @@ enum Known {
     Read(Read),
     /// It is as in the generation before.
     Before,
+}
+
+fn joined(path: &[Name]) -> Vec<u8> {
+    path.iter().map(Name::as_bytes).collect::<Vec<_>>().join(&b'/')
 }
 
 fn enter(path: &mut Vec<u8>, name: &Name) -> Result<usize, Error> {

@@ -107,7 +107,8 @@ impl Line {
 struct More {
     network: Network,
     machines: Vec<NodeId>,
-    answers: mpsc::Sender<Came>,
+    /// Without holding the answers open: when nobody answers any more, that is their end.
+    answers: mpsc::WeakSender<Came>,
     haste: Haste,
 }
 
@@ -118,12 +119,13 @@ impl More {
     }
 
     async fn make_one(&self, number: usize) {
+        let Some(answers) = self.answers.upgrade() else { return };
         let (machine, lane) = (&self.machines[number % self.machines.len()], number / self.machines.len());
         match self.network.stream_beside(machine, wire::LABEL, lane).await {
             Ok(stream) => {
-                let line = Line::over(number, machine.clone(), stream, self.answers.clone(), self.haste.clone());
-                // Nobody is fetching any more.
-                let _ = self.answers.send(Came::Line { number, line }).await;
+                let line = Line::over(number, machine.clone(), stream, answers.clone(), self.haste.clone());
+                // Nobody may be fetching any more.
+                let _ = answers.send(Came::Line { number, line }).await;
             }
             // The connections that there are do as well.
             Err(error) => tracing::debug!(%machine, %error, "no further connection"),
@@ -156,7 +158,8 @@ impl Lines {
             return Err(Error::NoSource { why });
         }
         let numbers = reached.len();
-        let more = More { network: Arc::clone(network), machines: reached, answers: sender, haste: haste.clone() };
+        let more =
+            More { network: Arc::clone(network), machines: reached, answers: sender.downgrade(), haste: haste.clone() };
         Ok(Self { lines, answers, more, numbers, why, held: None })
     }
 
