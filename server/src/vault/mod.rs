@@ -155,8 +155,11 @@ impl Vault {
         let key = self.sealing_key().await?;
         let command = CommandV1::UseValueKey { key: key.id, instead_of: None };
         match self.propose(actor, command).await {
-            // Somebody was quicker.
-            Err(error) if error.code == ErrorCode::Conflict && self.shared.store.state().values.key.is_some() => Ok(()),
+            // Somebody was quicker. The leader refused, so this node's own state may not tell of it yet.
+            Err(error) if error.code == ErrorCode::Conflict => {
+                self.shared.store.consensus().linearize().await.map_err(ApiError::from)?;
+                if self.shared.store.state().values.key.is_some() { Ok(()) } else { Err(error) }
+            }
             proposed => proposed.map(drop),
         }
     }
