@@ -34,6 +34,7 @@ pub struct Fetch {
     last: u64,
     /// The generation that is here.
     base: Option<Root>,
+    is_first: bool,
     /// Of what is sealed: what was gone into, or will be when it is here.
     nodes: HashSet<Hash>,
     figures: Figures,
@@ -94,6 +95,7 @@ impl Fetch {
         let session = store.session();
         let base = session.stand_on(volume)?;
         let mut fetch = Self {
+            is_first: base.is_none(),
             // One that can't be read, whatever be the reason, is of no help.
             base: base.and_then(|base| Root::read(&session, &base.root).ok()),
             session,
@@ -160,6 +162,11 @@ impl Fetch {
 
     pub fn figures(&self) -> Figures {
         self.figures
+    }
+
+    /// Nothing was here of this volume, so that most of it has to come.
+    pub fn is_first(&self) -> bool {
+        self.is_first
     }
 
     /// What came so far is kept, and not asked for again after an interruption.

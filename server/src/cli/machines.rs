@@ -7,8 +7,8 @@ use flotilla_api::{
     MachineName, NodeId, UnixMillis,
     limit::{CopyLimit, LimitNow, Rate},
     rest::{
-        ChangeMachine, DrainQuery, EngineView, LinkPath, LinkState, LinkView, MachineDetail, MachineState, MachineView,
-        Power, RemoveMachineQuery, Role, StorageView,
+        BulkPath, ChangeMachine, DrainQuery, EngineView, LinkPath, LinkState, LinkView, MachineDetail, MachineState,
+        MachineView, Power, RemoveMachineQuery, Role, StorageView,
     },
 };
 use serde_json::json;
@@ -283,6 +283,7 @@ fn link_row(link: &LinkView, names: &BTreeMap<NodeId, MachineName>, now: UnixMil
             LinkState::Down => "down",
         }),
         Cell::new(match link.path {
+            Some(LinkPath::Direct) if link.bulk == Some(BulkPath::Near) => "direct, near",
             Some(LinkPath::Direct) => "direct",
             Some(LinkPath::Relayed) => "relayed",
             None => "",
@@ -395,6 +396,7 @@ mod tests {
             peer: NodeId("x".to_owned()),
             state,
             path,
+            bulk: None,
             remote: None,
             rtt_ms: None,
             jitter_ms: None,

@@ -18,7 +18,11 @@ use super::{
     meter::{self, Meter},
     site::{self, Site},
 };
-use crate::{assets, mesh::nodes::SIGNAL_PATH, metrics::Traffic};
+use crate::{
+    assets,
+    mesh::nodes::{NEAR_PATH, SIGNAL_PATH},
+    metrics::Traffic,
+};
 
 /// Says up to which entry of the state log an answer is.
 const APPLIED_INDEX: HeaderName = HeaderName::from_static("flotilla-applied-index");
@@ -69,9 +73,11 @@ pub(super) async fn answer(
 
 fn admit(app: &App, request: &Request) -> Result<(Traffic, Site, Authority), ApiError> {
     let authority = site::authority_of(request.uri(), request.headers())?;
-    if request.uri().path() == SIGNAL_PATH {
-        // Other nodes know this one by names of their own, and each message proves itself.
-        return Ok((Traffic::Signal, Site::Direct, authority));
+    // Other nodes know this one by names of their own, and each message and connection proves itself.
+    match request.uri().path() {
+        SIGNAL_PATH => return Ok((Traffic::Signal, Site::Direct, authority)),
+        NEAR_PATH => return Ok((Traffic::Near, Site::Direct, authority)),
+        _ => {}
     }
     let site = app.domain.site(&authority)?;
     let path = request.uri().path();
@@ -103,9 +109,9 @@ async fn reach(
     mut request: Request,
 ) -> Response {
     let path = request.uri().path();
-    let routed =
-        is_under(path, "/api") || matches!(path, "/signal" | "/healthz" | "/readyz" | "/metrics" | SIGNAL_PATH);
-    if app.stores_only && !matches!(path, "/healthz" | "/readyz" | "/metrics" | SIGNAL_PATH) {
+    let routed = is_under(path, "/api")
+        || matches!(path, "/signal" | "/healthz" | "/readyz" | "/metrics" | SIGNAL_PATH | NEAR_PATH);
+    if app.stores_only && !matches!(path, "/healthz" | "/readyz" | "/metrics" | SIGNAL_PATH | NEAR_PATH) {
         return Failure(stores_only()).into_response();
     }
     match site {

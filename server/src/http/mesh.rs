@@ -1,4 +1,6 @@
-//! `/mesh/v1/signal`: hands another node's envelope to the mesh. It carries no token: its signature says who wrote it.
+//! What other nodes ask of the listener. It carries no token: who asks proves it to the mesh.
+//!
+//! `/mesh/v1/signal` takes an envelope, whose signature says who wrote it. `/mesh/v1/near` becomes a near link, whose certificate does.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -8,10 +10,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use flotilla_api::ErrorCode;
-use http::header;
+use http::{HeaderMap, StatusCode, header};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 
 use super::{App, answer::Failure, attempts::Attempts, gate::Asker};
-use crate::mesh::nodes::{ENVELOPE_MAX, NodeMesh};
+use crate::mesh::nodes::{ENVELOPE_MAX, NEAR_ATTEMPT, NEAR_PROTOCOL, NodeMesh};
 
 pub(super) async fn signal(State(app): State<Arc<App>>, asker: Asker, request: Request) -> Response {
     answer(&app.nodes, &app.attempts, asker.peer.ip(), request).await
@@ -32,4 +36,27 @@ pub(super) async fn answer(nodes: &NodeMesh, attempts: &Attempts, from: IpAddr, 
         Ok(answer) => ([(header::CONTENT_TYPE, "application/json")], answer).into_response(),
         Err(error) => Failure(error).into_response(),
     }
+}
+
+/// Another node's connection for what is large. It was offered before, under the name that the request gives.
+pub(super) async fn near(State(app): State<Arc<App>>, mut request: Request) -> Response {
+    let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>().filter(|_| wants_near(request.headers())) else {
+        let said = format!("this is for other nodes: `Connection: upgrade` and `Upgrade: {NEAR_PROTOCOL}` are missing");
+        return Failure::new(ErrorCode::InvalidRequest, said).into_response();
+    };
+    let attempt = request.headers().get(NEAR_ATTEMPT).and_then(|attempt| attempt.to_str().ok()).unwrap_or_default();
+    match app.nodes.near(attempt) {
+        Ok(arrival) => {
+            arrival.take(async { upgrade.await.ok().map(TokioIo::new) });
+            let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, NEAR_PROTOCOL)];
+            (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+        }
+        Err(error) => Failure(error).into_response(),
+    }
+}
+
+fn wants_near(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::UPGRADE)
+        .is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(NEAR_PROTOCOL.as_bytes()))
 }

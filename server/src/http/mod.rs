@@ -41,7 +41,7 @@ use crate::{
     images::Images,
     mesh::{
         Mesh,
-        nodes::{NodeMesh, SIGNAL_PATH},
+        nodes::{NEAR_PATH, NodeMesh, SIGNAL_PATH},
     },
     metrics::Metrics,
     store::{ProposeError, Store},
@@ -195,6 +195,7 @@ fn router(app: Arc<App>) -> Router {
             SIGNAL_PATH,
             axum::routing::post(mesh::signal).route_layer(from_fn_with_state(app.clone(), routes::within_time)),
         )
+        .route(NEAR_PATH, axum::routing::get(mesh::near))
         .fallback(routes::nothing_here)
         .method_not_allowed_fallback(routes::another_method)
         .with_state(app)

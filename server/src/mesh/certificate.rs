@@ -7,6 +7,7 @@ use rtc::{
     crypto::{RTCCryptoProvider, SignatureScheme, default_provider},
     peer_connection::certificate::{CertificateParams, RTCCertificate},
 };
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::Error;
 
@@ -51,6 +52,15 @@ impl Certificate {
     /// [`Error::Certificate`] if the key can't be exported.
     pub fn to_pem(&self) -> Result<String, Error> {
         self.inner.serialize_pem().map_err(|error| Error::Certificate(error.to_string()))
+    }
+
+    /// The same for TLS: certificate and private key, as they are encoded (X.509, PKCS #8).
+    pub(super) fn for_tls(&self) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), Error> {
+        // The library writes a tag of its own.
+        let pem = self.to_pem()?.replace("PRIVATE_KEY", "PRIVATE KEY");
+        let read = |error| Error::Certificate(format!("{error}"));
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(read)?;
+        Ok((certificate, PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(read)?))
     }
 
     /// SHA-256 of the certificate, as a session description writes it (RFC 8122, 5).

@@ -36,6 +36,8 @@ pub enum Traffic {
     Api,
     /// What sets connections up: a browser's WebSocket, another node's offer.
     Signal,
+    /// What another node, of the same network, sends and fetches.
+    Near,
     /// `/healthz`, `/readyz`, `/metrics`.
     Probe,
     /// A host, an origin or a path that is not served, and what was no HTTP.
@@ -43,13 +45,14 @@ pub enum Traffic {
 }
 
 impl Traffic {
-    pub const ALL: [Self; 5] = [Self::Bootstrap, Self::Api, Self::Signal, Self::Probe, Self::Refused];
+    pub const ALL: [Self; 6] = [Self::Bootstrap, Self::Api, Self::Signal, Self::Near, Self::Probe, Self::Refused];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Bootstrap => "bootstrap",
             Self::Api => "api",
             Self::Signal => "signal",
+            Self::Near => "near",
             Self::Probe => "probe",
             Self::Refused => "refused",
         }
@@ -300,6 +303,7 @@ mod tests {
                         peer: NodeId("a".to_owned()),
                         state: LinkState::Up,
                         path: Some(LinkPath::Relayed),
+                        bulk: None,
                         remote: None,
                         rtt_ms: Some(12.5),
                         jitter_ms: None,

@@ -35,6 +35,9 @@ const SOURCES_MAX: usize = 3;
 /// More than so much is fetched over several connections. Bytes.
 const STRIPED_FROM: u64 = 1024 * 1024;
 
+/// A volume of which nothing is here is fetched over several from the beginning where it has so much. Bytes.
+const STRIPED_AT_ONCE_FROM: u64 = 8 * STRIPED_FROM;
+
 /// Connections for one generation, to all machines that have it.
 const LINES_FIRST: usize = LANES_MAX / 2;
 
@@ -183,7 +186,8 @@ impl Lines {
         let mut judge = Judge::default();
         loop {
             let figures = fetch.figures();
-            if figures.bytes >= STRIPED_FROM {
+            let much = fetch.is_first() && figures.of >= STRIPED_AT_ONCE_FROM;
+            if figures.bytes >= STRIPED_FROM || much {
                 if self.numbers < LINES_FIRST {
                     self.widen(LINES_FIRST, runtime);
                 }

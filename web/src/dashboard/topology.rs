@@ -148,6 +148,7 @@ pub(crate) mod tests {
             peer: NodeId(peer.to_owned()),
             state,
             path,
+            bulk: None,
             remote: None,
             rtt_ms: Some(rtt_ms),
             jitter_ms: None,

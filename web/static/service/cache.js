@@ -10,6 +10,28 @@ const FILES = new Set(["font", "image", "manifest", "script", "style", "worker"]
 
 const STORED_AT = "x-flotilla-stored";
 
+// The addresses of what is kept, complete once the browser has listed them: nobody asks it for each request whether something is kept, which takes
+// a third of a small one's time.
+const kept = { cache: null, addresses: new Set(), complete: false };
+
+const addressOf = (url) => url.split("#", 1)[0];
+
+const mayBeKept = (url) => !kept.complete || kept.addresses.has(addressOf(url));
+
+const openCache = () => {
+  kept.cache ??= caches.open(CACHE).then(
+    (cache) => {
+      cache.keys().then((requests) => {
+        for (const { url } of requests) kept.addresses.add(addressOf(url));
+        kept.complete = true;
+      }, () => {});
+      return cache;
+    },
+    () => { kept.cache = null; },
+  );
+  return kept.cache;
+};
+
 // What is just being written, by its address: who asks for the same next finds it, as with a browser's own cache.
 const beingKept = new Map();
 // An answer that goes on and on holds nobody up for longer.
@@ -24,9 +46,12 @@ const forgetOldCaches = async () => {
 const cached = async (event, send) => {
   const { request } = event;
   if (!mayAnswer(request)) return send();
-  const cache = await caches.open(CACHE);
+  const cache = await openCache();
+  // A browser that has no room for one has the answer all the same.
+  if (!cache) return send();
   await beingKept.get(request.url);
-  const known = request.cache === "reload" ? undefined : await cache.match(request.url);
+  const asks = request.cache !== "reload" && mayBeKept(request.url);
+  const known = asks ? await cache.match(request.url) : undefined;
   if (known && request.cache !== "no-cache" && (isFresh(known) || request.cache === "force-cache")) return known;
   if (!known && request.cache === "only-if-cached") return Response.error();
 
@@ -40,6 +65,7 @@ const cached = async (event, send) => {
   if (mayKeep(request, response)) {
     event.waitUntil(keep(cache, request.url, stamped(response.clone())));
   } else if (known) {
+    kept.addresses.delete(addressOf(request.url));
     event.waitUntil(cache.delete(request.url));
   }
   return response;
@@ -100,7 +126,11 @@ const stamped = (response, updates = []) => {
 
 // A full disk is no reason to fail a request: the cache starts anew.
 const keep = (cache, url, response) => {
-  const written = cache.put(url, response).catch(() => caches.delete(CACHE));
+  kept.addresses.add(addressOf(url));
+  const written = cache.put(url, response).catch(() => {
+    kept.cache = null;
+    return caches.delete(CACHE);
+  });
   const known = Promise.race([written, new Promise((resolve) => { setTimeout(resolve, BEING_KEPT_MS); })]).then(() => {
     if (beingKept.get(url) === known) beingKept.delete(url);
   });

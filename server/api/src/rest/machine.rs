@@ -335,6 +335,9 @@ pub struct LinkView {
     /// Absent while it is not up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<LinkPath>,
+    /// What carries what is large; absent while nothing large is on its way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bulk: Option<BulkPath>,
     /// Where packets go: `address:port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<String>,
@@ -367,6 +370,16 @@ pub enum LinkState {
     Connecting,
     Up,
     Down,
+}
+
+/// What carries what is large between two machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BulkPath {
+    /// TLS to the other machine's listener, as both are in one network.
+    Near,
+    /// Data channels.
+    Channels,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

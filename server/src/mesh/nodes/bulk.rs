@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use flotilla_api::{ApiError, ErrorCode, NodeId};
+use flotilla_api::{ApiError, ErrorCode, NodeId, rest::BulkPath};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, MissedTickBehavior, interval, timeout},
@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     mux::{Mux, MuxChannel, Offered},
+    near,
     pulse::GAPS_AT_MOST_EVERY,
     stream::NodeStream,
 };
@@ -85,8 +86,7 @@ pub(super) struct Bulk {
 
 #[derive(Debug)]
 pub(super) struct BulkLink {
-    link: Link,
-    end: End,
+    carrier: Carrier,
     mux: Mux,
     /// The run of the other node that it leads to.
     boot: String,
@@ -97,18 +97,75 @@ pub(super) struct BulkLink {
     closed: CancellationToken,
 }
 
+/// What carries a bulk link.
+#[derive(Debug)]
+pub(super) enum Carrier {
+    /// A WebRTC connection, and what its buffers were chosen for.
+    WebRtc(Link, End),
+    Near(near::Line),
+}
+
+impl Carrier {
+    /// The first is preferred.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Near(_) => 0,
+            Self::WebRtc(_, End::Node) => 1,
+            Self::WebRtc(..) => 2,
+        }
+    }
+
+    fn is_up(&self) -> bool {
+        match self {
+            Self::WebRtc(link, _) => *link.state().borrow() == LinkState::Connected,
+            Self::Near(line) => line.is_up(),
+        }
+    }
+
+    async fn lost(&self) {
+        match self {
+            Self::WebRtc(link, _) => {
+                let over = |state: &LinkState| !matches!(state, LinkState::Connected | LinkState::Connecting);
+                // A connection without a driver is lost, too.
+                let _ = link.state().wait_for(over).await;
+            }
+            Self::Near(line) => line.lost().await,
+        }
+    }
+
+    fn traffic(&self) -> (u64, u64) {
+        match self {
+            Self::WebRtc(link, _) => link.traffic(),
+            Self::Near(line) => line.traffic(),
+        }
+    }
+
+    async fn close(&self) {
+        match self {
+            Self::WebRtc(link, _) => link.close().await,
+            Self::Near(line) => line.close(),
+        }
+    }
+}
+
 impl Bulk {
     /// A link that works, the newest first, and before all that which has the most room; another one for each lane.
     pub(super) fn find(&self, lane: usize) -> Option<Arc<BulkLink>> {
         let links = self.links();
-        let of = |end: End| links.iter().rev().filter(move |link| link.end == end && link.works());
-        of(End::Node).chain(of(End::Lane)).nth(lane).cloned()
+        let mut working: Vec<_> = links.iter().rev().filter(|link| link.works()).collect();
+        working.sort_by_key(|link| link.carrier.rank());
+        working.get(lane).copied().cloned()
     }
 
-    /// What the next link is made for.
+    /// What carries streams at present.
+    pub(super) fn path(&self) -> Option<BulkPath> {
+        self.find(0).map(|link| if link.is_near() { BulkPath::Near } else { BulkPath::Channels })
+    }
+
+    /// What the next WebRTC connection is made for.
     pub(super) fn next_end(&self) -> End {
-        let first = self.links().iter().any(|link| link.end == End::Node && link.works());
-        if first { End::Lane } else { End::Node }
+        let is_first = |link: &Arc<BulkLink>| matches!(link.carrier, Carrier::WebRtc(_, End::Node)) && link.works();
+        if self.links().iter().any(is_first) { End::Lane } else { End::Node }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -119,13 +176,13 @@ impl Bulk {
     pub(super) fn traffic(&self) -> (u64, u64) {
         let links = self.links();
         let past = *self.past.lock().unwrap_or_else(PoisonError::into_inner);
-        links.iter().map(|link| link.link.traffic()).fold(past, |sum, link| (sum.0 + link.0, sum.1 + link.1))
+        links.iter().map(|link| link.carrier.traffic()).fold(past, |sum, link| (sum.0 + link.0, sum.1 + link.1))
     }
 
     fn remove(&self, gone: &Arc<BulkLink>) {
         let mut links = self.links();
         links.retain(|link| !Arc::ptr_eq(link, gone));
-        let (sent, received) = gone.link.traffic();
+        let (sent, received) = gone.carrier.traffic();
         let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
         *past = (past.0 + sent, past.1 + received);
     }
@@ -168,16 +225,15 @@ impl Bulk {
     /// Adds a link that is up, and its channel, on which the answering side has said its first word. `made_here`: this node closes it when it is idle.
     pub(super) fn add(
         self: &Arc<Self>,
-        (end, link): (End, Link),
-        channel: MeshChannel,
+        carrier: Carrier,
+        channel: Box<dyn Channel>,
         boot: String,
         made_here: bool,
         taker: Taker,
     ) -> Arc<BulkLink> {
         let link = Arc::new(BulkLink {
-            link,
-            end,
-            mux: Mux::new(Box::new(channel), made_here),
+            carrier,
+            mux: Mux::new(channel, made_here),
             boot,
             opened: Arc::new(Semaphore::new(STREAMS_MAX)),
             accepted: Arc::new(Semaphore::new(ACCEPTED_MAX)),
@@ -190,7 +246,7 @@ impl Bulk {
             carried.carry(made_here, &taker).await;
             carried.closed.cancel();
             bulk.remove(&carried);
-            carried.link.close().await;
+            carried.carrier.close().await;
         });
         link
     }
@@ -198,9 +254,11 @@ impl Bulk {
 
 impl BulkLink {
     fn works(&self) -> bool {
-        !self.closed.is_cancelled()
-            && !self.retired.load(Ordering::Relaxed)
-            && *self.link.state().borrow() == LinkState::Connected
+        !self.closed.is_cancelled() && !self.retired.load(Ordering::Relaxed) && self.carrier.is_up()
+    }
+
+    pub(super) fn is_near(&self) -> bool {
+        matches!(self.carrier, Carrier::Near(_))
     }
 
     /// Not to be used for another stream.
@@ -224,12 +282,9 @@ impl BulkLink {
     }
 
     async fn carry(&self, made_here: bool, taker: &Taker) {
-        let mut state = self.link.state();
-        let over = |state: &LinkState| !matches!(state, LinkState::Connected | LinkState::Connecting);
-        let lost = async { state.wait_for(over).await.map(drop) };
         tokio::select! {
             () = self.closed.cancelled() => {}
-            _ = lost => {}
+            () = self.carrier.lost() => {}
             () = self.until_idle(), if made_here => {}
             () = self.mux.carry(|offered| self.take(offered, taker)) => {}
         }

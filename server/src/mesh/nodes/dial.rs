@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     Shared,
-    bulk::{self, BulkLink},
+    bulk::{self, BulkLink, Carrier},
     control::{self, CONNECTING, Control, Lanes, NotUp, Part},
     envelope::{self, Body, Message, Offer, Purpose, invalid, random_name},
     peer::Peer,
@@ -133,13 +133,22 @@ pub(super) async fn bulk_link(
     let link = Link::by(end, &shared.config.addresses, &shared.config.certificate, ways).await?;
     let channel = bulk::open_channel(&link).await?;
     let offer = offer(&link, Purpose::Bulk, manner).await?;
-    let answer =
-        pass(shared, peer, over, 0, &offer).await.map_err(|(Way::Blocked(failure) | Way::End(failure))| failure)?;
+    let answer = over_control(shared, peer, over, &offer).await?;
     link.answered(answer.description).await?;
     link.connected(CONNECTING).await.map_err(|_| Failure::NotUp(NotUp::Silent))?;
     let opened = timeout(CONNECTING, bulk::greeted(&channel)).await;
     opened.map_or(Err(NotUp::Silent), |opened| opened.map_err(|_| NotUp::Ended)).map_err(Failure::NotUp)?;
-    Ok(peer.bulk.add((end, link), channel, answer.boot, true, shared.taker(&peer.id)))
+    Ok(peer.bulk.add(Carrier::WebRtc(link, end), Box::new(channel), answer.boot, true, shared.taker(&peer.id)))
+}
+
+/// Brings an offer over the control link.
+pub(super) async fn over_control(
+    shared: &Shared,
+    peer: &Peer,
+    over: &Control,
+    offer: &Offer,
+) -> Result<Answered, Failure> {
+    pass(shared, peer, over, 0, offer).await.map_err(|(Way::Blocked(failure) | Way::End(failure))| failure)
 }
 
 async fn offer(link: &Link, purpose: Purpose, manner: Manner) -> Result<Offer, Error> {
@@ -150,9 +159,9 @@ async fn offer(link: &Link, purpose: Purpose, manner: Manner) -> Result<Offer, E
 
 /// What the other node answered.
 #[derive(Debug)]
-struct Answered {
-    boot: String,
-    description: String,
+pub(super) struct Answered {
+    pub(super) boot: String,
+    pub(super) description: String,
 }
 
 /// Brings an offer to a node by every way there is; the first answer counts.

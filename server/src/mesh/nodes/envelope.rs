@@ -31,7 +31,7 @@ const SKEW_MAX_MS: u64 = 24 * 3600 * 1000;
 const NONCES_KEPT: usize = 1024;
 
 /// Hexadecimal digits of a nonce and of a boot's name.
-const NONCE_LEN: usize = 32;
+pub(super) const NONCE_LEN: usize = 32;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Outer {
@@ -78,6 +78,8 @@ pub(super) enum Body {
 pub(super) enum Purpose {
     Control,
     Bulk,
+    /// The same over TLS, to the listener: the descriptions are fingerprints of the certificates.
+    Near,
     /// First contact of a machine that is no member yet.
     Join,
 }

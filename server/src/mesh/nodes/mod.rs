@@ -1,7 +1,7 @@
 //! The mesh between nodes: a link with every other member, and what is said over it.
 //!
 //! [`NodeMesh`] implements [`Peers`] over WebRTC. With each member it keeps a *control* link for calls, and makes a *bulk* link when a
-//! stream is wanted, so that bulk can't delay a heartbeat. Links are set up by signed envelopes ([`envelope`]), which are brought by
+//! stream is wanted, so that bulk can't delay a heartbeat; between machines of one network that is a [`near`] link. Links are set up by signed envelopes ([`envelope`]), which are brought by
 //! HTTP to the other node's listener or by a node that both have a link to.
 
 mod bulk;
@@ -11,6 +11,7 @@ mod dial;
 mod envelope;
 mod figures;
 mod mux;
+mod near;
 mod outbox;
 mod peer;
 mod post;
@@ -43,6 +44,7 @@ use webrtc::peer_connection::RTCIceServer;
 
 pub use contact::{Contact, ContactError, contact};
 pub use envelope::{ENVELOPE_MAX, NODE_SIGNAL_VERSION};
+pub use near::{Arrival, NEAR_ATTEMPT, NEAR_PATH, NEAR_PROTOCOL};
 pub use post::SIGNAL_PATH;
 
 use super::{
@@ -53,10 +55,11 @@ use crate::{
     clock,
     peers::{CallError, Handler, Method, Peers, Stream, starting},
 };
-use bulk::{LABEL_MAX, Taker};
+use bulk::{Carrier, LABEL_MAX, Taker};
 use control::{CONNECTING, Control, Hello, PROTOCOL};
 use dial::{HOPS_MAX, Passed};
 use envelope::{Answer, Author, Body, Offer, Purpose, Seen, invalid};
+use near::Near;
 use peer::{Input, Peer};
 use rpc::Answers;
 
@@ -136,6 +139,7 @@ struct Shared {
     seen: Mutex<Seen>,
     strangers: Arc<Semaphore>,
     bulk_answers: Semaphore,
+    near: Near,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -162,6 +166,7 @@ impl NodeMesh {
         let post = post::Post::new().map_err(|error| Error::Certificate(error.to_string()))?;
         let shared = Shared {
             author: Author::new(config.key.clone()),
+            near: Near::new(&config.certificate)?,
             config,
             post,
             run: OnceLock::new(),
@@ -379,6 +384,7 @@ impl Shared {
         }
         let described = match offer.purpose {
             Purpose::Bulk => Box::pin(self.answer_bulk(&peer, offer, boot)).await,
+            Purpose::Near => self.answer_near(&peer, offer, boot),
             _ => peer.offered(offer.clone(), boot.clone()).await,
         };
         let body = match described {
@@ -404,7 +410,7 @@ impl Shared {
             if link.connected(CONNECTING).await.is_ok()
                 && matches!(timeout(CONNECTING, bulk::greet(&channel)).await, Ok(Ok(())))
             {
-                peer.bulk.add((end, link), channel, boot, false, shared.taker(&peer.id));
+                peer.bulk.add(Carrier::WebRtc(link, end), Box::new(channel), boot, false, shared.taker(&peer.id));
             }
         });
         Ok(description)

@@ -7,21 +7,33 @@
 use std::{
     collections::HashMap,
     fmt,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
+use tokio::{
+    sync::{Mutex as AsyncMutex, mpsc, oneshot},
+    time::{sleep, timeout},
+};
 
 use super::bulk::LABEL_MAX;
 use crate::tunnel::{Channel, ChannelClosed};
 
 /// Messages of one stream that its task has not taken yet. It takes all that comes, so that more would mean it does not run.
 const ARRIVED_MAX: usize = 256;
+
+/// Each side says so often that it is there.
+const ALIVE_EVERY: Duration = Duration::from_secs(3);
+
+/// Silence after which a link is of no use, though the connection below may not know: an association of SCTP that gives up sending again says so to
+/// nobody. On a bad line what was lost may be sent again four times, after 1, 2, 4 and 8 s.
+const SILENCE: Duration = Duration::from_secs(16);
 
 /// Kind and id.
 const HEADER_LEN: usize = 5;
@@ -36,6 +48,8 @@ mod kind {
     pub(super) const MESSAGE: u8 = 3;
     /// Nothing more follows; or the stream is not taken.
     pub(super) const CLOSE: u8 = 4;
+    /// The sender is there; of no stream.
+    pub(super) const ALIVE: u8 = 5;
 }
 
 /// A stream that the other node opens. Dropping it refuses it.
@@ -91,9 +105,31 @@ impl Mux {
         Ok(channel)
     }
 
-    /// Reads the link until it ends, or the other node breaks the protocol. What that opens is handed to `take`, which does not wait.
-    pub(super) async fn carry(&self, mut take: impl FnMut(Offered)) {
-        while let Some(mut frame) = self.shared.channel.recv().await {
+    /// Carries the link until it ends, falls silent, or the other node breaks the protocol. What that opens is handed to `take`, which does
+    /// not wait.
+    pub(super) async fn carry(&self, take: impl FnMut(Offered)) {
+        let mut saying = pin!(async {
+            while self.shared.send(kind::ALIVE, 0, b"").await.is_ok() {
+                sleep(ALIVE_EVERY).await;
+            }
+        });
+        let mut reading = pin!(self.read(take));
+        tokio::select! {
+            // Whether there is nothing more to read as well is for the reader to say.
+            () = &mut saying => reading.await,
+            () = &mut reading => {}
+        }
+    }
+
+    async fn read(&self, mut take: impl FnMut(Offered)) {
+        // A node of an earlier version says nothing of itself.
+        let mut patience = Duration::MAX;
+        loop {
+            let Ok(frame) = timeout(patience, self.shared.channel.recv()).await else {
+                tracing::warn!("nothing comes over a link any more, though it is up; it is given up");
+                break;
+            };
+            let Some(mut frame) = frame else { break };
             let (Ok(kind), Ok(id)) = (frame.try_get_u8(), frame.try_get_u32()) else { break };
             match kind {
                 kind::OPEN => {
@@ -122,6 +158,7 @@ impl Mux {
                     }
                 }
                 kind::CLOSE => drop(self.shared.streams().remove(&id)),
+                kind::ALIVE => patience = SILENCE,
                 // Of a later version.
                 _ => {}
             }
@@ -294,6 +331,23 @@ mod tests {
         one.shared.channel.close().await;
         other.shared.channel.close().await;
         assert!(in_time(opened.recv()).await.is_none() && in_time(taken.recv()).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_over_which_nothing_comes_any_more_is_given_up_and_an_idle_one_is_not() {
+        let (one, _other, mut offered) = linked();
+        let taking = async { offered.recv().await.unwrap().accept().await };
+        let (opened, _taken) = in_time(async { tokio::join!(one.open("x"), taking) }).await;
+        timeout(10 * SILENCE, opened.unwrap().recv()).await.expect_err("it goes on");
+
+        // The other end says once that it is there, and nothing more.
+        let (a, b) = pipe();
+        let mux = Mux::new(Box::new(Shared(b)), true);
+        timeout(10 * SILENCE, mux.carry(drop)).await.expect_err("one of an earlier version says nothing");
+        let mut frame = BytesMut::from(&[kind::ALIVE][..]);
+        frame.put_u32(0);
+        a.send(frame).await.unwrap();
+        timeout(2 * SILENCE, mux.carry(drop)).await.expect("it ends");
     }
 
     #[tokio::test]

@@ -22,10 +22,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Member, Shared,
-    bulk::Bulk,
+    bulk::{Bulk, BulkLink},
     control::{self, Control, Lanes, NotUp, Part},
     dial::{self, Failure, Manner, Progress},
     envelope::Offer,
+    near,
 };
 use crate::{
     clock,
@@ -67,6 +68,7 @@ pub(super) struct Peer {
     control: Mutex<Option<Arc<Control>>>,
     status: Mutex<Status>,
     pub(super) bulk: Arc<Bulk>,
+    pub(super) near_failed: near::Failed,
     stop: CancellationToken,
 }
 
@@ -104,6 +106,7 @@ impl Peer {
             control: Mutex::default(),
             status: Mutex::new(status),
             bulk: Arc::default(),
+            near_failed: near::Failed::default(),
             stop,
         });
         let keeper = Keeper {
@@ -158,12 +161,12 @@ impl Peer {
     ) -> Result<Stream, CallError> {
         let lane = lane.min(LANES_MAX - 1);
         for last in [false, true] {
-            let (link, fresh) = match self.bulk.find(lane) {
+            let (link, fresh) = match self.find_bulk(shared, lane) {
                 Some(link) => (link, false),
                 None => {
                     let _making = self.bulk.making[lane].lock().await;
                     // Another stream may have made one meanwhile.
-                    match self.bulk.find(lane) {
+                    match self.find_bulk(shared, lane) {
                         Some(link) => (link, false),
                         None => (self.bulk_link(shared).await?, true),
                     }
@@ -178,8 +181,20 @@ impl Peer {
         Err(CallError::Unreachable)
     }
 
-    async fn bulk_link(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<Arc<super::bulk::BulkLink>, CallError> {
+    /// A link that works; a data channel only where a near link can't be had.
+    fn find_bulk(&self, shared: &Shared, lane: usize) -> Option<Arc<BulkLink>> {
+        let link = self.bulk.find(lane)?;
+        let is_best = link.is_near() || !self.control().is_some_and(|control| near::is_wanted(shared, self, &control));
+        is_best.then_some(link)
+    }
+
+    async fn bulk_link(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<Arc<BulkLink>, CallError> {
         let control = self.control().ok_or(CallError::Unreachable)?;
+        if near::is_wanted(shared, self, &control)
+            && let Some(link) = Box::pin(near::link(shared, self, &control)).await
+        {
+            return Ok(link);
+        }
         let made = Box::pin(dial::bulk_link(shared, self, &control)).await;
         made.map_err(|failure| match failure {
             Failure::Refused(error) => CallError::Refused(error),
@@ -199,6 +214,7 @@ impl Peer {
             peer: self.id.clone(),
             state: status.state,
             path: path.as_ref().map(|path| path.kind),
+            bulk: self.bulk.path(),
             remote: path.map(|path| path.remote),
             rtt_ms: figures.rtt_ms,
             jitter_ms: figures.jitter_ms,

@@ -3,6 +3,7 @@
 mod calls;
 mod join;
 mod links;
+mod near;
 mod signals;
 mod streams;
 
@@ -16,12 +17,20 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::to_bytes, extract::Request, response::IntoResponse, routing::post};
+use axum::{
+    Router,
+    body::to_bytes,
+    extract::Request,
+    response::IntoResponse,
+    routing::{get, post},
+};
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use flotilla_api::{ApiError, ErrorCode, NodeId, rest::LinkState};
 use flotilla_core::State;
 use futures::{FutureExt, future::BoxFuture};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -42,6 +51,8 @@ struct Plan {
     seed: u8,
     config: NodeConfig,
     gate: Option<Gate>,
+    /// Its listener takes near links.
+    near: bool,
 }
 
 /// Lets signalling in only when it says so.
@@ -51,7 +62,7 @@ impl Plan {
     fn new(seed: u8) -> Self {
         let addresses = Addresses::Only(vec![[127, 0, 0, 1].into()]);
         let config = NodeConfig::new(SigningKey::from_bytes(&[seed; 32]), Certificate::generate().unwrap(), addresses);
-        Self { seed, config, gate: None }
+        Self { seed, config, gate: None, near: false }
     }
 
     fn id(&self) -> NodeId {
@@ -70,7 +81,7 @@ impl Plan {
             mesh.start(members, echo);
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap().to_string();
-            tokio::spawn(serve(listener, Arc::clone(&mesh), plan.gate));
+            tokio::spawn(serve(listener, Arc::clone(&mesh), plan.gate, plan.near));
             (mesh, address)
         });
         let (mesh, address) = started.await.unwrap();
@@ -78,7 +89,8 @@ impl Plan {
     }
 }
 
-async fn serve(listener: TcpListener, mesh: Arc<NodeMesh>, gate: Option<Gate>) {
+async fn serve(listener: TcpListener, mesh: Arc<NodeMesh>, gate: Option<Gate>, near: bool) {
+    let taking = Arc::clone(&mesh);
     let answer = move |request: Request| {
         let (mesh, gate) = (Arc::clone(&mesh), gate.clone());
         async move {
@@ -92,7 +104,23 @@ async fn serve(listener: TcpListener, mesh: Arc<NodeMesh>, gate: Option<Gate>) {
             }
         }
     };
-    axum::serve(listener, Router::new().route(SIGNAL_PATH, post(answer))).await.unwrap();
+    let take = move |mut request: Request| async move {
+        let attempt = request.headers()[NEAR_ATTEMPT].to_str().unwrap().to_owned();
+        match taking.near(&attempt) {
+            Ok(arrival) => {
+                let upgrade = request.extensions_mut().remove::<OnUpgrade>().unwrap();
+                arrival.take(async { upgrade.await.ok().map(TokioIo::new) });
+                (http::StatusCode::SWITCHING_PROTOCOLS, [("connection", "upgrade"), ("upgrade", NEAR_PROTOCOL)])
+                    .into_response()
+            }
+            Err(_) => http::StatusCode::NOT_FOUND.into_response(),
+        }
+    };
+    let mut router = Router::new().route(SIGNAL_PATH, post(answer));
+    if near {
+        router = router.route(NEAR_PATH, get(take));
+    }
+    axum::serve(listener, router).await.unwrap();
 }
 
 struct Node {

@@ -1,0 +1,306 @@
+//! Near links: between two machines of one network, what is large goes over TLS to the other node's listener (ADR 19).
+//!
+//! A data channel does in the program what the kernel does for TCP, and takes four times as long on the processor for it; between machines that TCP gets through to
+//! that buys nothing. Who is at the other end is proven as on every link: a signed offer and its answer name the certificates, and the connection
+//! is taken only from and to who has them. Where it can't be made a data channel carries it.
+
+mod line;
+mod pinned;
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use flotilla_api::{ApiError, ErrorCode, NodeId, rest::LinkPath};
+use http::{
+    Request, StatusCode,
+    header::{CONNECTION, HOST, UPGRADE},
+};
+use http_body_util::Empty;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+use tokio_rustls::rustls::{self, pki_types::ServerName};
+
+use super::{
+    NodeMesh, Shared,
+    bulk::{BulkLink, Carrier},
+    control::Control,
+    dial::{self, Failure},
+    envelope::{NONCE_LEN, Offer, Purpose, invalid, random_name},
+    peer::Peer,
+};
+use crate::{
+    mesh::{Certificate, Error as MeshError},
+    peers::Stream,
+    tunnel::{Channel, ChannelClosed},
+};
+pub(super) use line::Line;
+pub(super) use pinned::Fingerprint;
+use pinned::Identity;
+
+/// The route on every node's listener.
+pub const NEAR_PATH: &str = "/mesh/v1/near";
+
+/// What the connection is for afterwards (RFC 9110, 7.8).
+pub const NEAR_PROTOCOL: &str = "flotilla-near";
+
+/// Header that names the attempt.
+pub const NEAR_ATTEMPT: &str = "flotilla-attempt";
+
+/// A round trip below this is that of one network: Wi-Fi has some milliseconds. Farther away a data channel gets through more often, and several of them carry
+/// more where packets are lost.
+const NEAR_MS: f64 = 10.0;
+
+/// From an offer that was answered to a connection that is taken; and what the connection itself may take. Something in between may swallow it.
+const AWAITED: Duration = Duration::from_secs(10);
+const CONNECTING: Duration = Duration::from_millis(500);
+
+/// Connections that are awaited at one time, of all machines.
+const AWAITED_MAX: usize = 64;
+
+/// Addresses of one machine that are tried.
+const ADDRESSES_MAX: usize = 4;
+
+/// After a failure data channels do for so long.
+const AGAIN_AFTER: Duration = Duration::from_secs(300);
+
+/// The answering side's first word: TLS 1.3 lets the other one write before it was looked at.
+const GREETING: &[u8] = b"flotilla";
+
+/// What it takes to make near links.
+pub(super) struct Near {
+    pub(super) identity: Identity,
+    /// Those that may come, by attempt.
+    awaited: Mutex<HashMap<String, Awaited>>,
+}
+
+struct Awaited {
+    from: NodeId,
+    boot: String,
+    certificate: Fingerprint,
+    until: Instant,
+}
+
+impl Near {
+    pub(super) fn new(certificate: &Certificate) -> Result<Self, MeshError> {
+        Ok(Self { identity: Identity::new(certificate)?, awaited: Mutex::default() })
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, HashMap<String, Awaited>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When a near link to a machine could not be made.
+#[derive(Debug, Default)]
+pub(super) struct Failed(Mutex<Option<Instant>>);
+
+impl Failed {
+    fn now(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn lately(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < AGAIN_AFTER)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("the offer was not taken: {0:?}")]
+    Offer(Failure),
+    #[error("there is no address to try")]
+    NoAddress,
+    #[error("it does not connect in time")]
+    Timeout,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    #[error("it was answered with {0}")]
+    Status(StatusCode),
+    #[error("something was said before its time")]
+    Noise,
+    #[error(transparent)]
+    Closed(#[from] ChannelClosed),
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+}
+
+/// Whether near links are worth a try.
+pub(super) fn is_wanted(shared: &Shared, peer: &Peer, over: &Control) -> bool {
+    let direct = over.path().is_some_and(|path| path.kind == LinkPath::Direct);
+    let near = over.figures().rtt_ms.is_some_and(|round_trip| round_trip < NEAR_MS);
+    direct && near && !shared.config.relayed_only && !peer.near_failed.lately()
+}
+
+/// Makes a near link; `None` where that can't be done.
+pub(super) async fn link(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control) -> Option<Arc<BulkLink>> {
+    match make(shared, peer, over).await {
+        Ok(link) => Some(link),
+        Err(error) => {
+            tracing::debug!(peer = %peer.id, %error, "no near link; a data channel carries it");
+            peer.near_failed.now();
+            None
+        }
+    }
+}
+
+async fn make(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control) -> Result<Arc<BulkLink>, Error> {
+    let addresses = addresses(shared, peer, over);
+    if addresses.is_empty() {
+        return Err(Error::NoAddress);
+    }
+    let attempt = random_name();
+    let offer = Offer {
+        purpose: Purpose::Near,
+        attempt: attempt.clone(),
+        description: shared.near.identity.fingerprint().0,
+        relay: false,
+        shared_port: false,
+    };
+    let answer = dial::over_control(shared, peer, over, &offer).await.map_err(Error::Offer)?;
+    let connector = shared.near.identity.connector(Fingerprint(answer.description))?;
+    let mut last = Error::NoAddress;
+    for address in addresses {
+        let connecting = async {
+            let tcp = connect(address, &attempt).await?;
+            let name = ServerName::IpAddress(address.ip().into());
+            let (line, channel) = Line::over(Box::new(connector.connect(name, tcp).await?));
+            channel.recv().await.ok_or(ChannelClosed)?;
+            Ok((line, channel))
+        };
+        match timeout(CONNECTING, connecting).await.unwrap_or(Err(Error::Timeout)) {
+            Ok((line, channel)) => {
+                let taker = shared.taker(&peer.id);
+                return Ok(peer.bulk.add(Carrier::Near(line), Box::new(channel), answer.boot, true, taker));
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Where the other node's listener may be reached, first where the packets of the control link go.
+fn addresses(shared: &Shared, peer: &Peer, over: &Control) -> Vec<SocketAddr> {
+    let known = shared.addresses_of(&peer.id);
+    let mut addresses: Vec<SocketAddr> = known.iter().filter_map(|address| address.parse().ok()).collect();
+    let remote: Option<SocketAddr> = over.path().and_then(|path| path.remote.parse().ok());
+    addresses.sort_by_key(|address| Some(address.ip()) != remote.map(|remote| remote.ip()));
+    addresses.truncate(ADDRESSES_MAX);
+    addresses
+}
+
+/// A connection to another node's listener that is no HTTP any more.
+pub(super) async fn connect(address: SocketAddr, attempt: &str) -> Result<TcpStream, Error> {
+    let tcp = TcpStream::connect(address).await?;
+    tcp.set_nodelay(true)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(tcp)).await?;
+    tokio::spawn(connection.with_upgrades());
+    let mut request = Request::new(Empty::<Bytes>::new());
+    *request.uri_mut() = http::Uri::from_static(NEAR_PATH);
+    let value = |text: &str| http::HeaderValue::from_str(text).map_err(|_| Error::Noise);
+    request.headers_mut().insert(HOST, value(&address.to_string())?);
+    request.headers_mut().insert(CONNECTION, value("upgrade")?);
+    request.headers_mut().insert(UPGRADE, value(NEAR_PROTOCOL)?);
+    request.headers_mut().insert(NEAR_ATTEMPT, value(attempt)?);
+    let response = sender.send_request(request).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Error::Status(response.status()));
+    }
+    let parts = hyper::upgrade::on(response).await?.downcast::<TokioIo<TcpStream>>().map_err(|_| Error::Noise)?;
+    if !parts.read_buf.is_empty() {
+        return Err(Error::Noise);
+    }
+    Ok(parts.io.into_inner())
+}
+
+impl Shared {
+    /// Answers an offer: who made it may connect now.
+    pub(super) fn answer_near(&self, peer: &Peer, offer: &Offer, boot: &str) -> Result<String, ApiError> {
+        let busy = || ApiError::new(ErrorCode::RateLimited, "there are many links already; try again");
+        if offer.attempt.len() != NONCE_LEN {
+            return Err(invalid("an attempt has another name than that"));
+        }
+        if peer.bulk.is_full() {
+            return Err(busy());
+        }
+        let mut awaited = self.near.awaited();
+        let now = Instant::now();
+        awaited.retain(|_, awaited| awaited.until > now);
+        if awaited.len() >= AWAITED_MAX {
+            return Err(busy());
+        }
+        let certificate = Fingerprint(offer.description.clone());
+        let from = Awaited { from: peer.id.clone(), boot: boot.to_owned(), certificate, until: now + AWAITED };
+        awaited.insert(offer.attempt.clone(), from);
+        Ok(self.near.identity.fingerprint().0)
+    }
+}
+
+/// A connection that may become a near link.
+pub struct Arrival {
+    shared: Arc<Shared>,
+    awaited: Awaited,
+}
+
+impl NodeMesh {
+    /// Looks at a connection to the listener that names an attempt. Each attempt is good once.
+    ///
+    /// # Errors
+    /// Nobody was told that they may come under this name.
+    pub fn near(&self, attempt: &str) -> Result<Arrival, ApiError> {
+        let awaited = self.shared.near.awaited().remove(attempt).filter(|awaited| awaited.until > Instant::now());
+        let nobody = || ApiError::new(ErrorCode::NotFound, "no machine is awaited under this name");
+        Ok(Arrival { shared: Arc::clone(&self.shared), awaited: awaited.ok_or_else(nobody)? })
+    }
+}
+
+impl Arrival {
+    /// Takes the connection once it is no HTTP any more.
+    pub fn take<S>(self, upgraded: impl Future<Output = Option<S>> + Send + 'static)
+    where
+        S: crate::peers::Duplex + 'static,
+    {
+        let tasks = self.shared.tasks.clone();
+        tasks.spawn(async move {
+            match timeout(AWAITED, self.greet(upgraded)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "a near link was not made"),
+                Err(_) => tracing::debug!("a near link was not made in time"),
+            }
+        });
+    }
+
+    async fn greet<S>(self, upgraded: impl Future<Output = Option<S>>) -> Result<(), Error>
+    where
+        S: crate::peers::Duplex + 'static,
+    {
+        let Self { shared, awaited } = self;
+        let stream: Stream = Box::new(upgraded.await.ok_or(Error::Timeout)?);
+        let acceptor = shared.near.identity.acceptor(awaited.certificate)?;
+        let (line, channel) = Line::over(Box::new(acceptor.accept(stream).await?));
+        channel.send(BytesMut::from(GREETING)).await?;
+        // One that was removed meanwhile is gone.
+        if let Some(peer) = shared.peer(&awaited.from) {
+            let taker = shared.taker(&awaited.from);
+            peer.bulk.add(Carrier::Near(line), Box::new(channel), awaited.boot, false, taker);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Arrival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arrival").field("from", &self.awaited.from).finish_non_exhaustive()
+    }
+}
