@@ -125,7 +125,7 @@ pub struct CopyReport {
     #[serde(flatten)]
     pub name: GenerationName,
     pub taken_at: UnixMillis,
-    /// Of what was written since.
+    /// Of what was written since: what has to be sent.
     pub behind_bytes: u64,
 }
 

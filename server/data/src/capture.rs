@@ -472,6 +472,11 @@ impl Capture {
 }
 
 impl Captured {
+    /// Bytes that it needs beside what was kept before, as they are laid down.
+    pub fn fresh_bytes(&self) -> u64 {
+        self.session.fresh_bytes()
+    }
+
     /// Makes the generation last: from then on it is found, and whatever happens to the machine it is whole.
     ///
     /// # Errors

@@ -48,6 +48,8 @@ pub struct Figures {
     pub bytes: u64,
     /// Bytes of files that are here, holes included: what was here before is counted as it is come upon.
     pub there: u64,
+    /// The same without what was here before.
+    pub came: u64,
     /// Bytes of all files, as whoever made the generation says; 0 before its root came.
     pub of: u64,
 }
@@ -137,7 +139,9 @@ impl Fetch {
             return Ok(());
         }
         self.session.take(name, coded)?;
-        self.figures.there += self.wanted.remove(name).unwrap_or_default();
+        let came = self.wanted.remove(name).unwrap_or_default();
+        self.figures.there += came;
+        self.figures.came += came;
         self.figures.objects += 1;
         self.figures.bytes += coded.len() as u64;
         for waiting in self.waiting.remove(name).unwrap_or_default() {

@@ -45,8 +45,8 @@ pub(super) struct Made {
     pub(super) volumes: BTreeMap<VolumeName, Tree>,
     /// Those of them that are sealed.
     pub(super) sealed: BTreeSet<VolumeName>,
-    /// Bytes that were read for it, and for all before it.
-    pub(super) read: u64,
+    /// Bytes that it, and all before it, needed beside what there was: they have to be sent.
+    pub(super) fresh: u64,
     /// For how long the instance stood still.
     pub(super) held: Duration,
     /// Since when there had been something that the one before does not have.
@@ -141,6 +141,7 @@ impl Job {
             return Ok(None);
         }
         let read = captured.iter().map(|(_, captured)| captured.figures.read).sum::<u64>();
+        let fresh = captured.iter().map(|(_, captured)| captured.fresh_bytes()).sum::<u64>();
         let GenerationName { epoch, sequence } = self.name;
         let captured: Vec<Captured> = captured.into_iter().map(|(_, captured)| captured).collect();
         let _lock = self.lock().await?;
@@ -154,10 +155,10 @@ impl Job {
         })
         .await?;
         self.shared.counters.captured(held, read);
-        let before = self.newest.map_or(0, |newest| newest.read);
+        let before = self.newest.map_or(0, |newest| newest.fresh);
         let changed_at = self.changed_at;
         let sealed = seals.into_iter().filter_map(|(volume, seal)| seal.map(|_| volume)).collect();
-        Ok(Some(Made { name: self.name, taken_at, volumes: roots, sealed, read: before + read, held, changed_at }))
+        Ok(Some(Made { name: self.name, taken_at, volumes: roots, sealed, fresh: before + fresh, held, changed_at }))
     }
 
     /// Its machine may have lost the service meanwhile: its directories show something else, or are deleted.

@@ -49,7 +49,7 @@ impl Progress {
             name: self.name,
             bytes: figures.there.min(figures.of),
             of: figures.of,
-            per_second: self.pace.note(now, figures.there),
+            per_second: self.pace.note(now, figures.came),
         };
         self.coming.send_modify(|known| drop(known.insert(self.key.clone(), coming)));
     }
@@ -115,16 +115,17 @@ mod tests {
         let (service, volume): (ServiceName, VolumeName) = ("notes".parse().unwrap(), "board".parse().unwrap());
         let name = GenerationName { epoch: 3, sequence: 4 };
         let mut progress = Progress::begin(&comings, &service, &volume, name);
-        let figures = Figures { objects: 1, bytes: 10, there: 50, of: 200 };
+        let figures = Figures { objects: 1, bytes: 10, there: 90, came: 50, of: 200 };
         progress.reached(figures);
         assert!(comings.borrow().is_empty(), "it has only begun");
         progress.pace = Pace::begin(Instant::now().checked_sub(Duration::from_secs(2)).unwrap());
         progress.reached(figures);
         let told = comings.borrow().values().next().cloned().unwrap();
-        assert_eq!((told.name, told.bytes, told.of), (name, 50, 200));
+        assert_eq!((told.name, told.bytes, told.of), (name, 90, 200));
+        // What was here before did not come.
         assert!((20..=25).contains(&told.per_second), "{}", told.per_second);
-        progress.reached(Figures { there: 100, ..figures });
-        assert_eq!(comings.borrow().values().next().unwrap().bytes, 50, "not all the time");
+        progress.reached(Figures { there: 140, came: 100, ..figures });
+        assert_eq!(comings.borrow().values().next().unwrap().bytes, 90, "not all the time");
         drop(progress);
         assert!(comings.borrow().is_empty());
     }

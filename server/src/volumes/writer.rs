@@ -516,7 +516,7 @@ impl Task {
         let newest = self.made.values().next_back();
         let copy = |(machine, sequence): (&NodeId, u64)| {
             let made = self.made.get(&sequence)?;
-            let behind = newest.map_or(0, |newest| newest.read - made.read);
+            let behind = newest.map_or(0, |newest| newest.fresh - made.fresh);
             Some((machine.clone(), CopyReport { name: made.name, taken_at: made.taken_at, behind_bytes: behind }))
         };
         let waits = self.made.range(self.committed + 1..).next().map(|(_, made)| made.changed_at);

@@ -74,7 +74,7 @@ pub struct CopyView {
     pub holds: bool,
     /// The newest that it has, as far as the machine knows that writes.
     pub generation: Option<GenerationView>,
-    /// Of what was written since. Bytes.
+    /// Of what was written since: what has to be sent. Bytes.
     pub behind_bytes: Option<u64>,
     /// What it is getting, where that takes long.
     #[serde(default, skip_serializing_if = "Option::is_none")]

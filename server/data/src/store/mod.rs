@@ -369,6 +369,11 @@ pub struct NewSight {
 }
 
 impl Session {
+    /// Bytes that were laid down in it and are not in the index yet.
+    pub fn fresh_bytes(&self) -> u64 {
+        self.fresh().values().map(|location| u64::from(location.len)).sum()
+    }
+
     /// Is the object there, or about to be?
     ///
     /// # Errors
