@@ -159,7 +159,7 @@ impl Peer {
         label: &str,
         lane: usize,
     ) -> Result<Stream, CallError> {
-        let lane = lane.min(LANES_MAX - 1);
+        let lane = if self.goes_near(shared) { lane % near::LANES } else { lane.min(LANES_MAX - 1) };
         for last in [false, true] {
             let (link, fresh) = match self.find_bulk(shared, lane) {
                 Some(link) => (link, false),
@@ -184,8 +184,11 @@ impl Peer {
     /// A link that works; a data channel only where a near link can't be had.
     fn find_bulk(&self, shared: &Shared, lane: usize) -> Option<Arc<BulkLink>> {
         let link = self.bulk.find(lane)?;
-        let is_best = link.is_near() || !self.control().is_some_and(|control| near::is_wanted(shared, self, &control));
-        is_best.then_some(link)
+        (link.is_near() || !self.goes_near(shared)).then_some(link)
+    }
+
+    fn goes_near(&self, shared: &Shared) -> bool {
+        self.control().is_some_and(|control| near::is_wanted(shared, self, &control))
     }
 
     async fn bulk_link(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<Arc<BulkLink>, CallError> {

@@ -60,6 +60,9 @@ pub const NEAR_ATTEMPT: &str = "flotilla-attempt";
 /// more where packets are lost.
 const NEAR_MS: f64 = 10.0;
 
+/// Near links to one machine: each keeps one core busy at either end, and loses nothing that another one would have to make up for.
+pub(super) const LANES: usize = 2;
+
 /// From an offer that was answered to a connection that is taken; and what the connection itself may take. Something in between may swallow it.
 const AWAITED: Duration = Duration::from_secs(10);
 const CONNECTING: Duration = Duration::from_millis(500);
