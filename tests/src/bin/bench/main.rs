@@ -8,6 +8,7 @@ mod quic;
 mod raw;
 mod report;
 mod web;
+mod worker;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -123,6 +124,7 @@ async fn in_browser(settings: &Settings, report: &mut Report) -> Result<()> {
     let address = direct::address(&cluster).await?;
     browser.goto(&address).await?;
     let without = web::small_request(&browser, 1).await?;
+    let worker = worker::small_request(&browser).await?;
     browser.close().await?;
 
     let raw_rtt = median(&mut raw_rtt);
@@ -130,6 +132,7 @@ async fn in_browser(settings: &Settings, report: &mut Report) -> Result<()> {
     let (down, up) = (median(&mut down), median(&mut up));
     report.add("raw channel, 1 KB there and back, p50", raw_rtt, "ms", None);
     report.add("the browser without a tunnel, request of 1 KB, p50", without, "ms", None);
+    report.add("a service worker without a tunnel, request of 1 KB, p50", worker, "ms", None);
     let allowed = (2.0 * raw_rtt + 2.0).min(4.0);
     report.add("tunnel, request of 1 KB, p50", median(&mut tunnel_rtt), "ms", Some(Goal::AtMost(allowed)));
     report.add("tunnel, 6 requests at once, p50", at_six, "ms", None);
