@@ -194,6 +194,7 @@ impl World {
             peer: id(to),
             state: LinkState::Up,
             path: Some(path),
+            bulk: None,
             remote: None,
             rtt_ms: Some(rtt_ms),
             jitter_ms: None,
