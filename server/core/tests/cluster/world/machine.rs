@@ -224,6 +224,7 @@ impl World {
             peer: node.id.clone(),
             state: LinkState::Up,
             path: None,
+            bulk: None,
             remote: None,
             rtt_ms: Some(self.latency as f64),
             jitter_ms: Some(self.latency as f64 / 4.0),
