@@ -4,6 +4,7 @@ use flotilla_api::rest::BulkPath;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::*;
+use crate::mesh::nodes::near as links;
 
 async fn near(plans: [Plan; 2]) -> [Node; 2] {
     let [one, other] = plans.map(|plan| Plan { near: true, ..plan });
@@ -75,19 +76,19 @@ async fn a_connection_is_taken_once_and_only_from_who_offered_it() {
         let offer = Offer { purpose, attempt, description, relay: false, shared_port: false };
         other.mesh.shared.answer_near(&peer, &offer, "boot")
     };
-    let knock = async |attempt: &str, with: &Certificate, expected: &str| -> Result<Option<Bytes>, near::Error> {
-        let tcp = near::connect(other.address.parse().unwrap(), attempt).await?;
-        let connector = Near::new(with).unwrap().identity.connector(near::Fingerprint(expected.to_owned()))?;
+    let knock = async |attempt: &str, with: &Certificate, expected: &str| -> Result<Option<Bytes>, links::Error> {
+        let tcp = links::connect(other.address.parse().unwrap(), attempt).await?;
+        let connector = Near::new(with).unwrap().identity.connector(links::Fingerprint(expected.to_owned()))?;
         let name = ServerName::try_from("flotilla").unwrap();
-        let (_line, channel) = near::Line::over(Box::new(connector.connect(name, tcp).await?));
+        let (_line, channel) = links::Line::over(Box::new(connector.connect(name, tcp).await?));
         Ok(timeout(PATIENCE, channel.recv()).await.unwrap())
     };
     let (ours, strange) = (one.plan.config.certificate.clone(), Certificate::generate().unwrap());
     let name = |n: u8| format!("{n:032}");
     let theirs = expect(&name(1), &ours).unwrap();
 
-    let status = |refused: Result<Option<Bytes>, near::Error>| match refused {
-        Err(near::Error::Status(status)) => status,
+    let status = |refused: Result<Option<Bytes>, links::Error>| match refused {
+        Err(links::Error::Status(status)) => status,
         other => panic!("{other:?}"),
     };
     assert_eq!(status(knock(&name(9), &ours, &theirs).await), http::StatusCode::NOT_FOUND, "nobody offered that");
