@@ -4,7 +4,7 @@ use flotilla_api::rest::BulkPath;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::*;
-use crate::mesh::nodes::near as links;
+use crate::{mesh::nodes::near as links, tunnel::Channel};
 
 async fn near(plans: [Plan; 2]) -> [Node; 2] {
     let [one, other] = plans.map(|plan| Plan { near: true, ..plan });
