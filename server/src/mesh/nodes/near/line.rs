@@ -97,6 +97,9 @@ pub(in crate::mesh::nodes) struct LineChannel {
 #[async_trait]
 impl Channel for LineChannel {
     async fn send(&self, message: BytesMut) -> Result<(), ChannelClosed> {
+        if self.closed.is_cancelled() {
+            return Err(ChannelClosed);
+        }
         self.unsent.send(message).await.map_err(|_| ChannelClosed)
     }
 
