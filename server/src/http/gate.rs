@@ -65,7 +65,7 @@ pub(super) async fn answer(
     app.metrics.request(traffic, status.as_u16(), begun.elapsed().as_secs_f64());
     tracing::debug!(%peer, %method, path, status = status.as_u16(), took = ?begun.elapsed(), "answered");
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        // From now on the connection is one WebSocket, and all of it is of this kind.
+        // From now on the connection is one WebSocket or one near link, and all of it is of this kind.
         return response;
     }
     response.map(|body| meter::until_sent(body, meter))

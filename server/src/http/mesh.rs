@@ -38,14 +38,18 @@ pub(super) async fn answer(nodes: &NodeMesh, attempts: &Attempts, from: IpAddr, 
     }
 }
 
+pub(super) async fn near(State(app): State<Arc<App>>, request: Request) -> Response {
+    take(&app.nodes, request)
+}
+
 /// Another node's connection for what is large. It was offered before, under the name that the request gives.
-pub(super) async fn near(State(app): State<Arc<App>>, mut request: Request) -> Response {
+pub(super) fn take(nodes: &NodeMesh, mut request: Request) -> Response {
     let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>().filter(|_| wants_near(request.headers())) else {
         let said = format!("this is for other nodes: `Connection: upgrade` and `Upgrade: {NEAR_PROTOCOL}` are missing");
         return Failure::new(ErrorCode::InvalidRequest, said).into_response();
     };
     let attempt = request.headers().get(NEAR_ATTEMPT).and_then(|attempt| attempt.to_str().ok()).unwrap_or_default();
-    match app.nodes.near(attempt) {
+    match nodes.near(attempt) {
         Ok(arrival) => {
             arrival.take(async { upgrade.await.ok().map(TokioIo::new) });
             let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, NEAR_PROTOCOL)];

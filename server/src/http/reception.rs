@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     config::{Config, Limits},
-    mesh::nodes::{NodeMesh, SIGNAL_PATH},
+    mesh::nodes::{NEAR_PATH, NodeMesh, SIGNAL_PATH},
     metrics::{Metrics, Traffic},
     peers::starting,
 };
@@ -69,6 +69,7 @@ impl Reception {
         let begun = Instant::now();
         let traffic = match (request.method(), request.uri().path()) {
             (&Method::POST, SIGNAL_PATH) => Traffic::Signal,
+            (&Method::GET, NEAR_PATH) => Traffic::Near,
             (&Method::GET, "/healthz") => Traffic::Probe,
             _ => Traffic::Refused,
         };
@@ -78,11 +79,15 @@ impl Reception {
                 let answer = mesh::answer(&self.nodes, &self.attempts, peer.ip(), request);
                 routes::within(self.limits.request(), answer).await
             }
+            Traffic::Near => mesh::take(&self.nodes, request),
             Traffic::Probe => "ok\n".into_response(),
             _ => refused(),
         };
         gate::guard(traffic, response.headers_mut());
         self.metrics.request(traffic, response.status().as_u16(), begun.elapsed().as_secs_f64());
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return response;
+        }
         response.map(|body| meter::until_sent(body, meter))
     }
 }

@@ -9,6 +9,7 @@ mod data;
 mod engine;
 mod ledger;
 mod machines;
+mod near;
 mod partition;
 mod power;
 mod rolling;
