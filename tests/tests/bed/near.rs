@@ -29,8 +29,8 @@ async fn carried(spec: BedSpec, by: BulkPath) -> Result<()> {
     let host = cluster.name(cluster.runs(SERVICE).await?[0])?;
     let mut last = Vec::new();
     let carried = wait::holds(format!("copies that go by {by:?}"), SETTLED_LIMIT, async || {
-        let (_, view) = cluster.view().await?;
-        let machine = view.machines.into_iter().find(|machine| machine.name == host).context("its machine")?;
+        let (_, machines) = cluster.ask("a node", async |client| Ok(Some(client.machines().await?))).await?;
+        let machine = machines.into_iter().find(|machine| machine.name == host).context("its machine")?;
         last = machine.links.into_iter().filter_map(|link| link.bulk).collect();
         Ok(last.len() == 2 && last.iter().all(|bulk| *bulk == by))
     });
