@@ -1,6 +1,7 @@
 //! The bulk links to another node: made when a stream is wanted, closed when there has been none for a while.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -11,7 +12,7 @@ use std::{
 use bytes::BytesMut;
 use flotilla_api::{ApiError, ErrorCode, NodeId, rest::BulkPath};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -49,6 +50,9 @@ pub(super) const OPENING: Duration = Duration::from_secs(10);
 /// A link without streams is closed after this time by who made it: an open one costs keep-alives and a megabyte.
 const IDLE: Duration = Duration::from_secs(60);
 const IDLE_LOOK: Duration = Duration::from_secs(5);
+
+/// A node without a control link for so long is gone, and what is open to it with it. A control link that was lost is there again far sooner.
+const GONE: Duration = Duration::from_secs(4);
 
 /// Id of the channel that carries the streams.
 const STREAMS: u16 = 0;
@@ -218,7 +222,23 @@ impl Bulk {
 pub(super) struct Taker {
     pub(super) from: NodeId,
     pub(super) handler: Option<Arc<dyn Handler>>,
+    /// Who has a control link.
+    pub(super) connected: watch::Receiver<BTreeSet<NodeId>>,
     pub(super) tasks: TaskTracker,
+}
+
+impl Taker {
+    /// Resolves when the other node has had no control link for a while.
+    async fn gone(&self) {
+        let mut connected = self.connected.clone();
+        // The mesh outlives its links.
+        while connected.wait_for(|connected| !connected.contains(&self.from)).await.is_ok() {
+            let back = timeout(GONE, connected.wait_for(|connected| connected.contains(&self.from))).await;
+            if back.is_err() {
+                return;
+            }
+        }
+    }
 }
 
 impl Bulk {
@@ -285,6 +305,7 @@ impl BulkLink {
         tokio::select! {
             () = self.closed.cancelled() => {}
             () = self.carrier.lost() => {}
+            () = taker.gone() => {}
             () = self.until_idle(), if made_here => {}
             () = self.mux.carry(|offered| self.take(offered, taker)) => {}
         }

@@ -341,7 +341,7 @@ impl Shared {
     fn taker(&self, from: &NodeId) -> Taker {
         // Links are made only after the start.
         let handler = self.run.get().map(|run| Arc::clone(&run.handler));
-        Taker { from: from.clone(), handler, tasks: self.tasks.clone() }
+        Taker { from: from.clone(), handler, connected: self.connected.subscribe(), tasks: self.tasks.clone() }
     }
 
     /// Answers an envelope, whichever way it came.

@@ -57,8 +57,11 @@ async fn streams_of_a_near_link_end_with_their_node_and_the_next_one_goes_to_its
     let mut stream = one.stream(&other, "echo").await;
     stream.write_all(b"x").await.unwrap();
     assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    // Its end of the connection stays open, as if it had lost power.
     other.die();
-    timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap_err();
+    let (read, took) = timed(timeout(PATIENCE, stream.read_u8())).await;
+    read.expect("it is noticed").unwrap_err();
+    assert!(took < Duration::from_secs(10), "after {took:?}");
     let back = other.plan.start().await;
     introduce(&[&one, &back]);
     wait_for("the next run is linked", || one.sees(&back) && back.sees(&one)).await;
