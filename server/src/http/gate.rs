@@ -9,7 +9,7 @@ use axum::{
 };
 use flotilla_api::{ApiError, ErrorCode};
 use futures::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, uri::Authority};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, uri::Authority};
 use tower::ServiceExt;
 
 use super::{
@@ -64,20 +64,22 @@ pub(super) async fn answer(
     let status = response.status();
     app.metrics.request(traffic, status.as_u16(), begun.elapsed().as_secs_f64());
     tracing::debug!(%peer, %method, path, status = status.as_u16(), took = ?begun.elapsed(), "answered");
-    if status == StatusCode::SWITCHING_PROTOCOLS {
-        // From now on the connection is one WebSocket or one near link, and all of it is of this kind.
-        return response;
+    meter::until_sent(response, meter)
+}
+
+/// What other nodes ask for: by whatever name they know this one, as each message and each connection proves itself.
+fn of_nodes(path: &str) -> Option<Traffic> {
+    match path {
+        SIGNAL_PATH => Some(Traffic::Signal),
+        NEAR_PATH => Some(Traffic::Near),
+        _ => None,
     }
-    response.map(|body| meter::until_sent(body, meter))
 }
 
 fn admit(app: &App, request: &Request) -> Result<(Traffic, Site, Authority), ApiError> {
     let authority = site::authority_of(request.uri(), request.headers())?;
-    // Other nodes know this one by names of their own, and each message and connection proves itself.
-    match request.uri().path() {
-        SIGNAL_PATH => return Ok((Traffic::Signal, Site::Direct, authority)),
-        NEAR_PATH => return Ok((Traffic::Near, Site::Direct, authority)),
-        _ => {}
+    if let Some(traffic) = of_nodes(request.uri().path()) {
+        return Ok((traffic, Site::Direct, authority));
     }
     let site = app.domain.site(&authority)?;
     let path = request.uri().path();
@@ -109,9 +111,9 @@ async fn reach(
     mut request: Request,
 ) -> Response {
     let path = request.uri().path();
-    let routed = is_under(path, "/api")
-        || matches!(path, "/signal" | "/healthz" | "/readyz" | "/metrics" | SIGNAL_PATH | NEAR_PATH);
-    if app.stores_only && !matches!(path, "/healthz" | "/readyz" | "/metrics" | SIGNAL_PATH | NEAR_PATH) {
+    let of_every_node = of_nodes(path).is_some() || matches!(path, "/healthz" | "/readyz" | "/metrics");
+    let routed = of_every_node || is_under(path, "/api") || path == "/signal";
+    if app.stores_only && !of_every_node {
         return Failure(stores_only()).into_response();
     }
     match site {

@@ -13,8 +13,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum::body::{Body, HttpBody};
+use axum::{
+    body::{Body, HttpBody},
+    response::Response,
+};
 use bytes::Bytes;
+use http::StatusCode;
 use hyper::body::{Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -133,9 +137,13 @@ impl<T> Metered<T> {
     }
 }
 
-/// The body of an answer, which tells the meter when it ends.
-pub(super) fn until_sent(body: Body, meter: Arc<Meter>) -> Body {
-    Body::new(Sending { body, meter })
+/// An answer whose body tells the meter when it ends.
+pub(super) fn until_sent(response: Response, meter: Arc<Meter>) -> Response {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        // From now on the connection is one WebSocket or one near link, and all of it is of this kind.
+        return response;
+    }
+    response.map(|body| Body::new(Sending { body, meter }))
 }
 
 struct Sending {

@@ -85,10 +85,7 @@ impl Reception {
         };
         gate::guard(traffic, response.headers_mut());
         self.metrics.request(traffic, response.status().as_u16(), begun.elapsed().as_secs_f64());
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return response;
-        }
-        response.map(|body| meter::until_sent(body, meter))
+        meter::until_sent(response, meter)
     }
 }
 

@@ -128,6 +128,8 @@ pub(super) enum Error {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
+    Request(#[from] http::Error),
+    #[error(transparent)]
     Http(#[from] hyper::Error),
     #[error("it was answered with {0}")]
     Status(StatusCode),
@@ -209,13 +211,12 @@ pub(super) async fn connect(address: SocketAddr, attempt: &str) -> Result<TcpStr
     tcp.set_nodelay(true)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(tcp)).await?;
     tokio::spawn(connection.with_upgrades());
-    let mut request = Request::new(Empty::<Bytes>::new());
-    *request.uri_mut() = http::Uri::from_static(NEAR_PATH);
-    let value = |text: &str| http::HeaderValue::from_str(text).map_err(|_| Error::Noise);
-    request.headers_mut().insert(HOST, value(&address.to_string())?);
-    request.headers_mut().insert(CONNECTION, value("upgrade")?);
-    request.headers_mut().insert(UPGRADE, value(NEAR_PROTOCOL)?);
-    request.headers_mut().insert(NEAR_ATTEMPT, value(attempt)?);
+    let request = Request::get(NEAR_PATH)
+        .header(HOST, address.to_string())
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, NEAR_PROTOCOL)
+        .header(NEAR_ATTEMPT, attempt)
+        .body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(Error::Status(response.status()));
