@@ -1,8 +1,12 @@
 //! How an object's bytes are laid down: compressed where that helps, and sealed where that is asked for.
 
-use std::{cell::RefCell, io};
+use std::{
+    borrow::Cow,
+    cell::RefCell,
+    io::{self, Cursor},
+};
 
-use zstd::bulk::Compressor;
+use zstd::bulk::{Compressor, Decompressor};
 
 use crate::{Hash, seal};
 
@@ -42,25 +46,34 @@ pub enum Damaged {
 thread_local! {
     /// Making one takes longer than compressing a small object.
     static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-fn compress(bytes: &[u8], to: &mut [u8]) -> io::Result<usize> {
+fn compress(bytes: &[u8], to: &mut Cursor<Vec<u8>>) -> io::Result<usize> {
     COMPRESSOR.with_borrow_mut(|compressor| match compressor {
         Some(compressor) => compressor.compress_to_buffer(bytes, to),
         None => compressor.insert(Compressor::new(LEVEL)?).compress_to_buffer(bytes, to),
     })
 }
 
+fn decompress(compressed: &[u8], len: usize) -> io::Result<Vec<u8>> {
+    DECOMPRESSOR.with_borrow_mut(|decompressor| match decompressor {
+        Some(decompressor) => decompressor.decompress(compressed, len),
+        None => decompressor.insert(Decompressor::new()?).decompress(compressed, len),
+    })
+}
+
 /// The bytes to lay down for an object.
 pub(crate) fn encode(bytes: &[u8]) -> Vec<u8> {
-    let mut coded = vec![0; 1 + zstd::zstd_safe::compress_bound(bytes.len())];
-    coded[0] = ZSTD;
-    match compress(bytes, &mut coded[1..]) {
+    let mut coded = Vec::with_capacity(1 + zstd::zstd_safe::compress_bound(bytes.len()));
+    coded.push(ZSTD);
+    let mut behind = Cursor::new(coded);
+    behind.set_position(1);
+    let compressed = compress(bytes, &mut behind);
+    let mut coded = behind.into_inner();
+    match compressed {
         // A sixteenth is the least that makes up for decompressing.
-        Ok(len) if len < bytes.len() - bytes.len() / 16 => {
-            coded.truncate(1 + len);
-            coded
-        }
+        Ok(len) if len < bytes.len() - bytes.len() / 16 => coded,
         _ => {
             coded.clear();
             coded.push(AS_IT_IS);
@@ -75,8 +88,7 @@ pub(crate) fn encode(bytes: &[u8]) -> Vec<u8> {
 /// # Errors
 /// [`Damaged`] where it is not that object.
 pub(crate) fn decode(coded: &[u8], name: &Hash) -> Result<Vec<u8>, Damaged> {
-    let bytes = plain(coded)?;
-    if Hash::of(&bytes) == *name { Ok(bytes) } else { Err(Damaged::Hash) }
+    named(coded, name).map(Cow::into_owned)
 }
 
 /// Is this the object of that name, as far as can be told without a key?
@@ -84,18 +96,23 @@ pub(crate) fn decode(coded: &[u8], name: &Hash) -> Result<Vec<u8>, Damaged> {
 /// # Errors
 /// [`Damaged`] where it is not.
 pub(crate) fn verify(coded: &[u8], name: &Hash) -> Result<(), Damaged> {
-    if seal::is_sealed(coded) { seal::verify(coded, name) } else { decode(coded, name).map(drop) }
+    if seal::is_sealed(coded) { seal::verify(coded, name) } else { named(coded, name).map(drop) }
+}
+
+fn named<'a>(coded: &'a [u8], name: &Hash) -> Result<Cow<'a, [u8]>, Damaged> {
+    let bytes = plain(coded)?;
+    if Hash::of(&bytes) == *name { Ok(bytes) } else { Err(Damaged::Hash) }
 }
 
 /// The bytes of an object that is not sealed.
-pub(crate) fn plain(coded: &[u8]) -> Result<Vec<u8>, Damaged> {
+pub(crate) fn plain(coded: &[u8]) -> Result<Cow<'_, [u8]>, Damaged> {
     let (&coding, rest) = coded.split_first().ok_or(Damaged::Empty)?;
     match coding {
-        AS_IT_IS => Ok(rest.to_vec()),
+        AS_IT_IS => Ok(Cow::Borrowed(rest)),
         ZSTD => {
             let len = zstd::zstd_safe::get_frame_content_size(rest).ok().flatten().ok_or(Damaged::Compression)?;
             let len = usize::try_from(len).ok().filter(|len| *len <= OBJECT_MAX).ok_or(Damaged::Compression)?;
-            zstd::bulk::decompress(rest, len).map_err(|_| Damaged::Compression)
+            decompress(rest, len).map(Cow::Owned).map_err(|_| Damaged::Compression)
         }
         other => Err(Damaged::Coding(other)),
     }

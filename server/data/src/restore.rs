@@ -6,7 +6,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, BufRead, Seek, SeekFrom, Write},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::ffi::OsStrExt,
@@ -204,29 +204,33 @@ impl Restorer<'_> {
         let mut holes = file.holes.iter().peekable();
         let mut at = 0;
         let mut bytes = file.content.read(self.objects);
-        let mut buffer = vec![0; 128 * 1024];
+        let mut ends_in_hole = false;
         loop {
             while let Some(hole) = holes.next_if(|hole| hole.at == at) {
                 at += hole.len;
                 opened.seek(SeekFrom::Start(at))?;
+                ends_in_hole = true;
             }
             let until = holes.peek().map_or(u64::MAX, |hole| hole.at);
-            let wanted = usize::try_from(until - at).unwrap_or(usize::MAX).min(buffer.len());
-            let read = bytes
-                .read(&mut buffer[..wanted])
+            let chunk = bytes
+                .fill_buf()
                 .map_err(|error| Written::Tree(error.downcast().map_or(tree::Error::Damaged, tree::Error::Store)))?;
-            if read == 0 {
+            let len = usize::try_from(until - at).unwrap_or(usize::MAX).min(chunk.len());
+            if len == 0 {
                 break;
             }
-            opened.write_all(&buffer[..read])?;
-            at += read as u64;
-            self.figures.written += read as u64;
+            opened.write_all(&chunk[..len])?;
+            bytes.consume(len);
+            at += len as u64;
+            self.figures.written += len as u64;
+            ends_in_hole = false;
         }
         if at != file.len {
             return Err(Written::Tree(tree::Error::Damaged));
         }
-        // A hole at its end.
-        opened.set_len(file.len)?;
+        if ends_in_hole {
+            opened.set_len(file.len)?;
+        }
         set_meta(opened.as_fd(), meta)?;
         self.figures.files_written += 1;
         Ok(())

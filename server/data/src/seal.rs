@@ -14,7 +14,7 @@
 //! A sealed object's name is a hash of the sealed bytes in a domain of its own: who has no key can check it, and no plain object has
 //! such a name.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use chacha20poly1305::{
     KeyInit as _, XChaCha20Poly1305, XNonce,
@@ -222,7 +222,7 @@ pub(crate) fn open(coded: &[u8], key: &Key) -> Result<Vec<u8>, Damaged> {
     let Parts { head, nonce, text, .. } = parts(coded)?;
     let payload = Payload { msg: text, aad: head };
     let coded = key.cipher().decrypt(&XNonce::from(nonce), payload).map_err(|_| Damaged::Seal)?;
-    object::plain(&coded)
+    object::plain(&coded).map(Cow::into_owned)
 }
 
 #[cfg(test)]

@@ -4,14 +4,15 @@
 //! chunks. The list of a long stream's chunks is a stream itself, and so on, until what is left is short.
 
 use std::{
-    io::{self, Read},
+    cell::Cell,
+    io::{self, BufRead, Read},
     ops::Range,
     panic,
     sync::mpsc,
     thread,
 };
 
-use fastcdc::v2020::StreamCDC;
+use fastcdc::v2020::{FastCDC, StreamCDC};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -28,6 +29,9 @@ const DEPTH_MAX: u8 = 6;
 
 /// Chunks that are cut and not kept yet, where the two are done side by side.
 const CUT_AHEAD: usize = 16;
+
+/// What is shorter than this is cut where it was read to. Bytes.
+const SHORT: usize = 1024 * 1024;
 
 /// Bytes of one part in a list.
 const PART_LEN: usize = Hash::LEN + 4;
@@ -164,20 +168,26 @@ impl Stream {
         below: &mut dyn FnMut(Range<u64>) -> Vec<Reference>,
         sink: &mut impl Sink,
     ) -> Result<Self, Error> {
+        thread_local! {
+            static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+        }
         let (smallest, usual, largest) = grain.sizes();
         let mut stream = Self::default();
-        // Most files are shorter than the shortest chunk: for them the cutter's buffers would be most of the work.
-        let mut first = Vec::new();
-        bytes.by_ref().take(smallest as u64).read_to_end(&mut first).map_err(Error::Read)?;
-        if first.len() < smallest {
-            if !first.is_empty() {
-                stream.push(&first, below, sink)?;
+        // Most files are short: for them a cutter's own buffers would be most of the work.
+        let mut short = BUFFER.take();
+        short.clear();
+        short.reserve(smallest);
+        bytes.by_ref().take(SHORT as u64).read_to_end(&mut short).map_err(Error::Read)?;
+        if short.len() < SHORT {
+            for chunk in FastCDC::new(&short, smallest, usual, largest) {
+                stream.push(&short[chunk.offset..chunk.offset + chunk.length], below, sink)?;
             }
-            return Ok(stream);
+        } else {
+            for chunk in StreamCDC::new(short.as_slice().chain(bytes), smallest, usual, largest) {
+                stream.push(&chunk.map_err(|error| Error::Read(error.into()))?.data, below, sink)?;
+            }
         }
-        for chunk in StreamCDC::new(first.as_slice().chain(bytes), smallest, usual, largest) {
-            stream.push(&chunk.map_err(|error| Error::Read(error.into()))?.data, below, sink)?;
-        }
+        BUFFER.set(short);
         Ok(stream)
     }
 
@@ -341,16 +351,25 @@ pub struct Reader<'a> {
 
 impl Read for Reader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.fill_buf()?.read(buffer)?;
+        self.consume(len);
+        Ok(len)
+    }
+}
+
+impl BufRead for Reader<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.read == self.chunk.len() {
-            let Some(piece) = self.pieces.next() else { return Ok(0) };
+            let Some(piece) = self.pieces.next() else { break };
             let Piece::Chunk(part) = piece.map_err(io::Error::other)? else { continue };
             self.chunk = self.objects.get(&part.hash).map_err(io::Error::other)?;
             self.read = 0;
         }
-        let len = buffer.len().min(self.chunk.len() - self.read);
-        buffer[..len].copy_from_slice(&self.chunk[self.read..self.read + len]);
-        self.read += len;
-        Ok(len)
+        Ok(&self.chunk[self.read..])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.read += amount;
     }
 }
 
@@ -384,7 +403,7 @@ mod tests {
 
     #[test]
     fn two_threads_keep_what_one_keeps() {
-        for len in [0, 1, 16 * 1024, 5_000_000, 30_000_000] {
+        for len in [0, 1, 16 * 1024, 300_000, SHORT - 1, SHORT, SHORT + 1, 5_000_000, 30_000_000] {
             let (bytes, mut one, mut two) = (noise(7, len), Memory::default(), Memory::default());
             let stream = Stream::write(bytes.as_slice(), Grain::Content, &mut one).unwrap();
             assert_eq!(

@@ -3,11 +3,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fs::{self, File, OpenOptions},
-    io, mem,
+    io::{self, IoSlice},
+    mem,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
+};
+
+use rustix::{
+    buffer::spare_capacity,
+    io::{pread, pwritev, retry_on_intr},
 };
 
 use super::{Error, failed, index::Location};
@@ -98,10 +104,9 @@ impl Packs {
     pub(super) fn append(&self, name: &Hash, coded: &[u8]) -> Result<Location, Error> {
         // Nothing that is laid down is longer than `LAID_DOWN_MAX`.
         let len = coded.len() as u32;
-        let mut record = Vec::with_capacity(RECORD_HEAD + coded.len());
-        record.extend_from_slice(&len.to_be_bytes());
-        record.extend_from_slice(name.as_bytes());
-        record.extend_from_slice(coded);
+        let mut head = [0; RECORD_HEAD];
+        head[..4].copy_from_slice(&len.to_be_bytes());
+        head[4..].copy_from_slice(name.as_bytes());
 
         let mut last = self.last();
         if last.file.is_none() || last.end >= FULL {
@@ -111,9 +116,9 @@ impl Packs {
             return Err(failed("write", &self.directory, io::ErrorKind::NotFound.into()));
         };
         *unsynced = true;
-        file.write_all_at(&record, *end).map_err(|source| failed("write", &self.path(*number), source))?;
+        write_both_at(file, &head, coded, *end).map_err(|source| failed("write", &self.path(*number), source))?;
         let location = Location { pack: *number, offset: *end + RECORD_HEAD as u64, len };
-        *end += record.len() as u64;
+        *end += RECORD_HEAD as u64 + u64::from(len);
         Ok(location)
     }
 
@@ -168,9 +173,7 @@ impl Packs {
     pub(super) fn read(&self, location: &Location) -> Result<Vec<u8>, Error> {
         let path = || self.path(location.pack);
         let file = self.file(location.pack).map_err(|source| failed("open", &path(), source))?;
-        let mut bytes = vec![0; location.len as usize];
-        file.read_exact_at(&mut bytes, location.offset).map_err(|source| failed("read", &path(), source))?;
-        Ok(bytes)
+        read_at(&file, location).map_err(|source| failed("read", &path(), source))
     }
 
     /// The pack that is appended to; those before it are complete.
@@ -233,6 +236,31 @@ impl Last {
             self.lost.insert(number);
         }
     }
+}
+
+/// Two parts of a record, one behind the other, in one go.
+fn write_both_at(file: &File, first: &[u8], second: &[u8], at: u64) -> io::Result<()> {
+    let written = retry_on_intr(|| pwritev(file, &[IoSlice::new(first), IoSlice::new(second)], at))?;
+    if written < first.len() + second.len() {
+        // The disk may be full, which the second attempt tells.
+        file.write_all_at(&[first, second].concat()[written..], at + written as u64)?;
+    }
+    Ok(())
+}
+
+fn read_at(file: &File, location: &Location) -> io::Result<Vec<u8>> {
+    let len = location.len as usize;
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = location.offset + bytes.len() as u64;
+        // There may be more room than was asked for.
+        let read = retry_on_intr(|| pread(file, spare_capacity(&mut bytes), at))?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
 fn number_of(path: &Path) -> Option<u64> {
