@@ -1,6 +1,7 @@
 //! `make bench`: what docs/BENCHMARKS.md asks for, each figure beside its yardstick, measured in one run.
 #![allow(clippy::print_stdout, reason = "its table is what it is for")]
 
+mod client;
 mod direct;
 mod idle;
 mod mesh;
@@ -39,7 +40,7 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Measures one part alone
-    #[arg(long, value_parser = ["idle", "browser", "mesh"])]
+    #[arg(long, value_parser = ["idle", "browser", "client", "mesh"])]
     only: Option<String>,
 }
 
@@ -68,6 +69,9 @@ async fn main() -> Result<()> {
     }
     if settings.wants("browser") {
         in_browser(&settings, &mut report).await.context("the browser")?;
+    }
+    if settings.wants("client") {
+        client::measure(&settings, &mut report).await.context("the tunnel without a browser")?;
     }
     if settings.wants("mesh") {
         mesh::measure(&settings, &mut report).await.context("node to node")?;
