@@ -119,6 +119,8 @@ fn constants() -> String {
         ("REPLY", frame::flags::REPLY),
         ("BODY", frame::flags::BODY),
         ("LARGE", frame::flags::LARGE),
+        ("TAKES_WHOLE", frame::flags::TAKES_WHOLE),
+        ("WHOLE", frame::flags::WHOLE),
     ];
     let object = |entries: Vec<String>| format!("Object.freeze({{{}}})", entries.join(","));
     let kinds = object(kinds.iter().map(|(name, kind)| format!("{name}:{}", *kind as u8)).collect());

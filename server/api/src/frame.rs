@@ -104,6 +104,13 @@ pub mod flags {
     /// On `Open`, beside `BODY`: the body is large or of unknown length. Between a page and its connector, which takes the bulk
     /// lane for such a stream; a node need not look at it.
     pub const LARGE: u8 = 16;
+    /// On `Open`: the page takes a whole answer. Between a page and its connector, which asks the node for it where it can tell
+    /// that such an answer is complete.
+    pub const TAKES_WHOLE: u8 = 32;
+    /// On `Open`: a short answer may come as one frame, for each one costs a browser some tenths of a millisecond. On `Head`: it does.
+    /// Its payload is the length of the head (`u32`, big endian), the head, and the body, which counts against no credit; the
+    /// sender's direction has ended.
+    pub const WHOLE: u8 = 64;
 }
 
 /// A frame that borrows its payload from the message it came in.
@@ -197,6 +204,11 @@ impl Header {
             return Err(FrameError::PayloadTooLarge { kind, len: payload_len, max });
         }
         Ok(Self { kind, flags, stream: u32::from_be_bytes([a, b, c, d]) })
+    }
+
+    /// Has its sender's direction ended with it?
+    pub fn ends(self) -> bool {
+        self.kind == Kind::End || (self.kind == Kind::Head && self.flags & flags::WHOLE != 0)
     }
 
     pub fn encode(self) -> [u8; HEADER_LEN] {

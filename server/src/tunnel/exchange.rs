@@ -45,19 +45,28 @@ const EVENTS: &[u8] = b"text/event-stream";
 /// How much of a held body is read at a time. Bytes.
 const FILE_CHUNK: usize = 128 * 1024;
 
-pub(super) async fn run(mux: &Mux, stream: &Arc<Stream>, head: Head, has_body: bool) -> Result<(), Ended> {
-    let exchange = Exchange { mux, stream, head };
-    match exchange.ask(has_body).await {
+pub(super) async fn run(mux: &Mux, stream: &Arc<Stream>, head: Head, asked: Asked) -> Result<(), Ended> {
+    let exchange = Exchange { mux, stream, head, asked };
+    match exchange.ask().await {
         Ok((backend, hold, answer)) => exchange.pass_on(&backend, hold, answer).await,
         Err(Refusal::Broken(error)) => Err(Ended::Reset(error)),
         Err(Refusal::Told(error)) => exchange.tell(&error).await,
     }
 }
 
+/// What the browser says of a request beside the request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) has_body: bool,
+    /// A short answer may come as one frame.
+    pub(super) takes_whole: bool,
+}
+
 struct Exchange<'a> {
     mux: &'a Mux,
     stream: &'a Arc<Stream>,
     head: Head,
+    asked: Asked,
 }
 
 /// Why there is no answer of the service.
@@ -98,8 +107,8 @@ enum Payload {
 impl Exchange<'_> {
     /// Asks the service, and again where that can't do harm: on another instance, or on the one that comes when the service has
     /// moved. What an application may have begun to work on is asked once more only if that changes nothing.
-    async fn ask(&self, has_body: bool) -> Result<(Backend, Hold, Response<Incoming>), Refusal> {
-        let mut payload = match (has_body, self.head.length) {
+    async fn ask(&self) -> Result<(Backend, Hold, Response<Incoming>), Refusal> {
+        let mut payload = match (self.asked.has_body, self.head.length) {
             (false, _) => Payload::None,
             (true, Some(length)) => Payload::Streamed(length),
             (true, None) => self.held().await?,
@@ -255,6 +264,10 @@ impl Exchange<'_> {
             _ => Begun::default(),
         };
         let lane = self.mux.lane(lane, &self.stream.lane);
+        let is_whole = body.is_none() || matches!(begun.end, Some(Ok(())));
+        if is_whole && self.asked.takes_whole && self.stream.send_whole(&lane, &head, &begun.bytes).await? {
+            return Ok(());
+        }
         match lane.send_json(Kind::Head, self.stream.id, &head).await {
             Ok(()) => {}
             Err(Unsent::Closed(closed)) => return Err(closed.into()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_api::{
     ApiError,
-    frame::{CONTROL_MAX, Frame, HEADER_LEN, Kind, STREAMS_MAX},
+    frame::{CONTROL_MAX, Frame, HEADER_LEN, Head, Header, Kind, STREAMS_MAX, flags},
 };
 use serde::Serialize;
 use tokio::sync::{Mutex, mpsc};
@@ -95,6 +95,22 @@ fn message(frame: Frame<'_>) -> BytesMut {
     message.put_slice(&frame.header());
     message.put_slice(frame.payload);
     message
+}
+
+/// An answer as one frame ([`flags::WHOLE`]); `None` where it does not fit.
+pub(super) fn whole(stream: u32, head: &Head, body: &[u8]) -> Option<BytesMut> {
+    let head = serde_json::to_vec(head).ok()?;
+    let len = size_of::<u32>() + head.len() + body.len();
+    if len > CONTROL_MAX {
+        return None;
+    }
+    let mut message = BytesMut::with_capacity(HEADER_LEN + len);
+    message.put_slice(&Header { kind: Kind::Head, flags: flags::WHOLE, stream }.encode());
+    // It is less than `CONTROL_MAX`.
+    message.put_u32(head.len() as u32);
+    message.put_slice(&head);
+    message.put_slice(body);
+    Some(message)
 }
 
 fn json<T: Serialize>(kind: Kind, stream: u32, value: &T) -> Result<BytesMut, Unsent> {

@@ -30,11 +30,11 @@ use super::{
     ChannelClosed, Session, Shared,
     counters::ServiceCounters,
     credit::Credit,
-    exchange,
+    exchange::{self, Asked},
     ids::{Refused, UsedIds},
     inbox::Inbox,
     jar::Jar,
-    lane::Lane,
+    lane::{self, Lane},
     request::{Head, Sender},
     websocket,
 };
@@ -100,6 +100,14 @@ impl Stream {
     /// When the service last took something, or the stream began.
     pub(super) fn last_progress(&self) -> Instant {
         self.began + Duration::from_millis(self.progress.load(Relaxed))
+    }
+
+    /// Sends an answer as one frame. False where that would be too long, and nothing is sent.
+    pub(super) async fn send_whole(&self, lane: &Lane, head: &frame::Head, body: &[u8]) -> Result<bool, ChannelClosed> {
+        let Some(message) = lane::whole(self.id, head, body) else { return Ok(false) };
+        lane.send_message(message).await?;
+        self.counters.got_from_service(body.len());
+        Ok(true)
     }
 
     /// Sends all of `payload` as `Data` frames, as credit comes.
@@ -293,12 +301,12 @@ impl Mux {
         self.counters.streams_total.fetch_add(1, Relaxed);
         self.open_count().fetch_add(1, Relaxed);
         let seat = Seat { mux: Arc::clone(self), stream };
-        let has_body = frame.flags & flags::BODY != 0;
+        let asked = Asked { has_body: frame.flags & flags::BODY != 0, takes_whole: frame.flags & flags::WHOLE != 0 };
         streams.spawn(async move {
             let Seat { mux, stream } = &seat;
             let ended = async {
                 match mux.carries {
-                    Carried::Http => exchange::run(mux, stream, head, has_body).await,
+                    Carried::Http => exchange::run(mux, stream, head, asked).await,
                     Carried::WebSocket => websocket::run(mux, stream, &head).await,
                 }
             };

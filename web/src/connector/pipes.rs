@@ -149,7 +149,9 @@ impl Pipes {
         let lane = if header.flags & flags::LARGE == 0 { Lane::Interactive } else { Lane::Bulk };
         match self.streams.open(local, lane, has_body, now) {
             Ok(wire) => {
-                self.queue(wire, lane, Header { flags: header.flags & !flags::LARGE, ..header }, frame, peer);
+                let whole = if header.flags & flags::TAKES_WHOLE != 0 { flags::WHOLE } else { 0 };
+                let flags = header.flags & flags::BODY | whole;
+                self.queue(wire, lane, Header { flags, ..header }, frame, peer);
             }
             Err(Refused::TooMany) => {
                 let sentence =
@@ -164,7 +166,7 @@ impl Pipes {
         message::set_header(frame, Header { stream: wire, ..header });
         if self.outbox(lane).push(wire, frame.clone(), frame.byte_length() as usize) == Err(Full) {
             let error = ApiError::new(ErrorCode::FrameInvalid, "the page sent more than it had credit for");
-            if let Some(local) = self.streams.node_sent(wire, Kind::Reset) {
+            if let Some(local) = self.streams.node_sent(Header { kind: Kind::Reset, flags: 0, stream: wire }) {
                 self.refuse(local, &error);
             }
             self.give_up(wire, lane, &error, peer);
@@ -174,7 +176,7 @@ impl Pipes {
 
     /// A frame of the node on a lane, other than those of stream 0.
     pub(super) fn node_sent(&mut self, header: Header, frame: &ArrayBuffer) {
-        if let Some(local) = self.streams.node_sent(header.stream, header.kind)
+        if let Some(local) = self.streams.node_sent(header)
             && let Some(port) = self.ports.get(&local.port)
         {
             message::set_header(frame, Header { stream: local.stream, ..header });

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_api::frame::{Kind, Lane, STREAMS_MAX};
+use flotilla_api::frame::{Header, Kind, Lane, STREAMS_MAX};
 
 /// A port to a service worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,11 +71,11 @@ impl Streams {
     }
 
     /// Where a node's frame goes; `None` for one of a stream that is over.
-    pub(super) fn node_sent(&mut self, wire: u32, kind: Kind) -> Option<Local> {
-        let stream = self.by_wire.get_mut(&wire)?;
+    pub(super) fn node_sent(&mut self, header: Header) -> Option<Local> {
+        let stream = self.by_wire.get_mut(&header.stream)?;
         let local = stream.local;
-        stream.node_ended |= kind == Kind::End;
-        self.close_if_over(wire, kind);
+        stream.node_ended |= header.ends();
+        self.close_if_over(header.stream, header.kind);
         Some(local)
     }
 
@@ -114,7 +114,13 @@ impl Streams {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_api::frame::flags;
+
     use super::*;
+
+    fn from_node(stream: u32, kind: Kind) -> Header {
+        Header { kind, flags: 0, stream }
+    }
 
     fn local(port: u32, stream: u32) -> Local {
         Local { port: PortId(port), stream }
@@ -127,25 +133,30 @@ mod tests {
         let second = streams.open(local(2, 1), Lane::Bulk, true, 0.0).unwrap();
         assert_ne!(first, second);
         assert_eq!(streams.page_sent(local(2, 1), Kind::Data), Some((second, Lane::Bulk)));
-        assert_eq!(streams.node_sent(first, Kind::Head), Some(local(1, 1)));
-        assert_eq!(streams.node_sent(second, Kind::Head), Some(local(2, 1)));
+        assert_eq!(streams.node_sent(from_node(first, Kind::Head)), Some(local(1, 1)));
+        assert_eq!(streams.node_sent(from_node(second, Kind::Head)), Some(local(2, 1)));
     }
 
     #[test]
     fn a_stream_is_over_when_both_sides_ended_or_one_gave_up() {
         let mut streams = Streams::default();
         let upload = streams.open(local(1, 1), Lane::Bulk, true, 0.0).unwrap();
-        assert!(streams.node_sent(upload, Kind::End).is_some());
+        assert!(streams.node_sent(from_node(upload, Kind::End)).is_some());
         assert!(streams.page_sent(local(1, 1), Kind::End).is_some());
         assert_eq!(streams.page_sent(local(1, 1), Kind::Credit), None);
 
         let download = streams.open(local(1, 2), Lane::Interactive, false, 0.0).unwrap();
-        assert!(streams.node_sent(download, Kind::End).is_some());
-        assert_eq!(streams.node_sent(download, Kind::Data), None);
+        assert!(streams.node_sent(from_node(download, Kind::End)).is_some());
+        assert_eq!(streams.node_sent(from_node(download, Kind::Data)), None);
+
+        let whole = streams.open(local(1, 4), Lane::Interactive, false, 0.0).unwrap();
+        let head = Header { flags: flags::WHOLE, ..from_node(whole, Kind::Head) };
+        assert_eq!(streams.node_sent(head), Some(local(1, 4)));
+        assert_eq!(streams.node_sent(from_node(whole, Kind::End)), None);
 
         let aborted = streams.open(local(1, 3), Lane::Interactive, false, 0.0).unwrap();
         assert!(streams.page_sent(local(1, 3), Kind::Reset).is_some());
-        assert_eq!(streams.node_sent(aborted, Kind::Data), None);
+        assert_eq!(streams.node_sent(from_node(aborted, Kind::Data)), None);
     }
 
     #[test]

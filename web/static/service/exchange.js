@@ -7,11 +7,6 @@ const BODY_READ_AHEAD = 256 * 1024;
 // How often a request that can be repeated is sent again after its connection was lost before the answer began.
 const ATTEMPTS = 3;
 
-// An answer that says to be no longer than this is passed on when it is complete: that takes a browser half as long as a head
-// whose body comes after. It is not waited for if the service takes its time.
-const SHORT = 64 * 1024;
-const SHORT_WAITS_MS = 30;
-
 const HEADERS_OF_OURS = /^x-flotilla-/;
 const HAS_NO_BODY = new Set([101, 204, 205, 304]);
 
@@ -47,8 +42,6 @@ class Exchange {
   #requestId;
   #window = new SendWindow();
   #settleHead;
-  #head = null;
-  #patience = null;
   // What came of the body before the page could read it.
   #early = [];
   #ended = false;
@@ -76,7 +69,7 @@ class Exchange {
     };
     const referrer = refererOf(request);
     if (referrer) open.referrer = referrer;
-    let flags = 0;
+    let flags = FLAG.TAKES_WHOLE;
     if (body) flags |= FLAG.BODY | (body.length === null || body.length > DATA_MAX ? FLAG.LARGE : 0);
     link.post(jsonFrame(KIND.OPEN, this.#id, open, flags));
     if (body) event.waitUntil(this.#upload(body));
@@ -173,12 +166,17 @@ class Exchange {
     }
   }
 
-  receive({ kind, payload }) {
+  receive({ kind, flags, payload }) {
     switch (kind) {
       case KIND.HEAD:
-        this.#head = jsonOf(payload);
-        if (isShort(this.#head)) this.#patience = setTimeout(() => this.#begin(), SHORT_WAITS_MS);
-        else this.#begin();
+        if (flags & FLAG.WHOLE) {
+          const { head, body } = wholeOf(payload);
+          if (body.byteLength > 0) this.#early.push(body);
+          this.#settleHead.resolve(head);
+          this.#end();
+        } else {
+          this.#settleHead.resolve(jsonOf(payload));
+        }
         break;
       case KIND.DATA:
         this.#received += payload.byteLength;
@@ -189,12 +187,7 @@ class Exchange {
         this.#window.grant(creditOf(payload));
         break;
       case KIND.END:
-        // An answer that is complete before its request is needs no more of it.
-        if (this.#uploading) this.#link.post(jsonFrame(KIND.RESET, this.#id, { code: "aborted", message: "the answer is complete" }));
-        this.#ended = true;
-        this.#begin();
-        this.#finish();
-        this.#body?.close();
+        this.#end();
         break;
       case KIND.RESET: {
         const { code, message } = jsonOf(payload);
@@ -204,9 +197,12 @@ class Exchange {
     }
   }
 
-  #begin() {
-    clearTimeout(this.#patience);
-    this.#settleHead.resolve(this.#head);
+  #end() {
+    // An answer that is complete before its request is needs no more of it.
+    if (this.#uploading) this.#link.post(jsonFrame(KIND.RESET, this.#id, { code: "aborted", message: "the answer is complete" }));
+    this.#ended = true;
+    this.#finish();
+    this.#body?.close();
   }
 
   // Nobody waits for the answer any more.
@@ -218,7 +214,6 @@ class Exchange {
 
   fail(error) {
     if (this.#over) return;
-    clearTimeout(this.#patience);
     this.#finish();
     this.#settleHead.reject(error);
     this.#body?.error(new TypeError(error.message));
@@ -231,11 +226,6 @@ class Exchange {
     if (this.#requestId) byRequestId.delete(this.#requestId);
   }
 }
-
-const isShort = ({ headers }) => {
-  const length = headers.find(([name]) => name === "content-length")?.[1];
-  return length !== undefined && Number(length) <= SHORT;
-};
 
 // What a page sent, as chunks, with its length where that is known.
 const bodyOf = async (request) => {

@@ -34,6 +34,11 @@ const parseFrame = (message) => {
 };
 
 const jsonOf = (payload) => JSON.parse(decoder.decode(payload));
+// An answer that came in one frame.
+const wholeOf = (payload) => {
+  const end = 4 + new DataView(payload.buffer, payload.byteOffset, 4).getUint32(0);
+  return { head: jsonOf(payload.subarray(4, end)), body: payload.subarray(end) };
+};
 const creditOf = (payload) => new DataView(payload.buffer, payload.byteOffset, 4).getUint32(0);
 
 // How much may still be sent on one stream. `take` waits until something may be; `null` from it means that the stream is over.

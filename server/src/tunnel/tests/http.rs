@@ -39,6 +39,34 @@ async fn a_page_gets_what_it_asks_for() {
 }
 
 #[tokio::test]
+async fn a_short_answer_comes_as_one_frame_to_a_page_that_takes_it() {
+    let world = World::new().await;
+    let page = world.page().await;
+    let mut answer = page.open_whole(&get("/hello")).await;
+    let (head, body) = answer.whole().await;
+    assert_eq!((head.status, &body[..]), (200, &b"hello"[..]));
+    assert_eq!(header(&head, "content-length"), Some("5"));
+    let mut answer = page.open_whole(&get("/not-modified")).await;
+    let (head, body) = answer.whole().await;
+    assert_eq!((head.status, body.len()), (304, 0));
+    let mut shimmed = page.open_whole(&document("/framed")).await;
+    let (_, body) = shimmed.whole().await;
+    assert!(String::from_utf8_lossy(&body).contains("/__flotilla/shim.js"));
+    let counted = world.counted().services[&"notes".parse().unwrap()];
+    assert_eq!((counted.streams_total, counted.bytes_from_service), (3, 5 + body.len() as u64));
+    assert!(answer.is_quiet() && shimmed.is_quiet(), "it is over");
+
+    // What goes on, or is too long, comes as it always did.
+    for (path, length) in [("/zeros?bytes=65536", 65_536), ("/zeros?bytes=200000", 200_000)] {
+        let mut answer = page.open_whole(&get(path)).await;
+        assert_eq!(answer.head().await.status, 200);
+        assert_eq!(answer.body().await.len(), length, "{path}");
+    }
+    let mut events = page.open_whole(&get("/events")).await;
+    assert_eq!(events.head().await.status, 200);
+}
+
+#[tokio::test]
 async fn a_download_arrives_whole_on_the_bulk_lane() {
     let world = World::new().await;
     let page = world.page().await;

@@ -112,6 +112,11 @@ impl Page {
         self.start(open, 0).await
     }
 
+    /// Takes the answer as one frame, where it comes as one.
+    pub(crate) async fn open_whole(&self, open: &Open) -> Answer {
+        self.start(open, flags::WHOLE).await
+    }
+
     /// Opens a stream whose body follows.
     pub(crate) async fn upload(&self, open: &Open) -> Answer {
         self.start(open, flags::BODY).await
@@ -165,6 +170,15 @@ impl Answer {
         let got = self.next().await;
         assert_eq!(got.kind, Kind::Head, "{}", String::from_utf8_lossy(&got.payload));
         (serde_json::from_slice(&got.payload).unwrap(), got.bulk)
+    }
+
+    /// An answer that came as one frame.
+    pub(crate) async fn whole(&mut self) -> (Head, Bytes) {
+        let got = self.next().await;
+        assert_eq!((got.kind, got.flags), (Kind::Head, flags::WHOLE));
+        let (len, rest) = got.payload.split_first_chunk().unwrap();
+        let (head, body) = rest.split_at(u32::from_be_bytes(*len) as usize);
+        (serde_json::from_slice(head).unwrap(), Bytes::copy_from_slice(body))
     }
 
     pub(crate) async fn reset(&mut self) -> ApiError {
