@@ -524,6 +524,8 @@ impl Captured {
 #[derive(Clone, Debug)]
 struct Read {
     file: File,
+    /// Extended ones.
+    attributes: BTreeMap<Vec<u8>, Vec<u8>>,
     seen: Seen,
     /// It did not change while it was read.
     whole: bool,

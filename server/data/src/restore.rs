@@ -17,7 +17,7 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fchmod, fchown, futimens, linkat, mkdirat,
+        AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fchmod, fchown, fstat, futimens, linkat, mkdirat,
         mknodat, openat, renameat, symlinkat, syncfs, unlinkat, utimensat,
     },
     io::Errno,
@@ -199,7 +199,9 @@ impl Restorer<'_> {
     fn write(&mut self, place: &Place, name: &Name, in_place: bool, file: &File, meta: &Meta) -> Result<(), Written> {
         let how = if in_place { OFlags::TRUNC } else { OFlags::CREATE | OFlags::EXCL };
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | how;
-        let fd = openat(place.fd(), os(name), flags, Mode::from_raw_mode(0o600)).map_err(io::Error::from)?;
+        // Whoever may not read it can't enter the directory that all of this is in.
+        let mode = Mode::from_raw_mode(meta.mode & 0o777);
+        let fd = openat(place.fd(), os(name), flags, mode).map_err(io::Error::from)?;
         let mut opened = fs::File::from(fd);
         let mut holes = file.holes.iter().peekable();
         let mut at = 0;
@@ -281,11 +283,17 @@ fn remove(place: &Place, name: &Name) -> Result<(), Error> {
     }
 }
 
+/// What is right already is left alone: each change costs the file system more than a look.
 fn set_meta(fd: BorrowedFd<'_>, meta: &Meta) -> io::Result<()> {
     // A change of owner takes set-id bits away, and one of attributes may change the mode.
-    fchown(fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))?;
+    let stat = fstat(fd)?;
+    if (stat.st_uid, stat.st_gid) != (meta.uid, meta.gid) {
+        fchown(fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))?;
+    }
     place::set_attributes(fd, &meta.attributes)?;
-    fchmod(fd, Mode::from_raw_mode(meta.mode))?;
+    if fstat(fd)?.st_mode & 0o7777 != meta.mode {
+        fchmod(fd, Mode::from_raw_mode(meta.mode))?;
+    }
     futimens(fd, &place::times(meta))?;
     Ok(())
 }

@@ -103,7 +103,7 @@ fn write(drafts: Vec<Draft>, session: &mut Session, figures: &mut Figures) -> Re
 /// What was found out of one file's content.
 enum Content {
     Read(Read),
-    Taken { taken: Taken, settled: bool, seen: Seen },
+    Taken { taken: Taken, attributes: BTreeMap<Vec<u8>, Vec<u8>>, settled: bool, seen: Seen },
 }
 
 impl Capture {
@@ -285,22 +285,22 @@ impl Capture {
             Some(Known::Read(read)) => Some(read),
             None => None,
         };
-        let opened = place.file(&name)?;
-        let attributes = place::attributes(opened.as_fd()).map_err(|source| place.failed("read", &name, source))?;
         let content = match known {
             Some(read) => Content::Read(read),
             None => self.content(place, path, &name)?,
         };
-        let meta = meta(stat, attributes);
         let (settled, seen) = match &content {
             Content::Read(Read { settled, seen, .. }) | Content::Taken { settled, seen, .. } => (*settled, *seen),
         };
         self.noted.push((Seen::key(path), settled.then_some(seen)));
         Ok(match content {
-            Content::Read(Read { file, .. }) => {
-                Draft::Entry(Entry { name, meta, node: Node::File(File { has_twins, ..file }) })
+            Content::Read(Read { file, attributes, .. }) => {
+                let node = Node::File(File { has_twins, ..file });
+                Draft::Entry(Entry { name, meta: meta(stat, attributes), node })
             }
-            Content::Taken { taken, .. } => Draft::File { name, meta, taken, has_twins },
+            Content::Taken { taken, attributes, .. } => {
+                Draft::File { name, meta: meta(stat, attributes), taken, has_twins }
+            }
         })
     }
 
@@ -319,7 +319,9 @@ impl Capture {
             self.figures.torn.push(String::from_utf8_lossy(path).into_owned());
             return Ok(match content {
                 Content::Read(read) => Content::Read(Read { settled: false, ..read }),
-                Content::Taken { taken, seen, .. } => Content::Taken { taken, settled: false, seen },
+                Content::Taken { taken, attributes, seen, .. } => {
+                    Content::Taken { taken, attributes, settled: false, seen }
+                }
             });
         }
     }
@@ -363,9 +365,10 @@ pub(super) fn read_file(place: &Place, name: &Name, session: &Session, end: Opti
     let (len, holes) = content::extent(&opened, &before).map_err(failed)?;
     let bytes = content::Until { inner: content::bytes(&opened, len, &holes), end };
     let file = content::write(bytes, len, holes.clone(), session)?;
+    let attributes = place::attributes(opened.as_fd()).map_err(failed)?;
     let seen = place::seen(&before);
     let whole = place::seen(&look_at(&opened, place, name)?) == seen;
-    Ok(Read { file, seen, whole, settled: seen.changed + TICK < began })
+    Ok(Read { file, attributes, seen, whole, settled: seen.changed + TICK < began })
 }
 
 impl Aside {
@@ -374,9 +377,10 @@ impl Aside {
         let began = now();
         let before = look_at(&opened, place, name)?;
         let Some(taken) = self.take(&opened, &before, place, name)? else { return Ok(None) };
+        let attributes = place::attributes(opened.as_fd()).map_err(|source| place.failed("read", name, source))?;
         let seen = place::seen(&before);
         let whole = place::seen(&look_at(&opened, place, name)?) == seen;
-        Ok(Some((Content::Taken { taken, settled: seen.changed + TICK < began, seen }, whole)))
+        Ok(Some((Content::Taken { taken, attributes, settled: seen.changed + TICK < began, seen }, whole)))
     }
 }
 
