@@ -31,7 +31,7 @@ use webrtc::{
 
 use super::{
     Addresses, Certificate, Error,
-    pace::{self, Pace},
+    pace::{Pace, Towards},
     port::{Claim, Port},
     runtime::{MeshRuntime, Pulse},
 };
@@ -52,12 +52,9 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// Messages up to this size are taken; ours are a little over 64 KiB. Chromium's own limit. Bytes.
 const MESSAGE_MAX: u32 = 256 * 1024;
 
-/// Unacknowledged bytes after which a sender waits, between nodes: 1 MiB in 40 ms are 26 MB/s. A link that begins sends twice as much in each
-/// round trip until something is lost, so that with more it would overrun a line of 100 Mbit/s; and what a card of this machine has not sent
-/// yet fits into its queue, which is 1,000 packets. Towards a browser it waits much sooner (see `pace`).
-const NODE_SEND_LIMIT: usize = 1024 * 1024;
-/// The same for each of many links between two nodes: sixteen of them, in 40 ms, are 50 MB/s still, and when all of them begin at once they
-/// put no more under way than a line of 100 Mbit/s holds. Overrun, each would wait for a second or more.
+/// Unacknowledged bytes after which a sender waits, on each of many links between two nodes: sixteen of them, in 40 ms, are 50 MB/s still, and
+/// when all of them begin at once they put no more under way than a line of 100 Mbit/s holds. Overrun, each would wait for a second or more.
+/// Towards a browser, and on the first link between two nodes, it depends on the path (see `pace`).
 const LANE_SEND_LIMIT: usize = 128 * 1024;
 /// The same for a channel of calls: what is under way can't be overtaken, so that it has to be little. 128 KiB in 40 ms are 3 MB/s.
 const CONTROL_SEND_LIMIT: usize = 128 * 1024;
@@ -144,7 +141,7 @@ pub enum LinkState {
 /// One WebRTC connection. Dropping it closes it in the background; [`Link::close`] waits for that.
 pub struct Link {
     connection: Arc<dyn PeerConnection>,
-    /// Towards a browser.
+    /// Absent where the library's own limit is all.
     pace: Option<Arc<Pace>>,
     pulse: Arc<Pulse>,
     state: watch::Receiver<LinkState>,
@@ -180,9 +177,14 @@ impl Link {
             gathering: gathering.clone(),
             channels: channel_sender,
         };
+        let towards = match peer {
+            Peer::Browser => Some(Towards::Browser),
+            Peer::Node => Some(Towards::Node),
+            Peer::Lane | Peer::Control => None,
+        };
         let (send_limit, receive_window) = match peer {
-            Peer::Browser => (pace::FAR, BROWSER_RECEIVE_WINDOW),
-            Peer::Node => (NODE_SEND_LIMIT, NODE_RECEIVE_WINDOW),
+            Peer::Browser => (Towards::Browser.limit(), BROWSER_RECEIVE_WINDOW),
+            Peer::Node => (Towards::Node.limit(), NODE_RECEIVE_WINDOW),
             Peer::Lane => (LANE_SEND_LIMIT, NODE_RECEIVE_WINDOW),
             Peer::Control => (CONTROL_SEND_LIMIT, CONTROL_RECEIVE_WINDOW),
         };
@@ -218,7 +220,7 @@ impl Link {
         let connection =
             Box::pin(building).await.map_err(|error| Error::SetUp { step: "open sockets", source: error })?;
         let connection: Arc<dyn PeerConnection> = Arc::new(connection);
-        let pace = (peer == Peer::Browser).then(|| Pace::new(Arc::clone(&connection)));
+        let pace = towards.map(|towards| Pace::new(Arc::clone(&connection), towards));
         Ok(Self {
             connection,
             pace,
@@ -250,6 +252,9 @@ impl Link {
     /// Makes an offer with all of this side's candidates.
     pub(super) async fn offer(&self, restart: bool) -> Result<String, Error> {
         self.pulse.begin_set_up();
+        if let Some(pace) = &self.pace {
+            pace.forget();
+        }
         let step = |step| move |source| Error::SetUp { step, source };
         let options = RTCOfferOptions { ice_restart: restart };
         let offer = self.connection.create_offer(Some(options)).await.map_err(step("make the offer"))?;
