@@ -115,11 +115,18 @@ pub(super) fn run_in_thread(options: &Options) -> Result<(), Error> {
 fn block_on(options: &Options, process: bool) -> Result<(), Error> {
     let failed = |source| Error::Io { operation: "guard", path: options.data_dir.clone(), source };
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let Some(lock) = lock(&options.data_dir).map_err(failed)? else {
-        tracing::info!("another guard is there already");
-        return Ok(());
+    let guarding = async {
+        // Before anybody can know of it by its lock.
+        let signals = if process { Some(Signals::new()?) } else { None };
+        match lock(&options.data_dir)? {
+            Some(lock) => Guard::new(options, lock).watch(signals).await,
+            None => {
+                tracing::info!("another guard is there already");
+                Ok(())
+            }
+        }
     };
-    runtime.block_on(Guard::new(options, lock).watch(process)).map_err(failed)
+    runtime.block_on(guarding).map_err(failed)
 }
 
 /// `None` if another guard has it.
@@ -196,15 +203,15 @@ impl Guard {
         }
     }
 
-    async fn watch(mut self, process: bool) -> io::Result<()> {
+    /// Until it is not needed; with signals where it is a process of its own.
+    async fn watch(mut self, mut signals: Option<Signals>) -> io::Result<()> {
         let listener = self.listen()?;
         let alarm = Alarm::new()?;
-        let mut signals = if process { Some(Signals::new()?) } else { None };
         let (asks, mut asked) = mpsc::channel(ASKS_MAX);
         let mut connections = JoinSet::new();
         let mut look = interval(LOOK_EVERY);
         let (tells, mut told) = mpsc::channel(sleep::TELLS_MAX);
-        if process {
+        if signals.is_some() {
             tokio::spawn(sleep::listen(tells));
             // Only what is used: all of a program with the web app in it would be too much.
             let _ = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT);
