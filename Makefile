@@ -6,6 +6,9 @@ STATE ?= target/demo
 PORT ?= 7070
 READY_FILE ?=
 
+# Where cargo builds.
+BUILT := $(or $(CARGO_TARGET_DIR),target)
+
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
@@ -20,7 +23,7 @@ setup: ## Installs what is missing, and starts Docker Engine if none answers
 demo: ## A cluster on this machine, with a sample service to open
 	tests/setup/install build engine
 	$(CARGO) build --release --bin flotilla
-	tests/setup/docker-group target/release/flotilla demo --state "$(STATE)" --port "$(PORT)" $(if $(READY_FILE),--ready-file "$(READY_FILE)")
+	tests/setup/docker-group $(BUILT)/release/flotilla demo --state "$(STATE)" --port "$(PORT)" $(if $(READY_FILE),--ready-file "$(READY_FILE)")
 
 test: setup ## Every test: units, properties, API, engine, and end to end in Chromium
 	tests/setup/docker-group tests/setup/run-tests
@@ -38,7 +41,7 @@ lint: ## Formatting and clippy, where every warning is an error
 
 bench: setup ## The figures of docs/BENCHMARKS.md, side by side, in a release build
 	$(CARGO) build --release --locked --bins -p flotilla -p flotilla-tests
-	tests/setup/docker-group target/release/flotilla-bench $(BENCH)
+	tests/setup/docker-group $(BUILT)/release/flotilla-bench $(BENCH)
 
 bench-failover: setup ## What people notice when machines die, beside Docker Swarm; needs root. BENCH="--runs 3 --only worker"
 	tests/setup/run-on-bed flotilla-failover $(BENCH)
