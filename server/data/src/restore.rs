@@ -206,12 +206,10 @@ impl Restorer<'_> {
         let mut holes = file.holes.iter().peekable();
         let mut at = 0;
         let mut bytes = file.content.read(self.objects);
-        let mut ends_in_hole = false;
         loop {
             while let Some(hole) = holes.next_if(|hole| hole.at == at) {
                 at += hole.len;
                 opened.seek(SeekFrom::Start(at))?;
-                ends_in_hole = true;
             }
             let until = holes.peek().map_or(u64::MAX, |hole| hole.at);
             let chunk = bytes
@@ -225,12 +223,11 @@ impl Restorer<'_> {
             bytes.consume(len);
             at += len as u64;
             self.figures.written += len as u64;
-            ends_in_hole = false;
         }
         if at != file.len {
             return Err(Written::Tree(tree::Error::Damaged));
         }
-        if ends_in_hole {
+        if file.holes.last().is_some_and(|hole| hole.at.checked_add(hole.len) == Some(file.len)) {
             opened.set_len(file.len)?;
         }
         set_meta(opened.as_fd(), meta)?;

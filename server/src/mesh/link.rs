@@ -234,12 +234,16 @@ impl Link {
         })
     }
 
-    /// Takes an offer, of a new connection or of an ICE restart, and answers it with all of this side's candidates.
-    pub(super) async fn answer(&self, offer: String) -> Result<String, Error> {
+    fn begin_set_up(&self) {
         self.pulse.begin_set_up();
         if let Some(pace) = &self.pace {
             pace.forget();
         }
+    }
+
+    /// Takes an offer, of a new connection or of an ICE restart, and answers it with all of this side's candidates.
+    pub(super) async fn answer(&self, offer: String) -> Result<String, Error> {
+        self.begin_set_up();
         let step = |step| move |source| Error::SetUp { step, source };
         let offer = RTCSessionDescription::offer(offer).map_err(step("read the offer"))?;
         self.connection.set_remote_description(offer).await.map_err(step("take the offer"))?;
@@ -251,10 +255,7 @@ impl Link {
 
     /// Makes an offer with all of this side's candidates.
     pub(super) async fn offer(&self, restart: bool) -> Result<String, Error> {
-        self.pulse.begin_set_up();
-        if let Some(pace) = &self.pace {
-            pace.forget();
-        }
+        self.begin_set_up();
         let step = |step| move |source| Error::SetUp { step, source };
         let options = RTCOfferOptions { ice_restart: restart };
         let offer = self.connection.create_offer(Some(options)).await.map_err(step("make the offer"))?;

@@ -6,12 +6,12 @@ use anyhow::{Result, ensure};
 use flotilla::client::tunnel::TunnelClient;
 use flotilla_tests::{cluster::Cluster, image};
 
-use crate::{REQUESTS, Settings, median, report::Report};
+use crate::{REQUESTS, Settings, echoing, median, report::Report};
 
 pub(crate) async fn measure(settings: &Settings, report: &mut Report) -> Result<()> {
     let cluster = Cluster::start().await?;
     let image = image::echo().await?;
-    cluster.deploy(&format!("services:\n  echo:\n    image: {image}\n    ports: [\"8080\"]\n")).await?;
+    cluster.deploy(&echoing(&image)).await?;
     let client = TunnelClient::connect(&cluster.api().parse()?, cluster.token()).await?;
     let echo = "echo".parse()?;
     let mut rounds = Vec::new();

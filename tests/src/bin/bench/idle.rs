@@ -6,7 +6,10 @@ use anyhow::Result;
 use flotilla_tests::{cluster::Cluster, image};
 use tokio::time::sleep;
 
-use crate::report::{Goal, Report};
+use crate::{
+    echoing,
+    report::{Goal, Report},
+};
 
 /// What starting up has caused is over by then.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -15,7 +18,7 @@ const WATCHED: Duration = Duration::from_secs(30);
 pub(crate) async fn measure(report: &mut Report) -> Result<()> {
     let cluster = Cluster::start().await?;
     let image = image::echo().await?;
-    cluster.deploy(&format!("services:\n  echo:\n    image: {image}\n    ports: [\"8080\"]\n")).await?;
+    cluster.deploy(&echoing(&image)).await?;
     sleep(SETTLE).await;
     let before = cluster.node()?.cpu()?;
     sleep(WATCHED).await;

@@ -150,6 +150,11 @@ async fn in_browser(settings: &Settings, report: &mut Report) -> Result<()> {
     direct::measure(&address, settings, report).await.context("HTTP without a tunnel")
 }
 
+/// A compose file of the service that all of this asks.
+pub(crate) fn echoing(image: &str) -> String {
+    format!("services:\n  echo:\n    image: {image}\n    ports: [\"8080\"]\n")
+}
+
 /// The middle one, which one slow round does not move.
 pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);

@@ -10,12 +10,12 @@ use flotilla_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::REQUESTS;
+use crate::{REQUESTS, echoing};
 
 /// Milliseconds from sending a compose file, whose image is in the engine, to the page in the browser.
 pub(crate) async fn deployed_to_first_answer(cluster: &Cluster, browser: &Browser, image: &str) -> Result<f64> {
     let start = Instant::now();
-    cluster.submit(&format!("services:\n  echo:\n    image: {image}\n    ports: [\"8080\"]\n")).await?;
+    cluster.submit(&echoing(image)).await?;
     cluster.runs("echo").await?;
     let running = start.elapsed().as_secs_f64() * 1e3;
     Ok(running + open(cluster, browser).await?)
