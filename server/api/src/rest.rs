@@ -12,7 +12,7 @@
 //! POST   /deployments            DeployRequest         DeployResponse
 //! GET    /services                                     [ServiceView]
 //! GET    /services/{service}                           ServiceDetail
-//! DELETE /services/{service}     ?RemoveQuery          204
+//! DELETE /services/{service}     ?RemoveQuery          Removed
 //! GET    /services/{service}/explain                   ExplainView
 //! POST   /services/{service}/restart                   204
 //! POST   /services/{service}/rollback  RollbackRequest Deployed
@@ -259,6 +259,15 @@ pub struct RemoveQuery {
     /// Its volumes too: their data is deleted for good.
     #[serde(default)]
     pub volumes: bool,
+}
+
+/// Answer of `DELETE /api/v1/services/{service}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// The only machine that has what was written last to the volumes that are kept, as other machines could not get it in time. The service goes
+    /// on with it there if it is deployed again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_writes_on: Option<MachineName>,
 }
 
 /// `POST /api/v1/tokens`

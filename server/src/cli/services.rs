@@ -1,5 +1,7 @@
 //! The verbs about services that run.
 
+use std::collections::BTreeMap;
+
 use comfy_table::Cell;
 use flotilla_api::{
     ErrorCode, Revision, ServiceName, UnixMillis,
@@ -233,15 +235,24 @@ pub(super) async fn rm(args: Rm, session: &Session) -> Result<(), Failure> {
     if !args.yes {
         confirm(&args)?;
     }
+    let mut uncopied = BTreeMap::new();
     for service in &args.services {
-        session.client.remove(service, RemoveQuery { volumes: args.volumes }).await?;
+        let removed = session.client.remove(service, RemoveQuery { volumes: args.volumes }).await?;
         let volumes = if args.volumes { " and its volumes" } else { "" };
         if !session.output.json {
             session.output.line(&format!("Removed {service}{volumes}."))?;
+            if let Some(machine) = &removed.last_writes_on {
+                session.output.note(&format!(
+                    "What {service} wrote last is on {machine} alone: deploy it again before you remove that machine."
+                ));
+            }
         }
+        uncopied.extend(removed.last_writes_on.map(|machine| (service, machine)));
     }
     if session.output.json {
-        return session.output.value(&json!({ "removed": args.services, "volumes": args.volumes }));
+        return session
+            .output
+            .value(&json!({ "removed": args.services, "volumes": args.volumes, "last_writes_on": uncopied }));
     }
     Ok(())
 }

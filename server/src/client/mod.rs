@@ -19,9 +19,9 @@ use flotilla_api::{
         ChangeMachine, ClusterView, CollectQuery, CollectedView, CreateInvitation, CreateToken, CreatedInvitation,
         CreatedToken, DeployRequest, DeployResponse, Deployed, DiffQuery, DrainQuery, EventView, ExplainView,
         HeldImageView, ImageView, IssuedToken, LogLine, LogQuery, MachineDetail, MachineView, Rekeyed,
-        RemoveImageQuery, RemoveMachineQuery, RemoveQuery, RestoreRequest, Restored, RollbackRequest, ScaleRequest,
-        ScrubView, ServiceDetail, ServiceView, SetValue, TokenView, ValueSet, ValueView, VolumeDetail, VolumeDiff,
-        VolumeView,
+        RemoveImageQuery, RemoveMachineQuery, RemoveQuery, Removed, RestoreRequest, Restored, RollbackRequest,
+        ScaleRequest, ScrubView, ServiceDetail, ServiceView, SetValue, TokenView, ValueSet, ValueView, VolumeDetail,
+        VolumeDiff, VolumeView,
     },
     spec::ValueKind,
 };
@@ -231,9 +231,10 @@ impl Client {
         self.json(self.request(Method::POST, "deployments").json(request).timeout(ENGINE_TIMEOUT)).await
     }
 
-    pub async fn remove(&self, service: &ServiceName, query: RemoveQuery) -> Result<(), Error> {
+    /// Where its volumes stay, that takes as long as its instance takes to end, and its last writes to others.
+    pub async fn remove(&self, service: &ServiceName, query: RemoveQuery) -> Result<Removed, Error> {
         let path = format!("services/{service}?volumes={}", query.volumes);
-        self.done(self.request(Method::DELETE, &path)).await
+        self.json(self.request(Method::DELETE, &path).timeout(ENGINE_TIMEOUT)).await
     }
 
     pub async fn restart(&self, service: &ServiceName) -> Result<(), Error> {

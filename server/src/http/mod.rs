@@ -17,6 +17,7 @@ mod mesh;
 mod meter;
 mod probes;
 mod reception;
+mod removal;
 mod routes;
 mod sight;
 mod signal;

@@ -236,6 +236,12 @@ impl Cluster {
     }
 
     pub async fn deploy_stack(&self, stack: &str, compose: &str) -> Result<()> {
+        // Where the image was sent, as a person would.
+        self.deploy_through(0, stack, compose).await
+    }
+
+    /// Asks the machine with this index.
+    pub async fn deploy_through(&self, index: usize, stack: &str, compose: &str) -> Result<()> {
         let request = DeployRequest {
             compose: compose.to_owned(),
             stack: Some(stack.to_owned()),
@@ -243,8 +249,7 @@ impl Cluster {
             dry_run: false,
             values: Vec::new(),
         };
-        // Where the image was sent, as a person would.
-        self.client(0)?.deploy(&request).await.context("deploy")?;
+        self.client(index)?.deploy(&request).await.context("deploy")?;
         Ok(())
     }
 

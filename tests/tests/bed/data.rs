@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use flotilla_api::rest::RemoveQuery;
 use flotilla_tests::{
     bed::{
         Bed, Cluster,
@@ -16,7 +17,10 @@ use tokio::time::Instant;
 
 use crate::{
     board,
-    ledger::{Database, Loss, Observer, SERVICE, consistent, copied, deploy, kept_aside, later, lose_power},
+    ledger::{
+        Database, Loss, Observer, SERVICE, consistent, copied, deploy, keep_copies, kept_aside, later, lose_power,
+        told, upload,
+    },
 };
 
 #[tokio::test]
@@ -75,6 +79,30 @@ async fn nothing_is_lost_where_a_service_is_moved() -> Result<()> {
     consistent(&after)?;
     visitor.outage_within_promise("a machine with a database is emptied", at).await?;
     Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_lost_where_a_service_is_removed_and_then_the_machine_that_wrote_it() -> Result<()> {
+    let Some(cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
+    let image = upload(&cluster, &Database::Sqlite).await?;
+    keep_copies(&cluster, 0, &image, 2).await?;
+    let host = cluster.runs(SERVICE).await?[0];
+    let stays = cluster.all_but(host);
+    let visitor = cluster.visit(SERVICE, &stays).await?;
+    let observer = Observer::watch(&cluster, stays[0], &visitor);
+    wait::holds("some rows", SETTLED_LIMIT, async || Ok(told(&visitor).is_some_and(|ledger| ledger.acknowledged > 20)))
+        .await?;
+    let removed = cluster.client(stays[0])?.remove(&SERVICE.parse()?, RemoveQuery::default()).await?;
+    let (acknowledged, _) = observer.stop().last();
+    ensure!(removed.last_writes_on.is_none(), "{removed:?}");
+    let event = clock();
+    cluster.bed.power_off(host)?;
+    cluster.led_by_another_than(host).await?;
+    keep_copies(&cluster, stays[0], &image, 1).await?;
+    let after = later(&visitor, event).await?;
+    ensure!(after.integrity == "ok", "{after:?}");
+    ensure!(after.found >= acknowledged, "{acknowledged} rows were acknowledged, and {} are there", after.found);
+    consistent(&after)
 }
 
 #[tokio::test]

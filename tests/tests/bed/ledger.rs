@@ -46,7 +46,7 @@ impl Database {
 }
 
 /// Gives the cluster its image, and says how a compose file asks for it.
-async fn upload(cluster: &Cluster, database: &Database) -> Result<String> {
+pub(crate) async fn upload(cluster: &Cluster, database: &Database) -> Result<String> {
     let path = cluster.bed.scratch("ledger.tar");
     let image = match database {
         Database::Sqlite => {
@@ -77,15 +77,14 @@ pub(crate) fn consistent(found: &Ledger) -> Result<()> {
 /// On two other machines when this returns.
 pub(crate) async fn deploy(cluster: &Cluster, database: &Database) -> Result<()> {
     let image = upload(cluster, database).await?;
-    keep_copies(cluster, &image, 2).await
+    keep_copies(cluster, 0, &image, 2).await
 }
 
-/// Deploys it so that so many other machines have copies, and waits until they do.
-async fn keep_copies(cluster: &Cluster, image: &str, replicas: u32) -> Result<()> {
+/// Asks a machine to deploy it so that so many other machines have copies, and waits until they do.
+pub(crate) async fn keep_copies(cluster: &Cluster, through: usize, image: &str, replicas: u32) -> Result<()> {
     let copies = format!("{{ x-flotilla: {{ replicas: {replicas} }} }}");
-    cluster
-        .deploy(&format!(
-            "services:
+    let compose = format!(
+        "services:
   {SERVICE}:
     {image}
     ports: [\"8080\"]
@@ -95,8 +94,8 @@ volumes:
   rows: {copies}
   lines: {copies}
 "
-        ))
-        .await?;
+    );
+    cluster.deploy_through(through, "tests", &compose).await?;
     cluster.runs(SERVICE).await?;
     copied(cluster, replicas).await
 }

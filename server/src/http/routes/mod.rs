@@ -44,7 +44,7 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/machines/{machine}/undrain", post(machines::undrain))
         .route("/machines/{machine}/scrub", post(machines::scrub))
         .route("/services", get(services::list))
-        .route("/services/{service}", get(services::detail).delete(services::remove))
+        .route("/services/{service}", get(services::detail))
         .route("/services/{service}/explain", get(services::explain))
         .route("/services/{service}/restart", post(services::restart))
         .route("/services/{service}/rollback", post(services::roll_back))
@@ -76,7 +76,7 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/invitations/redeem", post(tokens::redeem))
         .route_layer(from_fn_with_state(app.clone(), up_to_date))
         .route_layer(from_fn_with_state(app.clone(), within_time));
-    // These move images or go on for as long as somebody reads; each has limits of its own.
+    // These move images, wait for instances to end or go on for as long as somebody reads; each has limits of its own.
     let lasting = Router::new()
         .route("/deployments", post(deployments::deploy))
         .route("/images", post(images::push).delete(images::remove))
@@ -85,6 +85,7 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/images/uploads/{digest}", head(images::offset).patch(images::append))
         .route("/images/uploads/{digest}/finish", post(images::finish))
         .route("/builds", post(builds::build))
+        .route("/services/{service}", delete(services::remove))
         .route("/services/{service}/logs", get(logs::read))
         .route("/services/{service}/exec", get(exec::run))
         .route("/events", get(events::follow))

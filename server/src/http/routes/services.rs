@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use flotilla_api::{
     ErrorCode, ServiceName,
-    rest::{Deployed, ExplainView, RemoveQuery, RollbackRequest, ScaleRequest, ServiceDetail, ServiceView},
+    rest::{Deployed, ExplainView, RemoveQuery, Removed, RollbackRequest, ScaleRequest, ServiceDetail, ServiceView},
 };
 use flotilla_core::{CommandV1, Outcome, schedule};
 use http::StatusCode;
@@ -14,7 +14,7 @@ use crate::http::{
     App,
     answer::{Answer, Asked, Failure, Json, Segment},
     caller::{Caller, Operator},
-    condition, scheduler,
+    condition, removal, scheduler,
 };
 
 /// A user sees what it may open.
@@ -48,9 +48,8 @@ pub(super) async fn remove(
     Operator(caller): Operator,
     Segment(service): Segment<ServiceName>,
     Asked(RemoveQuery { volumes }): Asked<RemoveQuery>,
-) -> Answer<StatusCode> {
-    app.propose(caller.actor(), CommandV1::Remove { service, volumes }).await?;
-    Ok(StatusCode::NO_CONTENT)
+) -> Answer<Json<Removed>> {
+    Ok(Json(removal::remove(&app, caller.actor(), service, volumes).await?))
 }
 
 pub(super) async fn restart(

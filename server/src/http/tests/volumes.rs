@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_api::{
     Revision, UnixMillis,
     limit::{CopyLimit, LimitNow, Rate},
-    rest::{ChangeMachine, ScrubView, VolumeState},
+    rest::{ChangeMachine, RemoveQuery, Removed, ScrubView, VolumeState},
     spec::HistoryRules,
 };
 use flotilla_core::{
@@ -167,6 +167,66 @@ async fn a_volume_says_until_when_it_waits_and_how_far_its_copies_are() {
     let volume = the_volume(&flowing).await;
     assert_eq!(volume.message.as_deref(), Some("`clara` is copying"));
     assert_eq!(volume.copies[0].coming, None, "what it told a minute ago says nothing of now");
+    running.node.stop().await;
+}
+
+#[tokio::test]
+async fn a_service_that_is_removed_ends_first_and_leaves_all_that_it_wrote_to_others() {
+    let running = Running::start().await;
+    let (berta, clara) = (admit(&running, "berta").await, admit(&running, "clara").await);
+    let name = written(&running, &berta, &clara, &[&berta]).await;
+    let service: flotilla_api::ServiceName = "notes".parse().unwrap();
+    let asking = client(&running, running.address());
+    let removing = {
+        let service = service.clone();
+        tokio::spawn(async move { asking.remove(&service, RemoveQuery::default()).await })
+    };
+    let stopped = async || {
+        let state = running.node.app().store.state();
+        (state.services[&service].replicas == 0).then_some(())
+    };
+    until(stopped).await;
+
+    // It is there until the last generation is, and its placement gone.
+    let term = running.node.app().store.state().leadership.term;
+    let epoch = name.epoch;
+    let vacate = Change::Vacate { epoch, reason: "it is not wanted".to_owned() };
+    propose(&running, CommandV1::Place { term, changes: vec![vacate] }).await;
+    let copies = Copies { root: "cd".repeat(32), bytes: 4_000, holders: [berta.clone(), clara].into() };
+    let last = Generation {
+        name: GenerationName { epoch, sequence: 2 },
+        taken_at: clock::now(),
+        last: true,
+        volumes: [("board".parse().unwrap(), copies)].into(),
+    };
+    let generations = BTreeMap::from([(service.clone(), last)]);
+    propose(&running, CommandV1::CommitGenerations { machine: berta, generations }).await;
+    assert!(!removing.is_finished() && running.node.app().store.state().services.contains_key(&service));
+    let end = Change::End { epoch, reason: "it has ended".to_owned() };
+    propose(&running, CommandV1::Place { term, changes: vec![end] }).await;
+    assert_eq!(removing.await.unwrap().unwrap(), Removed::default());
+    let state = running.node.app().store.state();
+    let kept = &state.kept_data[&service];
+    assert!(kept.settled && kept.committed.as_ref().is_some_and(|committed| committed.name.sequence == 2), "{kept:?}");
+    running.node.stop().await;
+}
+
+#[tokio::test]
+async fn what_others_do_not_have_of_a_service_that_is_removed_is_told() {
+    let running = Running::start().await;
+    let (berta, clara) = (admit(&running, "berta").await, admit(&running, "clara").await);
+    // Nobody runs it any more, and what it wrote last was never committed.
+    let name = written(&running, &berta, &clara, &[&berta, &clara]).await;
+    let term = running.node.app().store.state().leadership.term;
+    let (epoch, reason) = (name.epoch, "it is not wanted".to_owned());
+    let changes = vec![Change::Vacate { epoch, reason: reason.clone() }, Change::End { epoch, reason }];
+    propose(&running, CommandV1::Place { term, changes }).await;
+    let client = client(&running, running.address());
+    let service: flotilla_api::ServiceName = "notes".parse().unwrap();
+    let removed = client.remove(&service, RemoveQuery::default()).await.unwrap();
+    assert_eq!(removed, Removed { last_writes_on: Some("berta".parse().unwrap()) });
+    let error = client.remove(&service, RemoveQuery::default()).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::ServiceNotFound));
     running.node.stop().await;
 }
 

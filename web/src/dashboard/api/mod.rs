@@ -12,9 +12,9 @@ use flotilla_api::{
     rest::{
         BindToken, ChangeMachine, ClusterView, CreateInvitation, CreateToken, CreatedInvitation, CreatedToken,
         DemoAnswer, DeployRequest, DeployResponse, Deployed, EventView, ExplainView, HeldImageView, IssuedToken,
-        LogLine, LogQuery, MachineDetail, MachineView, PlacedView, Plain, RedeemInvitation, RestoreRequest, Restored,
-        RevisionView, RollbackRequest, ScaleRequest, ScrubView, ServiceDetail, ServiceView, TokenView, ValueSet,
-        ValueView, VolumeDetail, VolumeDiff, VolumeView,
+        LogLine, LogQuery, MachineDetail, MachineView, PlacedView, Plain, RedeemInvitation, Removed, RestoreRequest,
+        Restored, RevisionView, RollbackRequest, ScaleRequest, ScrubView, ServiceDetail, ServiceView, TokenView,
+        ValueSet, ValueView, VolumeDetail, VolumeDiff, VolumeView,
     },
     spec::{ServiceSpec, ValueKind},
 };
@@ -36,6 +36,9 @@ const CHANGE: Duration = Duration::from_secs(30);
 
 /// For what goes through a whole volume's names, on each machine that may have them.
 const COMPARISON: Duration = Duration::from_secs(60);
+
+/// For what waits for an instance to end, which has two minutes for it, and for its last writes to be elsewhere.
+const REMOVAL: Duration = Duration::from_secs(150);
 
 /// For a demo's machine: its outage is watched for a minute, and measured.
 const OUTAGE: Duration = Duration::from_secs(180);
@@ -235,8 +238,9 @@ impl Client {
         self.done("POST", &format!("/services/{}/scale", segment(service)), Some(body)).await
     }
 
-    pub(crate) async fn remove(&self, service: &str, volumes: bool) -> Result<(), Failure> {
-        self.done("DELETE", &format!("/services/{}?volumes={volumes}", segment(service)), None).await
+    /// Where its volumes stay, that takes as long as its instance takes to end.
+    pub(crate) async fn remove(&self, service: &str, volumes: bool) -> Result<Removed, Failure> {
+        self.ask("DELETE", &format!("/services/{}?volumes={volumes}", segment(service)), None, REMOVAL).await
     }
 
     pub(crate) async fn create_token(&self, request: &CreateToken) -> Result<CreatedToken, Failure> {

@@ -1,4 +1,4 @@
-use flotilla_api::rest::ServiceDetail;
+use flotilla_api::rest::{Removed, ServiceDetail};
 use leptos::prelude::*;
 use leptos_router::hooks::use_navigate;
 
@@ -84,13 +84,22 @@ fn Remove(name: String, service: Query<ServiceDetail>, open: RwSignal<bool>) -> 
         }
         let (name, navigate) = (removed.clone(), navigate.clone());
         let volumes = with_volumes.get_untracked();
-        act.run(async move { client.remove(&name, volumes).await.map(|()| name) }, move |toasts, name| {
-            let rest = if volumes { "and its volumes are deleted" } else { "its volumes are kept" };
-            toasts.tell(format!("`{name}` is removed, {rest}."));
-            open.try_set(false);
-            fleet.services.refresh();
-            navigate("/", leptos_router::NavigateOptions::default());
-        });
+        act.run(
+            async move { client.remove(&name, volumes).await.map(|removed| (name, removed)) },
+            move |toasts, it| {
+                let (name, Removed { last_writes_on }) = it;
+                let rest = if volumes { "and its volumes are deleted" } else { "its volumes are kept" };
+                toasts.tell(format!("`{name}` is removed, {rest}."));
+                if let Some(machine) = last_writes_on {
+                    toasts.tell(format!(
+                        "What `{name}` wrote last is on `{machine}` alone, for when it is deployed again."
+                    ));
+                }
+                open.try_set(false);
+                fleet.services.refresh();
+                navigate("/", leptos_router::NavigateOptions::default());
+            },
+        );
     };
     let confirm = name.clone();
     let volumes = move || {
@@ -129,14 +138,16 @@ fn Remove(name: String, service: Query<ServiceDetail>, open: RwSignal<bool>) -> 
         <form class="form" on:submit=remove>
             <p>
                 <strong>{name}</strong> " stops at once, and its page can no longer be opened. "
-                {move || (count.get() > 0).then_some("Its volumes are kept unless you say otherwise.")}
+                {move || (count.get() > 0).then_some("Its volumes are kept, to the last write, unless you say otherwise.")}
             </p>
             {volumes}
             {confirmation}
             <Refusal act/>
             <footer class="dialog-foot">
                 <button type="button" class="button" autofocus on:click=move |_| open.set(false)>"Cancel"</button>
-                <button type="submit" class="button danger solid" disabled=refused>"Remove"</button>
+                <button type="submit" class="button danger solid" disabled=refused>
+                    {move || if act.busy.get() { "Removing…" } else { "Remove" }}
+                </button>
             </footer>
         </form>
     }

@@ -1,0 +1,73 @@
+//! Removes a service. Where its volumes stay, its instance ends first, and what it wrote last comes to the machines that have copies: whoever
+//! deploys it again finds all of it, though the machine that wrote it be gone by then.
+
+use std::{sync::Arc, time::Duration};
+
+use flotilla_api::{ErrorCode, MachineName, ServiceName, rest::Removed};
+use flotilla_core::{
+    Actor, CommandV1, State,
+    state::{Placement, Service},
+};
+use tokio::time::timeout;
+
+use super::{
+    App,
+    answer::{Answer, Failure},
+};
+
+/// From the end of an instance until other machines have what it wrote last.
+const COPIED_WITHIN: Duration = Duration::from_secs(15);
+
+/// An instance may take long to end. That is not waited for longer.
+const ENDED_WITHIN: Duration = Duration::from_secs(120);
+
+/// Whoever asks may go away meanwhile: what has begun comes to its end.
+pub(super) async fn remove(app: &Arc<App>, actor: Actor, service: ServiceName, volumes: bool) -> Answer<Removed> {
+    let app = Arc::clone(app);
+    let removing = tokio::spawn(async move {
+        if !volumes {
+            let grace = grace(&app.store.state(), &service);
+            settle(&app, &actor, &service, grace.min(ENDED_WITHIN) + COPIED_WITHIN).await?;
+        }
+        let last_writes_on = last_writes_on(&app.store.state(), &service).filter(|_| !volumes);
+        app.propose(actor, CommandV1::Remove { service, volumes }).await?;
+        Ok(Removed { last_writes_on })
+    });
+    removing.await.unwrap_or_else(|_| Err(Failure::new(ErrorCode::Internal, "the removal was broken off; try again")))
+}
+
+/// Ends a service that writes volumes of which others have copies, and waits until they have the last of it; at most so long.
+async fn settle(app: &App, actor: &Actor, name: &ServiceName, patience: Duration) -> Answer<()> {
+    let mut states = app.store.watch();
+    let replicas = match states.borrow_and_update().services.get(name) {
+        Some(service) if service.data.committed.is_some() && writes(service) => service.replicas,
+        _ => return Ok(()),
+    };
+    if replicas > 0 {
+        app.propose(actor.clone(), CommandV1::Scale { service: name.clone(), replicas: 0 }).await?;
+    }
+    let settled = states.wait_for(|state| state.services.get(name).is_none_or(|it| !writes(it)));
+    tokio::select! {
+        () = app.stop.cancelled() => Err(Failure::new(
+            ErrorCode::ServiceUnavailable,
+            format!("`{name}` was stopped and not removed yet, as this node stops; ask another one"),
+        )),
+        // What others have not got by now they get when it is deployed again.
+        _ = timeout(patience, settled) => Ok(()),
+    }
+}
+
+fn writes(service: &Service) -> bool {
+    service.placements.iter().any(|placement: &Placement| placement.exclusive)
+}
+
+fn grace(state: &State, name: &ServiceName) -> Duration {
+    state.services.get(name).map_or(Duration::ZERO, |service| Duration::from_millis(service.spec().stop_grace_ms))
+}
+
+/// The machine that alone has what was written last to volumes of which others have copies of an earlier state.
+fn last_writes_on(state: &State, name: &ServiceName) -> Option<MachineName> {
+    let service = state.services.get(name)?;
+    let home = service.home.as_ref().filter(|_| service.data.committed.is_some() && !service.data.settled)?;
+    state.machines.get(home).map(|machine| machine.record.name.clone())
+}
