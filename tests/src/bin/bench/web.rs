@@ -83,7 +83,7 @@ pub(crate) async fn small_request_during_download(browser: &Browser, bytes: u64)
              const answer = await fetch('/bytes/' + arguments[0] * 10, {cache: 'no-store', signal: abort.signal});
              const reader = answer.body.getReader();
              let on = true;
-             const drain = (async () => { try { while (on) await reader.read() } catch {} })();
+             const drain = (async () => { try { while (on && !(await reader.read()).done); } catch {} })();
              const times = [];
              for (let i = 0; i < 100; i++) {
                  const start = performance.now();
