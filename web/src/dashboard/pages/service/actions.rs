@@ -6,7 +6,6 @@ use crate::dashboard::{
     api::Client,
     components::{Act, Dialog, Glyph, Icon, Refusal},
     fleet::Fleet,
-    format,
     query::Query,
 };
 
@@ -111,7 +110,11 @@ fn Remove(name: String, service: Query<ServiceDetail>, open: RwSignal<bool>) -> 
                         prop:checked=with_volumes
                         on:change=move |event| with_volumes.set(event_target_checked(&event))
                     />
-                    "Also delete its " {format::counted(count.get(), "volume", "volumes")} " and all data in them"
+                    {if count.get() == 1 {
+                        "Also delete its volume and all data in it".to_owned()
+                    } else {
+                        format!("Also delete its {} volumes and all data in them", count.get())
+                    }}
                 </label>
             }
         })
