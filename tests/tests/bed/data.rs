@@ -83,7 +83,7 @@ async fn nothing_is_lost_where_a_service_is_moved() -> Result<()> {
 
 #[tokio::test]
 async fn nothing_is_lost_where_a_service_is_removed_and_then_the_machine_that_wrote_it() -> Result<()> {
-    let Some(cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
+    let Some(mut cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
     let image = upload(&cluster, &Database::Sqlite).await?;
     keep_copies(&cluster, 0, &image, 2).await?;
     let host = cluster.runs(SERVICE).await?[0];
