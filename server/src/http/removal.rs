@@ -4,10 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use flotilla_api::{ErrorCode, MachineName, ServiceName, rest::Removed};
-use flotilla_core::{
-    Actor, CommandV1, State,
-    state::{Placement, Service},
-};
+use flotilla_core::{Actor, CommandV1, State, state::Service};
 use tokio::time::timeout;
 
 use super::{
@@ -25,22 +22,25 @@ const ENDED_WITHIN: Duration = Duration::from_secs(120);
 pub(super) async fn remove(app: &Arc<App>, actor: Actor, service: ServiceName, volumes: bool) -> Answer<Removed> {
     let app = Arc::clone(app);
     let removing = tokio::spawn(async move {
-        if !volumes {
-            let grace = grace(&app.store.state(), &service);
-            settle(&app, &actor, &service, grace.min(ENDED_WITHIN) + COPIED_WITHIN).await?;
-        }
-        let last_writes_on = last_writes_on(&app.store.state(), &service).filter(|_| !volumes);
+        let last_writes_on = if volumes {
+            None
+        } else {
+            settle(&app, &actor, &service).await?;
+            last_writes_on(&app.store.state(), &service)
+        };
         app.propose(actor, CommandV1::Remove { service, volumes }).await?;
         Ok(Removed { last_writes_on })
     });
     removing.await.unwrap_or_else(|_| Err(Failure::new(ErrorCode::Internal, "the removal was broken off; try again")))
 }
 
-/// Ends a service that writes volumes of which others have copies, and waits until they have the last of it; at most so long.
-async fn settle(app: &App, actor: &Actor, name: &ServiceName, patience: Duration) -> Answer<()> {
+/// Ends a service that writes volumes of which others have copies, and waits until they have the last of it; not for ever.
+async fn settle(app: &App, actor: &Actor, name: &ServiceName) -> Answer<()> {
     let mut states = app.store.watch();
-    let replicas = match states.borrow_and_update().services.get(name) {
-        Some(service) if service.data.committed.is_some() && writes(service) => service.replicas,
+    let (replicas, grace) = match states.borrow_and_update().services.get(name) {
+        Some(service) if service.data.committed.is_some() && writes(service) => {
+            (service.replicas, Duration::from_millis(service.spec().stop_grace_ms))
+        }
         _ => return Ok(()),
     };
     if replicas > 0 {
@@ -53,16 +53,12 @@ async fn settle(app: &App, actor: &Actor, name: &ServiceName, patience: Duration
             format!("`{name}` was stopped and not removed yet, as this node stops; ask another one"),
         )),
         // What others have not got by now they get when it is deployed again.
-        _ = timeout(patience, settled) => Ok(()),
+        _ = timeout(grace.min(ENDED_WITHIN) + COPIED_WITHIN, settled) => Ok(()),
     }
 }
 
 fn writes(service: &Service) -> bool {
-    service.placements.iter().any(|placement: &Placement| placement.exclusive)
-}
-
-fn grace(state: &State, name: &ServiceName) -> Duration {
-    state.services.get(name).map_or(Duration::ZERO, |service| Duration::from_millis(service.spec().stop_grace_ms))
+    service.placements.iter().any(|placement| placement.exclusive)
 }
 
 /// The machine that alone has what was written last to volumes of which others have copies of an earlier state.
