@@ -32,6 +32,13 @@ pub struct Actor {
     pub from: Option<String>,
 }
 
+impl Actor {
+    /// A node that decided by itself.
+    pub fn node() -> Self {
+        Self { name: "node".to_owned(), token: None, from: None }
+    }
+}
+
 /// A command and the version of its meaning. A new meaning is a new variant; old ones stay readable for ever.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "version", content = "command")]
@@ -239,6 +246,9 @@ pub enum CommandV1 {
         lease_ms: u64,
     },
 }
+        /// What it was sealed with: of that name and version there may be another by now. Absent in older logs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instead_of: Option<KeyId>,
 
 /// What became of images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

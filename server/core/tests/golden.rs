@@ -365,8 +365,13 @@ fn commands_of_values() -> Vec<(&'static str, CommandV1)> {
     ];
     let given = ServiceSpec { values, ..bare() };
     let rekey = CommandV1::UseValueKey { key: KeyId("second".to_owned()), instead_of: Some(KeyId("first".to_owned())) };
-    let reseal =
-        CommandV1::ResealValue { kind: secret, name: name("db-password"), version: 1, sealed: sealed("second", "d") };
+    let reseal = CommandV1::ResealValue {
+        kind: secret,
+        name: name("db-password"),
+        version: 1,
+        sealed: sealed("second", "d"),
+        instead_of: None,
+    };
     vec![
         ("set-secret", set(secret, "db-password", 1, "a")),
         ("set-config", set(config, "db.conf", 1, "b")),

@@ -339,7 +339,11 @@ async fn remove(args: MachineRm, session: &Session) -> Result<(), Failure> {
     }
     session.client.remove_machine(&args.machine, RemoveMachineQuery { force: args.force }).await?;
     session.output.done(
-        &format!("Removed {}. Its key is not taken again: to come back it needs an empty data directory and a new join token.", detail.view.name),
+        &format!(
+            "Removed {}. Its key is not taken again: to come back it needs an empty data directory and a new join token. If somebody \
+             else may have it now, `flotilla secret rekey` keeps from it what is set and written from here on.",
+            detail.view.name
+        ),
         &json!({ "removed": detail.view.name, "id": detail.view.id }),
     )
 }

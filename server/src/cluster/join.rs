@@ -112,7 +112,10 @@ pub async fn answer_join(member: Member<'_>, public_key: &str, request: &[u8]) -
             && machine.joined_at == invitation.used_at
             && machine.record.public_key == public_key
     });
-    if !admitted {
+    if admitted {
+        // It may have been removed since, before this machine has heard of it.
+        member.store.consensus().linearize().await.map_err(ApiError::from)?;
+    } else {
         let machine =
             MachineRecord { id, name: request.name, public_key: public_key.to_owned(), labels: BTreeMap::new() };
         check(&state, now, &request.invitation, &machine)?;

@@ -126,7 +126,7 @@ pub(super) fn confirm(leader: &mut Leader, consensus: &Consensus) {
 }
 
 async fn propose_and_tell(shared: &Shared, command: CommandV1) -> Outcome {
-    let actor = Actor { name: "node".to_owned(), token: None, from: None };
+    let actor = Actor::node();
     let entry = Entry { at: clock::now(), actor, command: Command::V1(command) };
     match shared.parts.store.propose(entry).await {
         Ok(_) => Outcome::Applied,

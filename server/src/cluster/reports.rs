@@ -198,7 +198,7 @@ pub(super) async fn announce(shared: Arc<Shared>, listening: SocketAddr, relay_p
         if let (Ok(facts), Some(known)) = (present, known)
             && facts != *known
         {
-            let actor = Actor { name: "node".to_owned(), token: None, from: None };
+            let actor = Actor::node();
             let command = CommandV1::AnnounceMachine { machine: shared.parts.node.clone(), facts };
             let entry = Entry { at: clock::now(), actor, command: Command::V1(command) };
             if let Err(error) = shared.parts.store.propose(entry).await {

@@ -97,8 +97,18 @@ pub(super) async fn read_json<T: DeserializeOwned>(body: Body, max: usize) -> An
         }
     })?;
     serde_json::from_slice(&bytes).map_err(|error| {
-        Failure::new(ErrorCode::InvalidRequest, format!("the body is not what this route takes: {error}"))
+        Failure::new(ErrorCode::InvalidRequest, format!("the body is not what this route takes: {}", told(&error)))
     })
+}
+
+/// What can be said of JSON that makes no sense. Of a value that is of another kind than it should be the library repeats what it is; that
+/// may be a secret.
+fn told(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(", expected ") {
+        Some((found, expected)) if found.starts_with("invalid ") => format!("there should be {expected}"),
+        _ => text,
+    }
 }
 
 /// A part of the path, parsed.

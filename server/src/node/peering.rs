@@ -110,7 +110,7 @@ impl Handler for Answering {
         Box::pin(async move {
             let rest = this.rest.get().ok_or_else(starting)?;
             match method {
-                Method::Keys => rest.vault.answer(&from, &body),
+                Method::Keys => rest.vault.answer(&from, &body).await,
                 Method::Offer | Method::Holds | Method::Recall | Method::Past => {
                     rest.volumes.answer(&from, method, &body).await
                 }

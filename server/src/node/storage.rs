@@ -1,7 +1,7 @@
 //! What a machine that only stores may ask the others, who do not trust it with more than to keep its copies.
 
 use flotilla_api::{ApiError, ErrorCode, NodeId};
-use flotilla_core::Entry;
+use flotilla_core::{Actor, Entry};
 
 use crate::{consensus::Consensus, peers::Method};
 
@@ -32,8 +32,9 @@ pub(super) fn may_call(from: &NodeId, method: Method, body: &[u8]) -> Result<(),
     }
 }
 
+/// Of itself alone, and in nobody else's name: the audit trail shows who an entry says it is from.
 fn may_propose(from: &NodeId, entry: &Entry) -> bool {
-    entry.actor.token.is_none() && entry.command.is_about_storage_of(from)
+    entry.actor == Actor::node() && entry.command.is_about_storage_of(from)
 }
 
 fn refused(why: &str) -> ApiError {
@@ -51,15 +52,14 @@ mod tests {
 
     use flotilla_api::UnixMillis;
     use flotilla_core::{
-        Actor, Command, CommandV1,
+        Command, CommandV1,
         command::{Availability, GenerationName, MachineFacts},
     };
 
     use super::*;
 
     fn entry(command: CommandV1) -> Entry {
-        let actor = Actor { name: "node".to_owned(), token: None, from: None };
-        Entry { at: UnixMillis(1), actor, command: Command::V1(command) }
+        Entry { at: UnixMillis(1), actor: Actor::node(), command: Command::V1(command) }
     }
 
     #[test]
@@ -100,6 +100,12 @@ mod tests {
 
     #[test]
     fn it_leads_asks_for_no_key_and_offers_nothing() {
+        for actor in [
+            Actor { name: "administrator".to_owned(), ..Actor::node() },
+            Actor { from: Some("192.0.2.1".to_owned()), ..Actor::node() },
+        ] {
+            assert!(!may_propose(&cellar, &Entry { actor, ..entry(announce(&cellar)) }), "nor as if it had it");
+        }
         let cellar = NodeId("cellar".to_owned());
         for method in [Method::Renew, Method::Report, Method::Holds, Method::Past, Method::ReadIndex] {
             may_call(&cellar, method, b"").unwrap();

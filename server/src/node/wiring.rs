@@ -15,7 +15,7 @@ pub(super) struct Proposals(pub(super) Store);
 impl Proposer for Proposals {
     fn propose(&self, command: CommandV1) -> BoxFuture<'_, Result<(), ApiError>> {
         Box::pin(async move {
-            let actor = Actor { name: "node".to_owned(), token: None, from: None };
+            let actor = Actor::node();
             let entry = Entry { at: clock::now(), actor, command: Command::V1(command) };
             self.0.propose(entry).await.map(drop).map_err(ApiError::from)
         })

@@ -27,6 +27,7 @@ use flotilla_core::{
 };
 use futures::future::{BoxFuture, join_all};
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -185,7 +186,7 @@ impl Vault {
         let _changing = self.shared.changing.lock().await;
         let mut tries = 0;
         loop {
-            if let Some(version) = self.is_newest(kind, name, plain).await {
+            if let Some(version) = self.is_newest_everywhere(kind, name, plain).await? {
                 return Ok(ValueSet { name: name.clone(), version, changed: false, updated: Vec::new() });
             }
             let key = self.sealing_key().await?;
@@ -234,6 +235,20 @@ impl Vault {
         (kept.bytes() == plain.bytes()).then_some(version)
     }
 
+    /// The same, and no newer one was set on another machine of which this one has not heard.
+    async fn is_newest_everywhere(
+        &self,
+        kind: ValueKind,
+        name: &ValueName,
+        plain: &Opened,
+    ) -> Result<Option<u64>, ApiError> {
+        if self.is_newest(kind, name, plain).await.is_none() {
+            return Ok(None);
+        }
+        self.shared.store.consensus().linearize().await.map_err(ApiError::from)?;
+        Ok(self.is_newest(kind, name, plain).await)
+    }
+
     /// Opens one version of a value.
     ///
     /// # Errors
@@ -267,34 +282,27 @@ impl Vault {
         })
     }
 
-    /// Gives the cluster a new key and seals everything anew with it; goes on with one that was broken off.
+    /// Gives the cluster a new key and seals everything anew with it, also what one that was broken off has left.
     ///
     /// # Errors
     /// Too few machines can be reached, or the state refuses. What was sealed anew by then stays so.
     pub async fn rekey(&self, actor: &Actor) -> Result<Rekeyed, ApiError> {
         let _changing = self.shared.changing.lock().await;
         self.shared.store.consensus().linearize().await.map_err(ApiError::from)?;
-        let state = self.shared.store.state();
-        let Some(current) = state.values.key.clone() else {
+        let Some(current) = self.shared.store.state().values.key.clone() else {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
                 "there is no secret, no config and no encrypted volume yet, so there is nothing to seal anew",
             ));
         };
-        let mut half_done = false;
-        for key in state.values.keys() {
-            half_done |= *key != current && self.key(key).await.is_some();
-        }
-        let key = match self.key(&current).await {
-            Some(key) if half_done => key,
-            _ => {
-                let key = Key::generate();
-                self.share(&state, &key).await?;
-                let command = CommandV1::UseValueKey { key: key.id.clone(), instead_of: Some(current) };
-                self.propose(actor, command).await?;
-                key
-            }
-        };
+        // A new one each time: whoever asks for it may know that a machine which had the present one is not to be trusted.
+        let key = Key::generate();
+        self.share(&key).await?;
+        let command = CommandV1::UseValueKey { key: key.id.clone(), instead_of: Some(current) };
+        self.propose(actor, command).await?;
+        // Nothing is sealed with another key from here on. What was until then, on whichever machine, is known here now.
+        self.shared.store.consensus().linearize().await.map_err(ApiError::from)?;
+        let state = self.shared.store.state();
         let mut rekeyed = Rekeyed { key: key.id.to_string(), resealed: 0, unreadable: 0 };
         for (kind, name, version, kept) in state.values.versions() {
             if kept.sealed.key == key.id {
@@ -306,10 +314,11 @@ impl Vault {
                 continue;
             };
             let sealed = key.seal(which, plain.bytes());
-            let command = CommandV1::ResealValue { kind, name: name.clone(), version, sealed };
+            let instead_of = Some(kept.sealed.key.clone());
+            let command = CommandV1::ResealValue { kind, name: name.clone(), version, sealed, instead_of };
             match self.propose(actor, command).await {
                 Ok(_) => rekeyed.resealed += 1,
-                // It was forgotten meanwhile.
+                // It was forgotten meanwhile; another one of its name is sealed with the new key.
                 Err(error) if error.code == ErrorCode::ValueNotFound => {}
                 Err(error) => return Err(error),
             }
@@ -327,7 +336,7 @@ impl Vault {
         let state = self.shared.store.state();
         let Some(id) = &state.values.key else {
             let key = self.ring().newest().cloned().unwrap_or_else(Key::generate);
-            self.share(&state, &key).await?;
+            self.share(&key).await?;
             return Ok(key);
         };
         self.key(id).await.ok_or_else(|| {
@@ -342,11 +351,11 @@ impl Vault {
     }
 
     /// Puts a key on the disks of this machine and of the others, most voters among them.
-    async fn share(&self, state: &State, key: &Key) -> Result<(), ApiError> {
-        self.keep(state, [key.clone()])?;
+    async fn share(&self, key: &Key) -> Result<(), ApiError> {
+        self.keep([key.clone()])?;
         // With all that came before it: who has the newest has what is kept of volumes, whenever that was sealed.
         let message = write(&Message::Keep { keys: self.key_texts() })?;
-        let connected = self.others(state);
+        let connected = self.others();
         let telling = connected.into_iter().map(|peer| {
             let call = self.shared.network.call(&peer, Method::Keys, message.clone(), ASKING);
             async move {
@@ -376,8 +385,8 @@ impl Vault {
         Ok(())
     }
 
-    fn keep(&self, state: &State, keys: impl IntoIterator<Item = Key>) -> Result<(), ApiError> {
-        if state.stores_only(&self.shared.node) {
+    fn keep(&self, keys: impl IntoIterator<Item = Key>) -> Result<(), ApiError> {
+        if self.shared.store.state().stores_only(&self.shared.node) {
             return Err(ApiError::new(ErrorCode::StorageOnly, "this machine only stores, and keeps no key"));
         }
         let mut ring = self.ring();
@@ -389,10 +398,12 @@ impl Vault {
         Ok(())
     }
 
-    /// Machines that may have keys and can be asked.
-    fn others(&self, state: &State) -> BTreeSet<NodeId> {
+    /// Machines that may have keys and can be asked, as far as is known at this moment: one that the state does not name yet may be one
+    /// that only stores.
+    fn others(&self) -> BTreeSet<NodeId> {
+        let state = self.shared.store.state();
         let mut connected = self.shared.network.connected().borrow().clone();
-        connected.retain(|machine| !state.stores_only(machine));
+        connected.retain(|machine| state.machines.get(machine).is_some_and(|machine| !machine.stores_only));
         connected
     }
 
@@ -408,7 +419,7 @@ impl Vault {
     /// Asks all machines that can be reached for these keys, and keeps what they have.
     async fn fetch(&self, wanted: &BTreeSet<KeyId>) {
         let Ok(message) = write(&Message::Want { keys: wanted.clone(), rest: true }) else { return };
-        let connected = self.others(&self.shared.store.state());
+        let connected = self.others();
         let asking = connected.iter().map(|peer| self.shared.network.call(peer, Method::Keys, message.clone(), ASKING));
         let answers = join_all(asking).await;
         let told = answers.into_iter().flatten().filter_map(|answer| serde_json::from_slice::<Answer>(&answer).ok());
@@ -418,7 +429,7 @@ impl Vault {
         keys.extend(wanted);
         if !keys.is_empty() {
             // Logged there; it is asked for again.
-            let _ = self.keep(&self.shared.store.state(), keys);
+            let _ = self.keep(keys);
         }
     }
 
@@ -426,15 +437,9 @@ impl Vault {
     ///
     /// # Errors
     /// It is no member, the message is none, or a key can't be written.
-    pub fn answer(&self, from: &NodeId, body: &[u8]) -> Result<Bytes, ApiError> {
+    pub async fn answer(&self, from: &NodeId, body: &[u8]) -> Result<Bytes, ApiError> {
         let refuse = |message: &str| Err(ApiError::new(ErrorCode::InvalidRequest, message));
-        let state = self.shared.store.state();
-        if !state.machines.contains_key(from) {
-            return Err(ApiError::new(ErrorCode::ScopeInsufficient, "keys are for members of the cluster alone"));
-        }
-        if state.stores_only(from) {
-            return Err(ApiError::new(ErrorCode::ScopeInsufficient, "that machine only stores, and gets no key"));
-        }
+        self.check_member(from)?;
         if body.len() > MESSAGE_MAX {
             return refuse("a message about keys is longer than any is");
         }
@@ -443,6 +448,10 @@ impl Vault {
         };
         match message {
             Message::Want { keys, rest } => {
+                // It may have been removed, and the key changed for that, before this machine has heard of it.
+                let newest = timeout(ASKING, self.shared.store.consensus().linearize()).await;
+                newest.map_err(|_| unreachable_majority())?.map_err(ApiError::from)?;
+                self.check_member(from)?;
                 let ring = self.ring();
                 let keys = ring.all().iter().filter(|key| rest || keys.contains(&key.id)).map(Key::text).collect();
                 write(&Answer { keys })
@@ -450,9 +459,18 @@ impl Vault {
             Message::Keep { keys } => {
                 let keys: Option<Vec<Key>> = keys.iter().map(Key::read).collect();
                 let Some(keys) = keys else { return refuse("what was to be kept is no key") };
-                self.keep(&state, keys)?;
+                self.keep(keys)?;
                 Ok(Bytes::new())
             }
+        }
+    }
+
+    fn check_member(&self, machine: &NodeId) -> Result<(), ApiError> {
+        let refuse = |message: &str| Err(ApiError::new(ErrorCode::ScopeInsufficient, message));
+        match self.shared.store.state().machines.get(machine) {
+            None => refuse("keys are for members of the cluster alone"),
+            Some(machine) if machine.stores_only => refuse("that machine only stores, and gets no key"),
+            Some(_) => Ok(()),
         }
     }
 
@@ -551,6 +569,11 @@ fn check_size(kind: ValueKind, name: &ValueName, plain: &Opened) -> Result<(), A
             VALUE_MAX / 1024
         ),
     ))
+}
+
+fn unreachable_majority() -> ApiError {
+    let why = "this machine does not reach most of the others, and gives no key away until it does";
+    ApiError::new(ErrorCode::ServiceUnavailable, why)
 }
 
 fn write(message: &impl Serialize) -> Result<Bytes, ApiError> {

@@ -24,7 +24,10 @@ struct Answers {
 impl Handler for Answers {
     fn call(&self, from: NodeId, method: Method, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {
         match method {
-            Method::Keys => Box::pin(std::future::ready(self.vault.answer(&from, &body))),
+            Method::Keys => {
+                let vault = self.vault.clone();
+                Box::pin(async move { vault.answer(&from, &body).await })
+            }
             _ => self.consensus.call(from, method, body),
         }
     }
@@ -163,14 +166,14 @@ async fn a_machine_without_the_key_gets_it_from_one_that_has_it() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, found).await.expect("nobody told it");
+    timeout(PATIENCE, found).await.expect("nobody told it");
     stop.cancel();
     task.await.unwrap();
 
-    let stranger = machines.vault(1).answer(&NodeId("stranger".to_owned()), b"{}").unwrap_err();
+    let stranger = machines.vault(1).answer(&NodeId("stranger".to_owned()), b"{}").await.unwrap_err();
     assert_eq!(stranger.code, ErrorCode::ScopeInsufficient);
     for bad in ["", "{}", r#"{"type":"keep","keys":["AAAA"]}"#] {
-        let refused = machines.vault(1).answer(&NodeId::from(2), bad.as_bytes()).unwrap_err();
+        let refused = machines.vault(1).answer(&NodeId::from(2), bad.as_bytes()).await.unwrap_err();
         assert_eq!(refused.code, ErrorCode::InvalidRequest, "{bad}");
     }
 }
@@ -277,14 +280,14 @@ async fn a_machine_that_only_stores_gets_no_key_and_gives_none() {
         format!(r#"{{"type":"want","keys":["{key}"],"rest":true}}"#),
         r#"{"type":"keep","keys":[]}"#.to_owned(),
     ] {
-        let refused = machines.vault(1).answer(&cellar, asked.as_bytes()).unwrap_err();
+        let refused = machines.vault(1).answer(&cellar, asked.as_bytes()).await.unwrap_err();
         assert_eq!(refused.code, ErrorCode::ScopeInsufficient, "{asked}");
     }
     // Nor does it keep one that it is given all the same.
     let (store, network) = (machines.bed[2].clone(), machines.bed.wires.join(&cellar));
     let own = Vault::open_at(&machines.ring(9), cellar, store, network).unwrap();
     let keep = write(&Message::Keep { keys: machines.vault(1).key_texts() }).unwrap();
-    let refused = own.answer(&NodeId::from(1), &keep).unwrap_err();
+    let refused = own.answer(&NodeId::from(1), &keep).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::StorageOnly);
     assert!(own.missing(&machines.bed[2].state()).is_empty(), "it lacks nothing");
     assert!(!machines.ring(9).exists());
@@ -327,4 +330,46 @@ async fn an_encrypted_volume_makes_the_first_key_and_whoever_has_one_has_all() {
     machines.bed.settle().await;
     let newer = crate::volumes::key_id(&key_of(&machines.bed[away])).unwrap();
     data.sealing_session(newer).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_was_removed_gets_no_key_from_a_machine_that_has_not_heard_of_it() {
+    let machines = Machines::of(3).await;
+    machines.set(1, "db", "hunter").await.unwrap();
+    machines.bed.settle().await;
+    let removed = NodeId::from(3);
+    let lags = machines.vault(2);
+    let want = write(&Message::Want { keys: BTreeSet::new(), rest: true }).unwrap();
+    assert!(lags.answer(&removed, &want).await.is_ok());
+    machines.vault(1).propose(&actor(), CommandV1::RemoveMachine { machine: removed.clone() }).await.unwrap();
+    machines.vault(1).rekey(&actor()).await.unwrap();
+    assert_eq!(lags.answer(&removed, &want).await.unwrap_err().code, ErrorCode::ScopeInsufficient);
+
+    // One that can't know whether that is so says nothing.
+    machines.bed.wires.isolate(&NodeId::from(2));
+    let refused = machines.vault(2).answer(&NodeId::from(1), &want).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::ServiceUnavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_new_key_is_new_and_seals_what_a_broken_off_change_has_left() {
+    let machines = Machines::of(1).await;
+    machines.set(1, "db", "one").await.unwrap();
+    machines.set(1, "api", "two").await.unwrap();
+    // The first step of a change, and no other.
+    let key = Key::generate();
+    let vault = machines.vault(1);
+    vault.share(&key).await.unwrap();
+    let before = key_of(&machines.bed[1]);
+    let command = CommandV1::UseValueKey { key: key.id.clone(), instead_of: Some(before) };
+    vault.propose(&actor(), command).await.unwrap();
+    assert_eq!(machines.set(1, "db", "three").await.unwrap().version, 2);
+
+    let done = vault.rekey(&actor()).await.unwrap();
+    assert_ne!(done.key, key.id.to_string());
+    assert_eq!((done.resealed, done.unreadable), (3, 0));
+    assert_eq!(machines.bed[1].state().values.keys().len(), 1);
+    for (name, version, plain) in [("db", 1, "one"), ("db", 2, "three"), ("api", 1, "two")] {
+        assert_eq!(machines.reveal(1, name, version).await.unwrap(), plain);
+    }
 }

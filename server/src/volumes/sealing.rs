@@ -27,9 +27,10 @@ pub(crate) fn key_id(id: &state::KeyId) -> Option<KeyId> {
 /// The key that a volume's next generation is sealed with; `None` where it shall not be.
 ///
 /// # Errors
-/// The cluster has no key yet.
+/// The cluster has no key yet; or the service is gone, and nobody knows what it shall be any more.
 pub(super) fn seal_of(state: &State, service: &ServiceName, volume: &VolumeName) -> Result<Option<KeyId>, Error> {
-    if !state.services.get(service).is_some_and(|service| service.encrypts(volume)) {
+    let known = state.services.get(service).ok_or_else(|| Error::Deleted { service: service.clone() })?;
+    if !known.encrypts(volume) {
         return Ok(None);
     }
     let key = state.values.key.as_ref().and_then(key_id);

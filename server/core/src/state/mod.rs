@@ -321,8 +321,8 @@ impl State {
             }
             CommandV1::RemoveValue { kind, name } => self.remove_value(*kind, name),
             CommandV1::UseValueKey { key, instead_of } => self.use_value_key(key, instead_of.as_ref()),
-            CommandV1::ResealValue { kind, name, version, sealed } => {
-                self.reseal_value((*kind, name), *version, sealed)
+            CommandV1::ResealValue { kind, name, version, sealed, instead_of } => {
+                self.reseal_value((*kind, name), *version, sealed, instead_of.as_ref())
             }
             CommandV1::Restore { service, generation } => self.restore(service, *generation),
             CommandV1::NoteImages { change, images } => note_images(*change, images),

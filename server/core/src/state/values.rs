@@ -382,11 +382,13 @@ impl State {
         (kind, name): (ValueKind, &ValueName),
         version: u64,
         sealed: &Sealed,
+        instead_of: Option<&KeyId>,
     ) -> Result<Applied, Rejected> {
         sealed.check()?;
         self.check_key(&sealed.key)?;
         let kept = self.values.of_mut(kind).get_mut(name).and_then(|value| value.versions.get_mut(&version));
-        let Some(kept) = kept else { return Err(unknown_version(kind, name, version)) };
+        let meant = |kept: &&mut ValueVersion| instead_of.is_none_or(|key| kept.sealed.key == *key);
+        let Some(kept) = kept.filter(meant) else { return Err(unknown_version(kind, name, version)) };
         if kept.sealed.len() != sealed.len() {
             return Err(Rejected::new(ErrorCode::InvalidRequest, "what is sealed anew has to be the same value"));
         }

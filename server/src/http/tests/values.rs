@@ -111,6 +111,14 @@ async fn a_value_that_is_none_changes_nothing() {
         assert_eq!(code(running.as_admin(Method::PUT, path).json(&body)).await, expected, "{path}");
     }
     assert_eq!(running.applied(), before);
+    // What is not understood is not repeated.
+    for body in [json!({ "value": 48_151_623 }), json!("48151623"), json!({ "value": ["48151623"] })] {
+        let refused =
+            refusal(running.as_admin(Method::PUT, "/api/v1/secrets/db").json(&body).send().await.unwrap()).await;
+        assert_eq!(refused.code, ErrorCode::InvalidRequest);
+        assert!(refused.message.contains("there should be"), "{}", refused.message);
+        assert!(!refused.message.contains("4815"), "{}", refused.message);
+    }
     running.node.stop().await;
 }
 

@@ -191,12 +191,14 @@ fn a_new_key_takes_the_place_of_the_old_one_value_by_value() {
         name: value("db"),
         version,
         sealed: sealed("new", bytes),
+        instead_of: Some(id("key")),
     };
     assert_eq!(cluster.refused(reseal(3, 10)), ErrorCode::ValueNotFound);
     assert_eq!(cluster.refused(reseal(2, 11)), ErrorCode::InvalidRequest, "another value");
     for version in [1, 2] {
         cluster.apply(reseal(version, 10)).unwrap();
     }
+    assert_eq!(cluster.refused(reseal(2, 10)), ErrorCode::ValueNotFound, "that may be another one by now");
     assert_eq!(cluster.state.values.keys().into_iter().collect::<Vec<_>>(), [&id("new")]);
     assert_eq!(cluster.state.next_version(SECRET, &value("db")), 3, "it is the same value still");
 }
