@@ -48,13 +48,14 @@ pub enum Command {
 }
 
 impl Command {
-    /// May a machine that only stores propose it? What it says of itself, that it has a copy, and that it has deleted what it was told to.
+    /// May a machine that only stores propose it? What it says of itself, that it has a copy or gives one up, and that it has deleted
+    /// what it was told to.
     pub fn is_about_storage_of(&self, machine: &NodeId) -> bool {
         let Self::V1(command) = self;
         match command {
-            CommandV1::AnnounceMachine { machine: told, .. } | CommandV1::HoldGeneration { machine: told, .. } => {
-                told == machine
-            }
+            CommandV1::AnnounceMachine { machine: told, .. }
+            | CommandV1::HoldGeneration { machine: told, .. }
+            | CommandV1::DropCopy { machine: told, .. } => told == machine,
             CommandV1::VolumesPurged { machine: Some(told), .. } => told == machine,
             _ => false,
         }
@@ -184,6 +185,9 @@ pub enum CommandV1 {
     CommitGenerations {
         machine: NodeId,
         generations: BTreeMap<ServiceName, Generation>,
+        /// Index of the state that it knew: what machines had that gave their copies up later does not count.
+        #[serde(default, skip_serializing_if = "crate::state::is_zero")]
+        seen: u64,
     },
     /// A machine has brought volumes of the committed generation to its disk while nobody wrote them: by volume, the root that it has.
     HoldGeneration {
@@ -191,6 +195,14 @@ pub enum CommandV1 {
         service: ServiceName,
         generation: GenerationName,
         volumes: BTreeMap<VolumeName, String>,
+        /// As in [`Self::CommitGenerations`].
+        #[serde(default, skip_serializing_if = "crate::state::is_zero")]
+        seen: u64,
+    },
+    /// A machine shall have no copy of a service's data any more, as others have it; it deletes what it has once this is in the log.
+    DropCopy {
+        machine: NodeId,
+        service: ServiceName,
     },
     /// The service begins anew, with its data as it was then; what it has now is kept as a generation before that.
     Restore {
@@ -234,6 +246,9 @@ pub enum CommandV1 {
         name: ValueName,
         version: u64,
         sealed: Sealed,
+        /// What it was sealed with: of that name and version there may be another by now. Absent in older logs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instead_of: Option<KeyId>,
     },
     /// Makes an invitation for a machine that only stores. Not [`Self::CreateInvitation`]: whoever does not know what that means must
     /// not let the machine in as any other.
@@ -246,9 +261,6 @@ pub enum CommandV1 {
         lease_ms: u64,
     },
 }
-        /// What it was sealed with: of that name and version there may be another by now. Absent in older logs.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        instead_of: Option<KeyId>,
 
 /// What became of images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

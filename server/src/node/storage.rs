@@ -76,13 +76,17 @@ mod tests {
             service: "db".parse().unwrap(),
             generation: GenerationName { epoch: 1, sequence: 1 },
             volumes: BTreeMap::new(),
+            seen: 0,
         };
+        let drops = |machine: &NodeId| CommandV1::DropCopy { machine: machine.clone(), service: "db".parse().unwrap() };
         for (command, allowed) in [
             (announce(&cellar), true),
             (purged(Some(&cellar)), true),
             (holds(&cellar), true),
+            (drops(&cellar), true),
             (announce(&atlas), false),
             (holds(&atlas), false),
+            (drops(&atlas), false),
             (purged(Some(&atlas)), false),
             (purged(None), false),
             (CommandV1::Remove { service: "db".parse().unwrap(), volumes: true }, false),
@@ -96,16 +100,16 @@ mod tests {
         let mut signed = entry(announce(&cellar));
         signed.actor.token = Some(flotilla_api::TokenId("admin".to_owned()));
         assert!(!may_propose(&cellar, &signed), "in nobody's name");
-    }
-
-    #[test]
-    fn it_leads_asks_for_no_key_and_offers_nothing() {
         for actor in [
             Actor { name: "administrator".to_owned(), ..Actor::node() },
             Actor { from: Some("192.0.2.1".to_owned()), ..Actor::node() },
         ] {
             assert!(!may_propose(&cellar, &Entry { actor, ..entry(announce(&cellar)) }), "nor as if it had it");
         }
+    }
+
+    #[test]
+    fn it_leads_asks_for_no_key_and_offers_nothing() {
         let cellar = NodeId("cellar".to_owned());
         for method in [Method::Renew, Method::Report, Method::Holds, Method::Past, Method::ReadIndex] {
             may_call(&cellar, method, b"").unwrap();

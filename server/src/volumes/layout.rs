@@ -55,6 +55,17 @@ pub(super) fn passing_key(service: &ServiceName, volume: &VolumeName) -> String 
     format!(":passing/{service}/{volume}")
 }
 
+/// Is anything kept of a service's volumes beside generations that were committed, or may be?
+pub(super) fn has_uncommitted(store: &Store, service: &ServiceName) -> Result<bool, store::Error> {
+    let [_, beside @ ..] = prefixes(service);
+    for prefix in beside {
+        if !store.volumes(&prefix)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Under which is kept what was unpacked of an archive, until a generation has it.
 pub(super) const IMPORTS: &str = ":import/";
 

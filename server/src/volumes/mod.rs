@@ -10,6 +10,7 @@ mod directories;
 mod error;
 mod export;
 mod follow;
+mod former;
 mod haste;
 mod history;
 mod hooks;
@@ -263,6 +264,7 @@ impl Volumes {
             ("the writers of volumes", tokio::spawn(supervise(Arc::clone(&self.shared), engine.clone()))),
             ("the copies of volumes", self.tend(engine)),
             ("the copies of what nobody writes", tokio::spawn(unwritten::keep(Arc::clone(&self.shared)))),
+            ("the copies that are not wanted any more", tokio::spawn(former::keep(Arc::clone(&self.shared)))),
             ("the limit of copies", tokio::spawn(limit::keep(Arc::clone(&self.shared)))),
             ("the history of volumes", tokio::spawn(history::keep(Arc::clone(&self.shared)))),
             ("the past of volumes", tokio::spawn(past::keep(Arc::clone(&self.shared)))),
@@ -290,17 +292,17 @@ impl Volumes {
                 wire::write(&replica::offered(&self.shared, from, offer).await?)
             }
             Method::Holds => {
-                let wire::Holds { name, .. } = wire::read(body)?;
+                let wire::Holds { name, dropped, .. } = wire::read(body)?;
                 let words = self.shared.writers().get(&name.epoch).cloned();
                 if let Some(words) = words {
-                    let word = Word::Holds { machine: from.clone(), sequence: name.sequence };
+                    let word = Word::Holds { machine: from.clone(), sequence: name.sequence, dropped };
                     // Where it is not heard the generation is offered again.
                     drop(words.try_send(word));
                 }
                 Ok(Bytes::new())
             }
             Method::Recall => {
-                let wire::Holds { service, name } = wire::read(body)?;
+                let wire::Recall { service, name } = wire::read(body)?;
                 let kept = self.shared.kept(&service, name).await?;
                 wire::write(&kept.map(|(kept, taken_at)| wire::Offer {
                     service,

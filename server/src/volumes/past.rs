@@ -87,7 +87,9 @@ async fn complete(shared: &Arc<Shared>, service: &Service) -> Result<(), Error> 
     let Some(committed) = &service.data.committed else { return Ok(()) };
     let connected = shared.parts.network.connected().borrow().clone();
     let home = service.home.iter();
-    let others = committed.holders().into_iter().filter(|holder| service.home.as_ref() != Some(*holder));
+    // Who shall have no copy any more keeps it until others have all of its past.
+    let others: BTreeSet<&NodeId> = committed.holders().into_iter().chain(&service.hosts).collect();
+    let others = others.into_iter().filter(|holder| service.home.as_ref() != Some(*holder));
     for from in home.chain(others).filter(|machine| **machine != shared.parts.node && connected.contains(*machine)) {
         let (known, name) = (Arc::clone(shared), service.name.clone());
         let here = super::blocking(move || here(&known, &name)).await?;
@@ -126,8 +128,22 @@ async fn ask(shared: &Shared, from: &NodeId, past: &Past) -> Result<Vec<Earlier>
     wire::read(&answer).map_err(|error| unheard(error.to_string()))
 }
 
+/// What another machine has of each volume, without what was never committed.
+pub(super) async fn all_of(
+    shared: &Shared,
+    machine: &NodeId,
+    service: &ServiceName,
+) -> Result<Vec<(VolumeName, Moment)>, Error> {
+    let past = Past { service: service.clone(), known: BTreeSet::new() };
+    let told = ask(shared, machine, &past).await?.into_iter();
+    let moments = told.flat_map(|Earlier { name, taken_at, volumes }| {
+        volumes.into_keys().map(move |volume| (volume, Moment { name, taken_at }))
+    });
+    Ok(moments.collect())
+}
+
 /// What this machine has of each volume.
-fn here(shared: &Shared, service: &ServiceName) -> Result<BTreeMap<VolumeName, Vec<Moment>>, Error> {
+pub(super) fn here(shared: &Shared, service: &ServiceName) -> Result<BTreeMap<VolumeName, Vec<Moment>>, Error> {
     let mut here = BTreeMap::new();
     for volume in layout::kept(&shared.store, service)? {
         let moments = shared.store.generations(&layout::key(service, &volume))?.into_iter();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use flotilla_api::{ApiError, ErrorCode, NodeId, ServiceName, VolumeName};
-use flotilla_core::{State, state::GenerationName};
+use flotilla_core::state::GenerationName;
 use flotilla_data::{
     Hash,
     fetch::{Fetch, Figures},
@@ -26,7 +26,7 @@ use super::{
     layout,
     lines::Lines,
     name_of,
-    wire::{self, Holds, Offer, Offered},
+    wire::{self, Holds, Offer, Offered, Recall},
 };
 use crate::peers::Method;
 
@@ -91,15 +91,24 @@ pub(super) async fn offered(shared: &Arc<Shared>, from: &NodeId, offer: Offer) -
                 offer.service, offer.name.epoch
             ));
         }
-        if !may_keep(&state, &offer.service, &shared.parts.node) {
-            return conflict(format!("volumes of a former `{}` are being deleted", offer.service));
+        if state.must_purge(&offer.service, &shared.parts.node) {
+            return conflict(format!("former volumes of `{}` are being deleted", offer.service));
+        }
+        if !state.may_keep(&offer.service, &shared.parts.node) {
+            return conflict(format!("this machine is to have no copy of `{}` yet", offer.service));
         }
     }
+    let dropped = dropped(shared, &offer.service);
     let held = is_here(shared, &offer).await?;
     if !held {
         want(shared, from.clone(), offer);
     }
-    Ok(Offered { held })
+    Ok(Offered { held, dropped })
+}
+
+/// When this machine gave up a copy of a service last. Who says that it has something says it as of then: read it before you look.
+fn dropped(shared: &Shared, service: &ServiceName) -> Option<u64> {
+    shared.parts.state.borrow().services.get(service)?.data.dropped.get(&shared.parts.node).copied()
 }
 
 /// Is all that is offered on this machine's disk?
@@ -154,6 +163,7 @@ async fn fetch_all(shared: Arc<Shared>, service: ServiceName) {
         };
         let Some((from, offer, haste)) = next else { return };
         let began = Instant::now();
+        let dropped = dropped(&shared, &service);
         let fetched = tokio::select! {
             () = stop.cancelled() => return,
             fetched = fetch(&shared, &from, &offer, &haste) => fetched,
@@ -165,7 +175,7 @@ async fn fetch_all(shared: Arc<Shared>, service: ServiceName) {
                 shared.counters.fetched(figures);
                 shared.wanted.came.notify_one();
                 shared.history.notify_one();
-                let holds = Holds { service: service.clone(), name: offer.name };
+                let holds = Holds { service: service.clone(), name: offer.name, dropped };
                 let Ok(body) = wire::write(&holds) else { continue };
                 // Where it is not heard the generation is offered again.
                 let told = shared.parts.network.call(&from, Method::Holds, body, HOLDS_WITHIN);
@@ -218,7 +228,7 @@ pub(super) async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer, ha
         fetched.push(fetch);
     }
     let _lock = shared.directories.lock(&offer.service).await;
-    if !may_keep(&shared.parts.state.borrow(), &offer.service, &shared.parts.node) {
+    if !shared.parts.state.borrow().may_keep(&offer.service, &shared.parts.node) {
         return Err(Error::Deleted { service: offer.service.clone() });
     }
     let (store, keys): (_, Vec<String>) =
@@ -236,7 +246,7 @@ pub(super) async fn fetch(shared: &Arc<Shared>, from: &NodeId, offer: &Offer, ha
 
 /// Asks the other machines for a generation; who has some of its volumes, and which.
 pub(super) async fn find(shared: &Arc<Shared>, service: &ServiceName, name: GenerationName) -> Vec<(NodeId, Offer)> {
-    let Ok(body) = wire::write(&Holds { service: service.clone(), name }) else { return Vec::new() };
+    let Ok(body) = wire::write(&Recall { service: service.clone(), name }) else { return Vec::new() };
     let connected = shared.parts.network.connected().borrow().clone();
     let asked = connected.into_iter().map(|machine| {
         let asked = shared.parts.network.call(&machine, Method::Recall, body.clone(), HOLDS_WITHIN);
@@ -261,9 +271,4 @@ pub(super) async fn recall(shared: &Arc<Shared>, service: &ServiceName, name: Ge
         shared.counters.fetched(fetch(shared, &machine, &offer, &Haste::awaited()).await?);
     }
     if here.is_empty() { Err(Error::NotHere { service: service.clone(), name }) } else { Ok(()) }
-}
-
-/// What a former service of the name left has to be deleted first, or what comes now would be deleted with it.
-fn may_keep(state: &State, service: &ServiceName, node: &NodeId) -> bool {
-    state.services.contains_key(service) && !state.must_purge(service, node)
 }

@@ -21,7 +21,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         let mut lacks = false;
         for service in state.services.values() {
             let Some(offer) = lacking(&state, service, &shared.parts.node) else { continue };
-            if let Err(error) = bring(&shared, offer).await {
+            if let Err(error) = bring(&shared, offer, state.applied).await {
                 tracing::debug!(service = %service.name, %error, "a copy of what nobody writes is not here yet");
                 lacks = true;
             }
@@ -50,8 +50,8 @@ fn lacking(state: &State, service: &Service, node: &NodeId) -> Option<Offer> {
     })
 }
 
-/// Fetches it, unless it is here already, and has the log know.
-async fn bring(shared: &Arc<Shared>, offer: Offer) -> Result<(), ApiError> {
+/// Fetches it, unless it is here already, and has the log know. `seen`: index of the state that says so.
+async fn bring(shared: &Arc<Shared>, offer: Offer, seen: u64) -> Result<(), ApiError> {
     if !replica::is_here(shared, &offer).await? {
         let connected = shared.parts.network.connected().borrow().clone();
         let from = offer.holders.iter().find(|holder| connected.contains(*holder));
@@ -70,6 +70,7 @@ async fn bring(shared: &Arc<Shared>, offer: Offer) -> Result<(), ApiError> {
         service: service.clone(),
         generation: name,
         volumes,
+        seen,
     };
     shared.parts.proposer.propose(command).await?;
     tracing::info!(%service, generation = %name, "a copy of what nobody writes is here");

@@ -80,11 +80,25 @@ pub(super) struct Offer {
 pub(super) struct Offered {
     /// All of it is on the other machine's disk.
     pub(super) held: bool,
+    /// When that one gave up a copy last (`Data::dropped`), as it knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) dropped: Option<u64>,
 }
 
 /// All of a generation is on the sender's disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Holds {
+    pub(super) service: ServiceName,
+    #[serde(flatten)]
+    pub(super) name: GenerationName,
+    /// As in [`Offered`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) dropped: Option<u64>,
+}
+
+/// Which machine has a generation?
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Recall {
     pub(super) service: ServiceName,
     #[serde(flatten)]
     pub(super) name: GenerationName,

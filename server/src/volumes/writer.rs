@@ -60,6 +60,8 @@ pub(super) enum Word {
     Holds {
         machine: NodeId,
         sequence: u64,
+        /// When it gave up a copy last, as it knows.
+        dropped: Option<u64>,
     },
     /// How long it took to read, without the disk that was waited for; and what is to be told of it, though it was made.
     Captured {
@@ -245,6 +247,9 @@ impl Task {
             drop(self.shared.begins(&self.service, self.epoch).await?);
         }
         self.watch(service, placement).await?;
+        for machine in self.offers.follow(&service.data.dropped) {
+            self.writer.dropped(&machine);
+        }
         let now = clock::since_boot();
         if ended {
             self.writer.ended(now);
@@ -262,7 +267,7 @@ impl Task {
             self.capture(hooks);
         }
         if let Some(commit) = orders.commit.filter(|_| !self.committing) {
-            self.commit(commit);
+            self.commit(state, commit);
         }
         self.offer(service, placement, &replicas.wanted);
         Ok(orders.wake_at.map_or(LOOK_EVERY, |at| Duration::from_millis(at.since(now).max(1))))
@@ -272,8 +277,8 @@ impl Task {
         let now = clock::since_boot();
         match word {
             Word::Changed => self.changed(now),
-            Word::Holds { machine, sequence } => {
-                if self.offers.held(&machine, sequence) {
+            Word::Holds { machine, sequence, dropped } => {
+                if self.offers.held(&machine, sequence, dropped) {
                     self.writer.held(&machine, sequence);
                 }
             }
@@ -419,9 +424,8 @@ impl Task {
         });
     }
 
-    fn commit(&mut self, commit: Commit) {
+    fn commit(&mut self, state: &State, commit: Commit) {
         let Some(made) = self.made.get(&commit.sequence) else { return };
-        let state = self.shared.parts.state.borrow().clone();
         let volumes = made.volumes.iter().map(|(volume, (root, totals))| {
             let has = |machine: &&NodeId| {
                 let here = **machine == self.shared.parts.node;
@@ -435,6 +439,7 @@ impl Task {
         let command = CommandV1::CommitGenerations {
             machine: self.shared.parts.node.clone(),
             generations: BTreeMap::from([(self.service.clone(), generation)]),
+            seen: state.applied,
         };
         self.committing = true;
         let (proposer, words) = (Arc::clone(&self.shared.parts.proposer), self.words.clone());
@@ -494,8 +499,8 @@ impl Task {
                     Ok(answer) => wire::read::<Offered>(&answer),
                     Err(error) => return tracing::debug!(%machine, %error, "an offer was not taken"),
                 };
-                if matches!(answer, Ok(Offered { held: true })) {
-                    let _ = words.send(Word::Holds { machine, sequence }).await;
+                if let Ok(Offered { held: true, dropped }) = answer {
+                    let _ = words.send(Word::Holds { machine, sequence, dropped }).await;
                 }
             });
         }

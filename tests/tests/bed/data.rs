@@ -23,6 +23,9 @@ use crate::{
     },
 };
 
+/// A copy that is not wanted any more is kept for a minute.
+const FORMER_LIMIT: Duration = Duration::from_secs(180);
+
 #[tokio::test]
 async fn a_database_goes_on_with_all_that_was_said_to_be_safe() -> Result<()> {
     let Some(cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
@@ -172,6 +175,34 @@ async fn a_service_that_is_stopped_keeps_its_copies_and_goes_on_from_one_that_wa
     let note = std::fs::read_to_string(board::directory(&cluster, other).join("note"))?;
     ensure!(note == "kept", "the third machine has {note:?}");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_copy_that_is_not_wanted_any_more_goes_and_comes_back_when_it_is() -> Result<()> {
+    let Some(cluster) = Cluster::up_or_skip(3).await? else { return Ok(()) };
+    let host = board::keep(&cluster, 2).await?;
+    std::fs::write(board::directory(&cluster, host).join("note"), "kept")?;
+    let both = board::copied(&cluster, host, 2, 4).await?;
+    let note = |machine: usize| std::fs::read_to_string(board::directory(&cluster, machine).join("note")).ok();
+    let shown = async || Ok(both.iter().all(|machine| note(*machine).as_deref() == Some("kept")));
+    wait::holds("both to show it", SETTLED_LIMIT, shown).await?;
+
+    board::keep(&cluster, 1).await?;
+    let kept = board::copied(&cluster, host, 1, 4).await?;
+    let gone = wait::until("one of the copies to go", FORMER_LIMIT, async || {
+        Ok(both.iter().copied().find(|machine| !board::directory(&cluster, *machine).exists()))
+    });
+    let former = gone.await?;
+    ensure!(!kept.contains(&former) && note(3 - host - former).as_deref() == Some("kept"), "{kept:?} without {former}");
+    wait::holds("nothing of it to be left", SETTLED_LIMIT, async || {
+        let past = cluster.client(former)?.volume(&board::SERVICE.parse()?, &"board".parse()?).await?;
+        Ok(cluster.bed.index_of(past.read_on.as_str())? != former)
+    })
+    .await?;
+
+    board::keep(&cluster, 2).await?;
+    board::copied(&cluster, host, 2, 4).await?;
+    wait::holds("both to show it again", SETTLED_LIMIT, shown).await
 }
 
 /// Power is lost at random instants, each time on the machine that writes.

@@ -29,6 +29,8 @@ pub struct Offers {
     told: BTreeMap<NodeId, Told>,
     /// Volumes of each generation that a machine was told of, and has.
     has: BTreeMap<(u64, NodeId), BTreeSet<VolumeName>>,
+    /// Machines that gave up a copy, as the state has it.
+    dropped: BTreeMap<NodeId, u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -90,8 +92,26 @@ impl Offers {
         self.told.values().map(|told| told.sequence).collect()
     }
 
-    /// A machine says that it has all that it was told of. False where it was told of something else last.
-    pub fn held(&mut self, machine: &NodeId, sequence: u64) -> bool {
+    /// What the state says of machines that gave up a copy (`Data::dropped`). Those that did since it was told last: they have nothing of
+    /// what they had.
+    pub fn follow(&mut self, dropped: &BTreeMap<NodeId, u64>) -> Vec<NodeId> {
+        let news = dropped.iter().filter(|(machine, at)| self.dropped.get(*machine) != Some(*at));
+        let news: Vec<NodeId> = news.map(|(machine, _)| machine.clone()).collect();
+        for machine in &news {
+            self.told.remove(machine);
+            self.copies.remove(machine);
+            self.has.retain(|(_, holder), _| holder != machine);
+        }
+        self.dropped.clone_from(dropped);
+        news
+    }
+
+    /// A machine says that it has all that it was told of, and when it gave up a copy last. False where it was told of something else last,
+    /// or one of the two does not know yet what the other knows of that.
+    pub fn held(&mut self, machine: &NodeId, sequence: u64, dropped: Option<u64>) -> bool {
+        if self.dropped.get(machine).copied() != dropped {
+            return false;
+        }
         let Some(told) = self.told.get(machine).filter(|told| told.sequence == sequence) else { return false };
         self.has.insert((sequence, machine.clone()), told.volumes.clone());
         self.copies.insert(machine.clone(), sequence);
@@ -208,13 +228,13 @@ mod tests {
     fn whoever_has_not_said_that_it_has_it_is_told_again() {
         let mut world = World::new();
         assert_eq!(world.due(0), told(&[("b", 1), ("c", 1)]));
-        assert!(world.offers.held(&id("b"), 1));
+        assert!(world.offers.held(&id("b"), 1, None));
         assert_eq!(world.due(AGAIN_MS - 1), []);
         assert_eq!(world.due(AGAIN_MS), told(&[("c", 1)]));
         assert!(world.offers.has(&id("b"), 1, &"data".parse().unwrap()));
         assert!(!world.offers.has(&id("c"), 1, &"data".parse().unwrap()));
-        assert!(!world.offers.held(&id("c"), 2), "of that it was never told");
-        assert!(world.offers.held(&id("c"), 1));
+        assert!(!world.offers.held(&id("c"), 2, None), "of that it was never told");
+        assert!(world.offers.held(&id("c"), 1, None));
         assert_eq!(world.due(1_000_000), []);
     }
 
@@ -238,9 +258,9 @@ mod tests {
         (2..=4).for_each(|sequence| world.offers.made(sequence));
         world.committed = 1;
         assert_eq!(world.due(AGAIN_MS), told(&[("b", 1)]), "it has not come to an end");
-        world.offers.held(&id("b"), 1);
+        world.offers.held(&id("b"), 1, None);
         assert_eq!(world.due(AGAIN_MS + 1), told(&[("b", 2)]));
-        world.offers.held(&id("b"), 2);
+        world.offers.held(&id("b"), 2, None);
         world.committed = 4;
         assert_eq!(world.due(AGAIN_MS + 2), told(&[("b", 4)]), "none waits");
         // For ever it does not go on.
@@ -268,11 +288,31 @@ mod tests {
         world.wanted.remove(&id("c"));
         assert_eq!(world.due_of(0, &[]), [], "it shall have none of them");
         assert_eq!(world.due_of(1, &["data"]), told(&[("b", 1)]));
-        world.offers.held(&id("b"), 1);
+        world.offers.held(&id("b"), 1, None);
         assert_eq!(world.due_of(2, &["data"]), []);
         assert_eq!(world.due_of(3, &["cache", "data"]), told(&[("b", 1)]));
-        world.offers.held(&id("b"), 1);
+        world.offers.held(&id("b"), 1, None);
         assert!(world.offers.has(&id("b"), 1, &"cache".parse().unwrap()));
+    }
+
+    #[test]
+    fn who_gave_up_its_copy_has_nothing_until_it_says_so_again() {
+        let mut world = World::new();
+        world.wanted.remove(&id("c"));
+        world.due(0);
+        assert!(world.offers.held(&id("b"), 1, None));
+        let dropped = BTreeMap::from([(id("b"), 7)]);
+        assert_eq!(world.offers.follow(&dropped), [id("b")]);
+        assert_eq!(world.offers.follow(&dropped), []);
+        assert!(!world.offers.has(&id("b"), 1, &"data".parse().unwrap()));
+        assert_eq!(world.offers.copies().next(), None);
+
+        // It shall have one again.
+        assert_eq!(world.due(1), told(&[("b", 1)]));
+        assert!(!world.offers.held(&id("b"), 1, None), "that was said before");
+        assert!(!world.offers.held(&id("b"), 1, Some(9)), "it knows of something that is not known here");
+        assert!(world.offers.held(&id("b"), 1, Some(7)));
+        assert!(world.offers.has(&id("b"), 1, &"data".parse().unwrap()));
     }
 
     #[test]

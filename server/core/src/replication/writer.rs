@@ -197,6 +197,14 @@ impl Writer {
         }
     }
 
+    /// A machine has given up its copy, and with it all that it had.
+    pub fn dropped(&mut self, machine: &NodeId) {
+        let committed = self.committed.iter_mut();
+        for commit in committed.chain(self.pending.iter_mut().map(|pending| &mut pending.commit)) {
+            commit.holders.remove(machine);
+        }
+    }
+
     /// The log has taken it.
     pub fn committed(&mut self, commit: &Commit) {
         if self.committed.as_ref().is_none_or(|known| known.sequence <= commit.sequence) {
@@ -406,6 +414,21 @@ mod tests {
         assert_eq!((again.sequence, &again.holders), (2, &ids(&["a", "b", "c", "d"])));
         writer.committed(&again);
         assert_eq!(writer.orders(Mono(9_000), &more), Orders::default());
+    }
+
+    #[test]
+    fn who_gave_up_its_copy_is_named_no_more() {
+        let (mut writer, _) = settled();
+        writer.changed(Mono(2_000));
+        let only = replicas(&["c"], &[]);
+        assert!(writer.orders(Mono(2_100), &only).capture);
+        writer.captured(Mono(2_200), 10);
+        writer.held(&id("b"), 2);
+        writer.dropped(&id("b"));
+        assert_eq!(writer.orders(Mono(2_200), &only).commit, None, "nobody else has it");
+        writer.held(&id("c"), 2);
+        let commit = writer.orders(Mono(2_300), &only).commit.unwrap();
+        assert_eq!(commit.holders, ids(&["a", "c"]));
     }
 
     #[test]

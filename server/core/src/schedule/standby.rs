@@ -37,8 +37,16 @@ pub(super) fn stand_by<'a>(draft: &mut Draft<'a>, fleet: &Fleet<'a>, units: &[Un
 fn best<'a>(draft: &Draft<'a>, fleet: &Fleet<'a>, unit: &Unit<'a>) -> Option<&'a NodeId> {
     let first = unit.members.first().filter(|member| member.service.replicas == 1)?;
     let here = draft.active(&first.service.name, first.replica)?.machine;
-    let sites = choices(fleet, unit).into_iter().filter(|choice| choice.machine != here);
-    let task = Task { unit: unit.clone(), sites: sites.collect(), cause: None };
+    let mut sites: Vec<_> = choices(fleet, unit).into_iter().filter(|choice| choice.machine != here).collect();
+    // One that has a copy and shall have none has it today.
+    let keeps = |machine: &NodeId| {
+        let mut replicas = unit.members.iter().map(|member| &member.service.data.replicas);
+        replicas.all(|replicas| replicas.is_empty() || replicas.contains(machine))
+    };
+    if sites.iter().any(|choice| keeps(choice.machine)) {
+        sites.retain(|choice| keeps(choice.machine));
+    }
+    let task = Task { unit: unit.clone(), sites, cause: None };
     let ranked = ranked(draft, fleet, &task);
     let points = |machine: &NodeId| {
         let score = fleet.site(machine).map(|site| score::score(draft, fleet, unit, site));

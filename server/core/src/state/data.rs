@@ -27,6 +27,9 @@ pub struct Data {
     /// Absent until there is a first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub committed: Option<Generation>,
+    /// Machines that gave up a copy, and the index of the entry that says so: what they had before that, they do not have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dropped: BTreeMap<NodeId, u64>,
     /// With which it begins next, as somebody asked for, until that is committed; its present instance has to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restores: Option<GenerationName>,
@@ -109,6 +112,7 @@ impl Data {
 
     pub(super) fn forget_machine(&mut self, machine: &NodeId) {
         self.replicas.retain(|replica| replica != machine);
+        self.dropped.remove(machine);
         if let Some(committed) = &mut self.committed {
             for copies in committed.volumes.values_mut() {
                 copies.holders.remove(machine);
@@ -117,8 +121,14 @@ impl Data {
             committed.volumes.retain(|_, copies| !copies.holders.is_empty());
         }
         if self.committed.as_ref().is_some_and(|committed| committed.holders().is_empty()) {
-            *self = Self { replicas: std::mem::take(&mut self.replicas), ..Self::default() };
+            let (replicas, dropped) = (std::mem::take(&mut self.replicas), std::mem::take(&mut self.dropped));
+            *self = Self { replicas, dropped, ..Self::default() };
         }
+    }
+
+    /// Has the machine given up what it had when the state was at this index?
+    fn has_dropped(&self, machine: &NodeId, seen: u64) -> bool {
+        self.dropped.get(machine).is_some_and(|dropped| *dropped > seen)
     }
 
     /// Is a volume of the committed generation on this machine alone?
@@ -247,6 +257,34 @@ impl State {
         copies.filter(|(_, copies)| !copies.holders.contains(machine)).collect()
     }
 
+    /// May this machine delete what it has of a service's data? It had a copy once and shall have none, and all machines that shall have
+    /// the newest generation have it. What only it knows of, such as a branch, is for it to see.
+    pub fn may_drop(&self, service: &Service, machine: &NodeId) -> bool {
+        let (data, home) = (&service.data, service.home.as_ref());
+        let is_used = data.replicas.contains(machine)
+            || service.standby.contains(machine)
+            || home == Some(machine)
+            || service.placed_on(machine).next().is_some()
+            || self.leftovers.iter().any(|leftover| leftover.service == service.name)
+            || data.restores.is_some()
+            || data.restored_by.is_some();
+        let (Some(committed), Some(home)) = (&data.committed, home) else { return false };
+        let has = |machine: &NodeId, copies: &Copies| copies.holders.contains(machine) && !self.is_lost(machine);
+        let is_kept = |mount: &VolumeMount| {
+            let keepers = service.keepers(self, mount);
+            let copies = committed.volumes.get(&mount.volume);
+            let all = |copies: &Copies| has(home, copies) && keepers.iter().all(|keeper| has(keeper, copies));
+            let others = keepers.iter().filter(|keeper| **keeper != home).count();
+            others >= mount.rules.replicas as usize && copies.is_some_and(all)
+        };
+        !is_used
+            && !self.is_lost(machine)
+            && service.hosts.contains(machine)
+            && !self.must_purge(&service.name, machine)
+            && committed.volumes.keys().all(|volume| service.spec().written().any(|mount| mount.volume == *volume))
+            && service.spec().written().all(is_kept)
+    }
+
     /// Services, and what is kept of former ones, that lose data for good with this machine.
     pub fn only_on<'a>(&'a self, machine: &'a NodeId) -> BTreeSet<&'a ServiceName> {
         let services = self.services.values().filter(|service| {
@@ -267,13 +305,14 @@ impl State {
         &mut self,
         machine: &NodeId,
         generations: &BTreeMap<ServiceName, Generation>,
+        seen: u64,
     ) -> Result<Applied, Rejected> {
         self.machine(machine)?;
         let mut events = Vec::new();
         let mut taken = 0;
         let mut refused = None;
         for (name, generation) in generations {
-            match self.commit_generation(machine, name, generation) {
+            match self.commit_generation(machine, name, generation, seen) {
                 Ok(event) => {
                     taken += 1;
                     events.extend(event);
@@ -294,6 +333,7 @@ impl State {
         machine: &NodeId,
         name: &ServiceName,
         generation: &Generation,
+        seen: u64,
     ) -> Result<Option<Event>, Rejected> {
         let service = self.services.get(name).ok_or_else(|| stale(format!("there is no service `{name}`")))?;
         // What fences an instance fences its data: when its epoch was given away, nothing of it is committed any more.
@@ -303,16 +343,19 @@ impl State {
             return Err(stale(format!("the machine writes no volume of `{name}` under epoch {epoch}")));
         }
         self.check_copies(machine, service, generation)?;
+        let mut generation = generation.clone();
+        for copies in generation.volumes.values_mut() {
+            copies.holders.retain(|holder| holder == machine || !service.data.has_dropped(holder, seen));
+        }
         let before = service.data.committed.as_ref();
         // The same may come again: with others that have it, or when it is known to be the last.
-        let joined = before.and_then(|before| before.joined(generation));
+        let joined = before.and_then(|before| before.joined(&generation));
         if let Some(before) = before.filter(|before| before.name >= generation.name && joined.is_none()) {
             let (before, this) = (before.name, generation.name);
             return Err(stale(format!("generation {before} of `{name}` is committed, and {this} is not newer")));
         }
-        let generation = joined.as_ref().unwrap_or(generation);
-        let event = self.told_of_copies(name, machine, before, generation);
-        let generation = generation.clone();
+        let generation = joined.unwrap_or(generation);
+        let event = self.told_of_copies(name, machine, before, &generation);
         if let Some(Service { data, .. }) = self.services.get_mut(name) {
             data.settled = generation.last;
             data.committed = Some(generation);
@@ -352,14 +395,15 @@ impl State {
         name: &ServiceName,
         generation: GenerationName,
         volumes: &BTreeMap<VolumeName, String>,
+        seen: u64,
     ) -> Result<Applied, Rejected> {
         self.machine(machine)?;
         let service = self.services.get(name).ok_or_else(|| stale(format!("there is no service `{name}`")))?;
         if volumes.is_empty() {
             return Err(Rejected::new(ErrorCode::InvalidRequest, "name at least one volume that the machine has"));
         }
-        if !service.data.replicas.contains(machine) {
-            return Err(stale(format!("the machine shall have no copy of `{name}`")));
+        if !service.data.replicas.contains(machine) || service.data.has_dropped(machine, seen) {
+            return Err(stale(format!("the machine shall have no copy of `{name}`, or gave up the one that it had")));
         }
         let Some(before) = service.data.committed.as_ref().filter(|committed| committed.name == generation) else {
             return Err(stale(format!("generation {generation} of `{name}` is not the one that is committed")));
@@ -377,6 +421,27 @@ impl State {
             service.data.committed = Some(after);
         }
         Ok(Applied { outcome: Outcome::Done, events: event.into_iter().collect() })
+    }
+
+    /// From here on nothing counts that it has; it deletes that like the volumes of a service that is gone.
+    pub(super) fn drop_copy(&mut self, machine: &NodeId, name: &ServiceName) -> Result<Applied, Rejected> {
+        let of = self.machine(machine)?.record.name.clone();
+        let service = self.services.get(name).ok_or_else(|| stale(format!("there is no service `{name}`")))?;
+        if !self.may_drop(service, machine) {
+            return Err(stale(format!("`{of}` has no copy of `{name}`, or others do not have all of it yet")));
+        }
+        let index = self.applied + 1;
+        if let Some(Service { data, hosts, .. }) = self.services.get_mut(name) {
+            data.dropped.insert(machine.clone(), index);
+            for copies in data.committed.iter_mut().flat_map(|committed| committed.volumes.values_mut()) {
+                copies.holders.remove(machine);
+            }
+            hosts.remove(machine);
+        }
+        self.condemned_volumes.insert(name.clone());
+        self.condemned_on.entry(name.clone()).or_default().insert(machine.clone());
+        let message = format!("`{of}` deletes its copy of `{name}`: all that shall have one have it.");
+        Ok(Applied::done(Event::new("copy-dropped", Some(name), message).on(&of)))
     }
 
     fn check_copies(&self, machine: &NodeId, service: &Service, generation: &Generation) -> Result<(), Rejected> {

@@ -312,10 +312,13 @@ impl State {
             CommandV1::MachineLost { term, machine } => self.machine_lost(entry.at, *term, machine),
             CommandV1::MachineBack { term, machine } => self.machine_back(entry.at, *term, machine),
             CommandV1::SetLease { term, lease_ms } => self.set_lease(*term, *lease_ms),
-            CommandV1::CommitGenerations { machine, generations } => self.commit_generations(machine, generations),
-            CommandV1::HoldGeneration { machine, service, generation, volumes } => {
-                self.hold_generation(machine, service, *generation, volumes)
+            CommandV1::CommitGenerations { machine, generations, seen } => {
+                self.commit_generations(machine, generations, *seen)
             }
+            CommandV1::HoldGeneration { machine, service, generation, volumes, seen } => {
+                self.hold_generation(machine, service, *generation, volumes, *seen)
+            }
+            CommandV1::DropCopy { machine, service } => self.drop_copy(machine, service),
             CommandV1::SetValue { kind, name, version, sealed, update } => {
                 self.set_value(entry, (*kind, name), *version, sealed, *update)
             }
@@ -373,6 +376,6 @@ fn note_images(change: ImageChange, images: &[String]) -> Result<Applied, Reject
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
-fn is_zero(number: &u64) -> bool {
+pub(crate) fn is_zero(number: &u64) -> bool {
     *number == 0
 }

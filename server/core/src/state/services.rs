@@ -287,12 +287,27 @@ impl State {
             None => drop(self.condemned_on.remove(name)),
         }
         self.forget_purged();
-        Ok(Applied::done(Event::new("volumes-deleted", Some(name), format!("The volumes of `{name}` were deleted."))))
+        let dropped = self.services.get(name).map(|service| &service.data.dropped);
+        let former = machine.filter(|machine| dropped.is_some_and(|dropped| dropped.contains_key(*machine)));
+        Ok(Applied::done(match former.and_then(|machine| self.machines.get(machine)) {
+            Some(machine) => {
+                let of = &machine.record.name;
+                Event::new("copy-deleted", Some(name), format!("`{of}` has deleted its copy of `{name}`.")).on(of)
+            }
+            None => Event::new("volumes-deleted", Some(name), format!("The volumes of `{name}` were deleted.")),
+        }))
     }
 
-    /// Whether this machine has to delete the volumes of a service that is gone.
+    /// Whether this machine has to delete the volumes of a service that is gone, or a copy that it gave up.
     pub fn must_purge(&self, name: &ServiceName, machine: &NodeId) -> bool {
         self.condemned_on.get(name).is_some_and(|machines| machines.contains(machine))
+    }
+
+    /// May this machine take generations of a service? What is there and has to be deleted goes first, or what comes would be deleted with
+    /// it; and what it is not known to have nobody would ever delete.
+    pub fn may_keep(&self, name: &ServiceName, machine: &NodeId) -> bool {
+        let hosts = self.services.get(name).is_some_and(|service| service.hosts.contains(machine));
+        hosts && !self.must_purge(name, machine)
     }
 
     /// Machines that may hold directories of a service's volumes, whether it is there or left them behind.

@@ -38,7 +38,7 @@ pub(crate) enum Message {
     Grant(Grant),
     Report(Arc<Report>),
     Offer(Arc<Offer>),
-    Held { epoch: u64, sequence: u64 },
+    Held { epoch: u64, sequence: u64, dropped: Option<u64> },
 }
 
 #[derive(Clone, Debug)]
@@ -307,7 +307,7 @@ impl World {
                 }
             }
             Message::Offer(offer) => self.offered(from, to, &offer),
-            Message::Held { epoch, sequence } => self.held(from, to, epoch, sequence),
+            Message::Held { epoch, sequence, dropped } => self.held(from, to, epoch, sequence, dropped),
             Message::Report(report) => {
                 let id = self.nodes[from].id.clone();
                 if let Some(daemon) = &mut self.nodes[to].daemon {

@@ -62,7 +62,7 @@ async fn written(running: &Running, home: &NodeId, replica: &NodeId, holders: &[
     let volumes = BTreeMap::from([("board".parse().unwrap(), copies)]);
     let generation = Generation { name, taken_at: clock::now(), last: false, volumes };
     let generations = BTreeMap::from([(service, generation)]);
-    propose(running, CommandV1::CommitGenerations { machine: home.clone(), generations }).await;
+    propose(running, CommandV1::CommitGenerations { machine: home.clone(), generations, seen: 0 }).await;
     name
 }
 
@@ -200,7 +200,7 @@ async fn a_service_that_is_removed_ends_first_and_leaves_all_that_it_wrote_to_ot
         volumes: [("board".parse().unwrap(), copies)].into(),
     };
     let generations = BTreeMap::from([(service.clone(), last)]);
-    propose(&running, CommandV1::CommitGenerations { machine: berta, generations }).await;
+    propose(&running, CommandV1::CommitGenerations { machine: berta, generations, seen: 0 }).await;
     assert!(!removing.is_finished() && running.node.app().store.state().services.contains_key(&service));
     let end = Change::End { epoch, reason: "it has ended".to_owned() };
     propose(&running, CommandV1::Place { term, changes: vec![end] }).await;

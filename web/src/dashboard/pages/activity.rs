@@ -207,6 +207,7 @@ fn appearance(kind: &str, message: &str) -> (Icon, &'static str) {
         "restarted" => (Icon::Refresh, "warn"),
         "scaled" => (Icon::Services, "calm"),
         "removed" | "volumes-condemned" | "volumes-deleted" => (Icon::Trash, "bad"),
+        "copy-dropped" | "copy-deleted" => (Icon::Trash, "calm"),
         "confirmed" => (Icon::Check, "good"),
         kind if kind.starts_with("token") => (Icon::Key, "calm"),
         kind if kind.starts_with("invitation") => (Icon::Link, "calm"),

@@ -47,6 +47,25 @@ fn a_service_on_a_lost_machine_goes_on_where_its_committed_data_is() {
 }
 
 #[test]
+fn whoever_shall_have_no_copy_does_not_stand_by_though_it_has_one() {
+    const ALL: [&str; 4] = ["atlas", "boreas", "ceres", "delos"];
+    let mut world = World::new(&ALL);
+    world.deploy(DB);
+    world.settle();
+    let replicas = world.service("db").data.replicas.clone();
+    let first = world.only("db");
+    let others: Vec<&str> = ALL.into_iter().filter(|name| *name != first).collect();
+    for kept in others.iter().filter(|name| replicas.contains(&id(name))) {
+        world.runs_on_battery(kept);
+    }
+    world.commit_on("db", &others);
+    world.settle();
+    assert_eq!(world.service("db").data.replicas, replicas);
+    let standby = &world.service("db").standby;
+    assert!(standby.len() == 1 && replicas.contains(&standby[0]), "{standby:?} of {replicas:?}");
+}
+
+#[test]
 fn where_nobody_has_a_copy_a_service_waits() {
     let (mut world, [first, second, _]) = with_copy();
     world.lose(&first);

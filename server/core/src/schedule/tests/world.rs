@@ -429,7 +429,7 @@ impl World {
         let generation =
             Generation { name: GenerationName { epoch: placement.epoch, sequence }, taken_at: self.now, last, volumes };
         let generations = BTreeMap::from([(service.name.clone(), generation)]);
-        let committed = self.apply(CommandV1::CommitGenerations { machine, generations });
+        let committed = self.apply(CommandV1::CommitGenerations { machine, generations, seen: 0 });
         committed.unwrap_or_else(|rejected| panic!("{rejected}\n{}", self.story()));
     }
 

@@ -41,7 +41,7 @@ impl Cluster {
 
     fn commit(&mut self, machine: &str, generation: Generation) -> Result<Applied, Rejected> {
         let generations = BTreeMap::from([(service("db"), generation)]);
-        self.apply(CommandV1::CommitGenerations { machine: id(machine), generations })
+        self.apply(CommandV1::CommitGenerations { machine: id(machine), generations, seen: 0 })
     }
 
     #[track_caller]
@@ -111,14 +111,14 @@ fn a_generation_that_makes_no_sense_is_refused() {
     ] {
         assert_eq!(cluster.uncommitted("node", bad.clone()), ErrorCode::InvalidRequest, "{bad:?}");
     }
-    let none = CommandV1::CommitGenerations { machine: node(), generations: BTreeMap::new() };
+    let none = CommandV1::CommitGenerations { machine: node(), generations: BTreeMap::new(), seen: 0 };
     assert_eq!(cluster.refused(none), ErrorCode::InvalidRequest);
-    let nobody = CommandV1::CommitGenerations { machine: id("nobody"), generations: BTreeMap::new() };
+    let nobody = CommandV1::CommitGenerations { machine: id("nobody"), generations: BTreeMap::new(), seen: 0 };
     assert_eq!(cluster.refused(nobody), ErrorCode::MachineNotFound);
 
     // One that is right is taken beside one that is not.
     let generations = BTreeMap::from([(service("db"), good()), (service("web"), good())]);
-    cluster.apply(CommandV1::CommitGenerations { machine: node(), generations }).unwrap();
+    cluster.apply(CommandV1::CommitGenerations { machine: node(), generations, seen: 0 }).unwrap();
     assert_eq!(cluster.service("db").data.committed, Some(good()));
 }
 
@@ -141,6 +141,7 @@ fn a_machine_that_lacks_a_copy_of_what_nobody_writes_says_when_it_has_it() {
         service: service("db"),
         generation: GenerationName { epoch, sequence },
         volumes: BTreeMap::from([(volume.parse().unwrap(), root(digit))]),
+        seen: 0,
     };
     cluster.apply(CommandV1::Scale { service: service("db"), replicas: 0 }).unwrap();
     cluster.decide(vec![vacate(epoch)]).unwrap();
@@ -299,6 +300,63 @@ fn copies_are_kept_on_members_that_differ() {
     cluster.decide(vec![replicate(&[THIRD, OTHER])]).unwrap();
     assert_eq!(cluster.service("db").data.replicas, [id(THIRD), id(OTHER)]);
     assert!(cluster.service("db").hosts.contains(&id(THIRD)));
+}
+
+#[test]
+fn a_copy_that_others_keep_now_is_given_up_and_counts_no_more() {
+    const FOURTH: &str = "id-of-delos";
+    let (mut cluster, epoch) = Cluster::with_data();
+    cluster.join("delos");
+    let replicate = |machines: &[&str]| {
+        vec![Change::Replicate { service: service("db"), machines: machines.iter().copied().map(id).collect() }]
+    };
+    let drop_copy = |machine: &str| CommandV1::DropCopy { machine: id(machine), service: service("db") };
+    let holders = |cluster: &Cluster| -> Vec<NodeId> {
+        let committed = cluster.service("db").data.committed.as_ref().unwrap();
+        committed.holders().into_iter().cloned().collect()
+    };
+    cluster.decide(replicate(&[OTHER, THIRD])).unwrap();
+    cluster.commit("node", generation(epoch, 1, &["node", OTHER, THIRD])).unwrap();
+    assert_eq!(cluster.refused(drop_copy(THIRD)), ErrorCode::Conflict, "it shall have one");
+    cluster.decide(replicate(&[OTHER, FOURTH])).unwrap();
+    assert_eq!(cluster.refused(drop_copy(THIRD)), ErrorCode::Conflict, "another one has none yet");
+    cluster.commit("node", generation(epoch, 1, &["node", FOURTH])).unwrap();
+    cluster.lose(OTHER);
+    assert_eq!(cluster.refused(drop_copy(THIRD)), ErrorCode::Conflict, "what is lost counts for nothing");
+    cluster.apply(CommandV1::MachineBack { term: 1, machine: id(OTHER) }).unwrap();
+    for (machine, code) in [("node", ErrorCode::Conflict), ("nobody", ErrorCode::MachineNotFound)] {
+        assert_eq!(cluster.refused(drop_copy(machine)), code);
+    }
+
+    let before = cluster.state.applied;
+    let told = cluster.apply(drop_copy(THIRD)).unwrap();
+    assert_eq!(told.events[0].message, "`boreas` deletes its copy of `db`: all that shall have one have it.");
+    assert_eq!(holders(&cluster), [id(OTHER), id(FOURTH), id("node")]);
+    assert!(cluster.state.must_purge(&service("db"), &id(THIRD)));
+    assert!(!cluster.state.may_keep(&service("db"), &id(THIRD)));
+    assert_eq!(cluster.refused(drop_copy(THIRD)), ErrorCode::Conflict, "once");
+
+    // Whoever has not heard of it still names it.
+    cluster.commit("node", generation(epoch, 1, &["node", THIRD])).unwrap();
+    cluster.commit("node", generation(epoch, 2, &["node", OTHER, THIRD])).unwrap();
+    assert_eq!(holders(&cluster), [id(OTHER), id("node")]);
+    let purged = CommandV1::VolumesPurged { service: service("db"), machine: Some(id(THIRD)) };
+    let told = cluster.apply(purged).unwrap();
+    assert_eq!(told.events[0].message, "`boreas` has deleted its copy of `db`.");
+
+    // It shall have one again: what it says from then on counts.
+    cluster.decide(replicate(&[OTHER, THIRD])).unwrap();
+    assert!(cluster.state.may_keep(&service("db"), &id(THIRD)));
+    let hold = |seen: u64| CommandV1::HoldGeneration {
+        machine: id(THIRD),
+        service: service("db"),
+        generation: GenerationName { epoch, sequence: 2 },
+        volumes: BTreeMap::from([("data".parse().unwrap(), root('a'))]),
+        seen,
+    };
+    assert_eq!(cluster.refused(hold(before)), ErrorCode::Conflict);
+    cluster.apply(hold(before + 1)).unwrap();
+    assert_eq!(holders(&cluster), [id(OTHER), id(THIRD), id("node")]);
 }
 
 #[test]

@@ -70,8 +70,11 @@ impl World {
                 _ => return,
             },
             Action::DeleteVolumes { service } => {
+                let is_copy = node.state.services.get(service).is_some_and(|it| it.data.dropped.contains_key(&node.id));
+                if !is_copy {
+                    self.writers.remove(service);
+                }
                 self.written.retain(|(machine, name, _)| *machine != number || name != service);
-                self.writers.remove(service);
                 self.nodes[number].disk.delete(service);
                 return;
             }
@@ -138,6 +141,9 @@ impl World {
             else {
                 continue;
             };
+            for machine in keeper.offers.follow(&service.data.dropped) {
+                keeper.writer.dropped(&machine);
+            }
             if directory.writes.len() != keeper.seen {
                 keeper.seen = directory.writes.len();
                 keeper.writer.changed(clock);
@@ -202,10 +208,26 @@ impl World {
         for (service, generation) in commits {
             if self.reaches_leader(number) {
                 let generations = BTreeMap::from([(service, generation)]);
-                self.propose(number, CommandV1::CommitGenerations { machine: id.clone(), generations });
+                let seen = state.applied;
+                self.propose(number, CommandV1::CommitGenerations { machine: id.clone(), generations, seen });
             }
         }
         self.bring_copies(number, &state);
+        self.drop_copies(number, &state);
+    }
+
+    /// The daemon gives up copies that are not wanted any more, unless something is in them that nobody else has.
+    fn drop_copies(&mut self, number: usize, state: &State) {
+        let id = self.nodes[number].id.clone();
+        for service in state.services.values().filter(|service| state.may_drop(service, &id)) {
+            let disk = &self.nodes[number].disk;
+            let is_clean = disk.directories.get(&service.name).is_none_or(|directory| directory.epoch.is_none())
+                && disk.branches.iter().all(|(name, _)| *name != service.name);
+            if is_clean && self.reaches_leader(number) && self.chance.percent(20) {
+                let (machine, service) = (id.clone(), service.name.clone());
+                self.propose(number, CommandV1::DropCopy { machine, service });
+            }
+        }
     }
 
     /// The daemon gets copies of what nobody writes, from whoever has them and can be reached.
@@ -225,8 +247,8 @@ impl World {
             let volumes = lacks.into_iter().map(|(volume, copies)| (volume.clone(), copies.root.clone())).collect();
             self.nodes[number].disk.generations.insert(key, writes);
             if self.reaches_leader(number) {
-                let (machine, service) = (id.clone(), service.name.clone());
-                self.propose(number, CommandV1::HoldGeneration { machine, service, generation: name, volumes });
+                let (machine, service, seen) = (id.clone(), service.name.clone(), state.applied);
+                self.propose(number, CommandV1::HoldGeneration { machine, service, generation: name, volumes, seen });
             }
         }
     }
@@ -273,8 +295,8 @@ impl World {
         let node = &mut self.nodes[to];
         // What nobody writes any more, as far as is known here, may have been deleted: it would come back. It is offered again.
         let gone = node.state.placement(offer.name.epoch).is_none();
-        // And what a former service of the name left has to be deleted first, or this would be deleted with it.
-        if node.disk_fails || gone || node.state.must_purge(&offer.service, &node.id) {
+        // And what is there has to be deleted first, or this would be deleted with it; what is not wanted here nobody would delete.
+        if node.disk_fails || gone || !node.state.may_keep(&offer.service, &node.id) {
             return;
         }
         let key = (offer.service.clone(), offer.name);
@@ -292,15 +314,17 @@ impl World {
         if !runs && !placed && newer && later {
             node.disk.show(&offer.service, offer.name, offer.writes.clone());
         }
-        let held = Message::Held { epoch: offer.name.epoch, sequence: offer.name.sequence };
+        let dropped =
+            node.state.services.get(&offer.service).and_then(|service| service.data.dropped.get(&node.id)).copied();
+        let held = Message::Held { epoch: offer.name.epoch, sequence: offer.name.sequence, dropped };
         self.send(to, from, &held);
     }
 
-    pub(super) fn held(&mut self, from: usize, to: usize, epoch: u64, sequence: u64) {
+    pub(super) fn held(&mut self, from: usize, to: usize, epoch: u64, sequence: u64, dropped: Option<u64>) {
         let id = self.nodes[from].id.clone();
         let keepers = self.nodes[to].daemon.as_mut().map(|daemon| &mut daemon.keepers);
         if let Some(keeper) = keepers.and_then(|keepers| keepers.get_mut(&epoch))
-            && keeper.offers.held(&id, sequence)
+            && keeper.offers.held(&id, sequence, dropped)
         {
             keeper.writer.held(&id, sequence);
         }
