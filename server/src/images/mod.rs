@@ -9,8 +9,11 @@ mod push;
 mod record;
 mod travel;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     path::{Path, PathBuf},
     sync::{
@@ -246,6 +249,13 @@ impl Images {
     pub fn stop(&self) {
         self.shared.stop.cancel();
     }
+}
+
+/// Of the machines that can be reached, those that are believed on images: members that do more than store. One that the state does
+/// not know yet may be of either kind.
+pub(crate) fn believed(state: &State, connected: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    let may_run = |id: &&NodeId| state.machines.get(*id).is_some_and(|machine| !machine.stores_only);
+    connected.iter().filter(may_run).cloned().collect()
 }
 
 /// Under which an image is in the store.

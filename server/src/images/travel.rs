@@ -1,6 +1,6 @@
 //! Images from the stores of other machines.
 //!
-//! Who wants an image asks all machines that can be reached. One that has it in its store says which tree it is; one whose engine has
+//! Who wants an image asks all machines that can be reached and may run it. One that has it in its store says which tree it is; one whose engine has
 //! it takes it in first, and says how far that is. Then the objects are fetched as those of a volume are: what is here already does not
 //! travel, several machines are asked at once, and what came before an interruption is not asked for again.
 
@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     Error, Shared, Stored, archive,
     archive::{Digest, Image, LAYERS_MAX},
-    blocking, kept, key, layer_key,
+    believed, blocking, kept, key, layer_key,
 };
 use crate::{
     clock,
@@ -145,9 +145,10 @@ impl Shared {
         Ok(root)
     }
 
+    /// Asks all machines that can be reached and are believed.
     async fn ask_all<T: DeserializeOwned>(&self, method: Method, body: &Bytes) -> Vec<(NodeId, T)> {
-        let connected = self.network.connected().borrow().clone();
-        let asked = connected.into_iter().map(|machine| {
+        let machines = believed(&self.state.borrow(), &self.network.connected().borrow());
+        let asked = machines.into_iter().map(|machine| {
             let asked = self.network.call(&machine, method, body.clone(), ASKING);
             async move { Some((machine, read(&asked.await.ok()?).ok()?)) }
         });

@@ -54,7 +54,7 @@ impl Handler for Answers {
 
 impl Machine {
     fn new(playground: &Playground, wires: &Wires, name: &str) -> Self {
-        let (node, data) = (NodeId(name.to_owned()), tempfile::tempdir().unwrap());
+        let (node, data) = (playground.admit(name), tempfile::tempdir().unwrap());
         let config = fence::Config { data_dir: data.path().to_owned(), docker_host: None, form: fence::Form::Thread };
         let fence = Fence::start(config).unwrap();
         let network = wires.join(&node);

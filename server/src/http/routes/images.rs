@@ -95,7 +95,9 @@ pub(super) async fn meaning(app: &App, caller: &Caller, name: &str) -> Option<Im
         read_json::<Vec<ImageView>>(Body::new(answer.into_body()), NAMED_MAX).await
     };
     let connected = app.members.network().map(|network| network.connected().borrow().clone()).unwrap_or_default();
-    let others = join_all(connected.into_iter().map(|machine| timeout(ASKING, there(machine))));
+    // What a service is to run is nothing that a machine has a say in that only stores.
+    let believed = crate::images::believed(&app.store.state(), &connected);
+    let others = join_all(believed.into_iter().map(|machine| timeout(ASKING, there(machine))));
     let (here, others) = tokio::join!(here, others);
     let others = others.into_iter().filter_map(|answered| {
         let answered = answered.unwrap_or_else(|_| Err(Failure::new(ErrorCode::Timeout, "it did not answer in time")));

@@ -152,6 +152,30 @@ async fn a_service_is_deployed_whose_image_another_machine_has() {
 }
 
 #[tokio::test]
+async fn a_machine_that_only_stores_has_no_say_in_what_an_image_is() {
+    let running = Running::start().await;
+    let asked = Arc::new(Mutex::new(0));
+    let seen = asked.clone();
+    let theirs = format!("sha256:{}", "6".repeat(64));
+    let answer =
+        json!([{ "id": theirs, "references": ["lab/app:2"], "size_bytes": 1, "created_at": u64::MAX, "used_by": [] }]);
+    let router = Router::new().fallback(move || async move {
+        *seen.lock().unwrap() += 1;
+        axum::Json(answer)
+    });
+    let (anna, vault) = (own(&running), admit_as(&running, "vault", true).await);
+    let mut known = Known::of(&anna, &[&anna]);
+    known.network = Some(Wire::to(&vault, End::Answers(router)));
+    let address = beside(&running, Arc::new(known)).await;
+    let request = json!({ "compose": "services:\n  tool:\n    image: lab/app:2\n", "stack": "lab" });
+    let deployed = client(&running, address).deploy(&serde_json::from_value(request).unwrap()).await;
+    // No other machine is left to ask, and this one has no engine to pull it.
+    assert_eq!(deployed.unwrap_err().code(), Some(ErrorCode::EngineUnavailable));
+    assert_eq!(*asked.lock().unwrap(), 0);
+    running.node.stop().await;
+}
+
+#[tokio::test]
 async fn another_node_takes_a_members_word_for_who_asks_and_nobody_elses() {
     let (running, elsewhere) = (Running::start().await, Running::start().await);
     let address = with_berta(&running, End::Node(elsewhere.node.app().clone())).await;

@@ -167,8 +167,12 @@ async fn propose(running: &Running, command: CommandV1) {
 
 /// A further member, of which nothing is there but its record.
 async fn admit(running: &Running, name: &str) -> NodeId {
+    admit_as(running, name, false).await
+}
+
+async fn admit_as(running: &Running, name: &str, stores_only: bool) -> NodeId {
     let grant = Grant { scope: Scope::Machine, services: [].into() };
-    let wanted = auth::Wanted { name: name.to_owned(), grant, life_ms: 60_000, stores_only: false };
+    let wanted = auth::Wanted { name: name.to_owned(), grant, life_ms: 60_000, stores_only };
     let actor = Actor { name: "test".to_owned(), token: None, from: None };
     let invitation = running.node.app().authority.invite(actor, wanted).await.unwrap().id;
     let id = NodeId(format!("{name}-id"));
