@@ -43,8 +43,8 @@ pub trait ImageStore: Send + Sync + fmt::Debug + 'static {
     /// Engine's ids of the images that are here.
     fn ids(&self) -> Vec<String>;
 
-    /// What the engine calls the layers of an image that is here, from the bottom up.
-    fn diff_ids<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<String>, ApiError>>;
+    /// What an image is made of that is here.
+    fn parts<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<ImageParts, ApiError>>;
 
     /// What the engine loads, with these names; without the lowest layers where it has them.
     fn archive<'a>(
@@ -59,6 +59,15 @@ pub trait ImageStore: Send + Sync + fmt::Debug + 'static {
 
     /// What is on its way.
     fn moves(&self) -> &Moves;
+}
+
+/// What an image is made of, as the engine calls it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageParts {
+    /// Its configuration: an image's id, unless an engine names it by its manifest.
+    pub config: String,
+    /// Its layers, from the bottom up.
+    pub diff_ids: Vec<String>,
 }
 
 /// An image as `docker save` writes it.
@@ -140,8 +149,8 @@ impl ImageStore for NoImageStore {
         Vec::new()
     }
 
-    fn diff_ids<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<String>, ApiError>> {
-        Box::pin(async { Ok(Vec::new()) })
+    fn parts<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<ImageParts, ApiError>> {
+        Box::pin(async { Ok(ImageParts::default()) })
     }
 
     fn archive<'a>(&'a self, _: &'a str, _: &'a [String], _: usize) -> BoxFuture<'a, Result<ImageArchive, ApiError>> {

@@ -61,7 +61,7 @@ pub use data::{Begun, Data, NoData};
 pub use error::Error;
 pub use exec::{Exec, ExecEvent, ExecInput, ExecOutput};
 pub use image::PullProgress;
-pub use image_store::{ImageArchive, ImageStore, Moves, Moving, Need, NoImageStore, Progress};
+pub use image_store::{ImageArchive, ImageParts, ImageStore, Moves, Moving, Need, NoImageStore, Progress};
 pub use others::{NoOthers, Others, Told};
 use reconciler::Reconciler;
 pub use takedown::{answers, pull_the_plug, take_down};

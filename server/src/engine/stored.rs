@@ -9,7 +9,7 @@ use std::{
 
 use bollard::query_parameters::ListImagesOptions;
 use bytes::Bytes;
-use flotilla_api::{ApiError, rest::ImageStep, spec::ServiceSpec};
+use flotilla_api::{ApiError, ErrorCode, rest::ImageStep, spec::ServiceSpec};
 use flotilla_core::state::Service;
 use futures::{StreamExt, stream, stream::BoxStream};
 use tokio::time::timeout;
@@ -18,7 +18,7 @@ use super::{
     Error, Shared,
     connection::{CALL_LIMIT, Client},
     image,
-    image_store::Need,
+    image_store::{ImageParts, Need},
 };
 
 /// Images that the engine is asked about at once.
@@ -73,7 +73,8 @@ pub(super) async fn load(
         }
         return Ok(id);
     }
-    let present = present_layers(client, &shared.images.diff_ids(id).await.map_err(Error::Image)?).await?;
+    let parts = shared.images.parts(id).await.map_err(Error::Image)?;
+    let present = present_layers(client, &parts.diff_ids).await?;
     let loaded = match load_above(shared, client, (id, name), names, present).await {
         // The image with those layers may have gone just now.
         Err(Error::Archive(why)) if present > 0 => {
@@ -82,17 +83,49 @@ pub(super) async fn load(
         }
         loaded => loaded?,
     };
-    // An engine that names images by another digest has it under another id.
     let id = match image::local(client, id).await? {
         Some(id) => id,
-        None => {
-            let name = loaded.into_iter().next().ok_or_else(|| Error::ImageNotLocal { image: name.to_owned() })?;
-            image::local(client, &name).await?.ok_or(Error::ImageNotLocal { image: name })?
-        }
+        None => renamed(client, (id, name), names, &parts, loaded).await?,
     };
+    // One that loads what an index names takes no names from the archive's list.
+    for name in names {
+        if image::local(client, name).await?.as_ref() != Some(&id) {
+            image::tag(client, &id, name).await?;
+        }
+    }
     shared.images.brought(&id, names);
     shared.images_changed.notify_one();
     Ok(id)
+}
+
+/// An engine that names images by another digest than the one that they came from has it under another id; that id, if what was loaded
+/// is the same.
+async fn renamed(
+    client: &Client,
+    (id, name): (&str, &str),
+    names: &[String],
+    parts: &ImageParts,
+    loaded: Vec<String>,
+) -> Result<String, Error> {
+    let absent = || Error::ImageNotLocal { image: name.to_owned() };
+    let loaded = loaded.into_iter().next().ok_or_else(absent)?;
+    let inspected = client.call("look an image up", CALL_LIMIT, client.docker().inspect_image(&loaded)).await?;
+    let (found, layers) = (inspected.id.ok_or_else(absent)?, inspected.root_fs.and_then(|it| it.layers));
+    if may_be_called(&found, id, parts) && layers.unwrap_or_default() == parts.diff_ids {
+        return Ok(found);
+    }
+    let names = names.iter().chain([&loaded]).cloned().collect();
+    if let Err(error) = forget(client, &found, &names).await {
+        tracing::warn!(image = found, %error, "an image that was not meant stays in the engine");
+    }
+    let why = format!("Docker Engine has loaded `{found}` in the place of the image `{id}`");
+    Err(Error::Image(ApiError::new(ErrorCode::ImageInvalid, why)))
+}
+
+/// Where the id is the configuration's, an engine may call the image by a manifest that it makes of its own; where it is a manifest's, by
+/// the configuration.
+fn may_be_called(found: &str, id: &str, parts: &ImageParts) -> bool {
+    id == parts.config || found == parts.config
 }
 
 async fn load_above(
@@ -188,4 +221,17 @@ pub(super) async fn forget(client: &Client, id: &str, names: &BTreeSet<String>) 
     }
     image::remove(client, id).await?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_taken_under_another_id_only_where_engines_of_two_kinds_may_differ() {
+        let parts = ImageParts { config: "sha256:c".to_owned(), diff_ids: Vec::new() };
+        assert!(may_be_called("sha256:m", "sha256:c", &parts), "by a manifest of the engine's own");
+        assert!(may_be_called("sha256:c", "sha256:m", &parts), "by the configuration");
+        assert!(!may_be_called("sha256:x", "sha256:m", &parts), "by nothing that was sent");
+    }
 }

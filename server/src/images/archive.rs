@@ -21,6 +21,8 @@ use flotilla_data::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+mod manifest;
+
 /// Of [`Description`].
 const VERSION: u8 = 1;
 
@@ -32,6 +34,9 @@ pub(super) const LAYERS_MAX: usize = 512;
 
 /// Files of an archive: some for each layer.
 const FILES_MAX: usize = 8 * LAYERS_MAX;
+
+/// Blobs of one image: its layers, and what an engine has besides that names it by its manifest.
+const BLOBS_MAX: usize = 2 * LAYERS_MAX;
 
 /// A configuration, or the list of what is in an archive. Bytes.
 pub(super) const TEXT_MAX: u64 = 4 * 1024 * 1024;
@@ -218,12 +223,47 @@ impl Image {
     /// # Errors
     /// [`Error::Damaged`] names the first that is something else.
     pub(super) fn verify(&self, objects: &dyn Objects) -> Result<(), Error> {
-        for (digest, file) in &self.blobs {
-            let mut checked = Checked::new(file.content.read(objects), digest);
-            io::copy(&mut checked, &mut io::sink()).map_err(|error| cause(error, digest))?;
+        self.blobs.iter().try_for_each(|(digest, file)| verify_blob(digest, file, objects))
+    }
+
+    /// It is the image of this id, by what its blobs say, and has nothing that does not belong to it. Their digests are not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Other`] where the id stands for something else.
+    pub(super) fn check_is(&self, id: &Digest, objects: &dyn Objects) -> Result<(), Error> {
+        let Description { config, layers, index, .. } = &self.description;
+        let other = || Error::Other(id.id());
+        match index {
+            None => {
+                let is_described = |blob: &Digest| blob == config || layers.contains(blob);
+                if config != id || !self.blobs.keys().all(is_described) {
+                    return Err(other());
+                }
+            }
+            Some(index) => {
+                let named = manifest::named(index)?;
+                let blob = |digest: &Digest| self.blobs.get(digest).map(|file| text(objects, file)).transpose();
+                let reached = manifest::reach(id, blob)?;
+                let is_named = !named.is_empty() && named.iter().all(|it| it == id);
+                if !is_named || !reached.has(config, layers) || !self.blobs.keys().all(|it| reached.blobs.contains(it))
+                {
+                    return Err(other());
+                }
+            }
+        }
+        if self.diff_ids(objects)?.len() != layers.len() {
+            return Err(Error::Format(OTHER_LAYERS.to_owned()));
         }
         Ok(())
     }
+}
+
+const OTHER_LAYERS: &str = "its configuration names other layers than it has";
+
+fn verify_blob(digest: &Digest, file: &File, objects: &dyn Objects) -> Result<(), Error> {
+    let mut checked = Checked::blob(file, digest, objects)?;
+    io::copy(&mut checked, &mut io::sink()).map_err(|error| cause(error, digest))?;
+    Ok(())
 }
 
 /// The list of layers in an image's configuration.
@@ -335,6 +375,12 @@ impl Contents {
         self.files.get(target).ok_or_else(|| Error::Format(format!("it lacks `{}`", path.display())))
     }
 
+    /// Files whose name is their digest.
+    fn blobs(&self) -> impl Iterator<Item = (&Digest, &File)> {
+        let all = self.files.iter().filter(|(path, (digest, _))| blob_of(path).as_ref() == Some(digest));
+        all.map(|(_, (digest, file))| (digest, file))
+    }
+
     fn image(&self, id: &Digest, session: &Session) -> Result<Image, Error> {
         let listed = text(session, &self.find(Path::new("manifest.json"))?.1)?;
         let listed: Vec<Listed> = serde_json::from_str(&listed)
@@ -358,7 +404,7 @@ impl Contents {
             layers.push(digest.clone());
         }
         if diff_ids(&text(session, &config.1)?)?.len() != layers.len() {
-            return Err(Error::Format("its configuration names other layers than it has".to_owned()));
+            return Err(Error::Format(OTHER_LAYERS.to_owned()));
         }
         let mut description = Description { version: VERSION, config: config.0.clone(), layers, index: None };
         if config.0 != *id {
@@ -367,9 +413,15 @@ impl Contents {
             if digest != id {
                 return Err(Error::Damaged { digest: id.clone() });
             }
-            description.index = Some(text(session, &self.find(Path::new("index.json"))?.1)?);
-            let all = self.files.iter().filter(|(path, (digest, _))| blob_of(path).as_ref() == Some(digest));
-            blobs.extend(all.map(|(_, blob)| blob.clone()));
+            description.index = Some(manifest::unnamed(&text(session, &self.find(Path::new("index.json"))?.1)?)?);
+            let all: BTreeMap<&Digest, &File> = self.blobs().collect();
+            let blob = |digest: &Digest| all.get(digest).map(|file| text(session, file)).transpose();
+            let reached = manifest::reach(id, blob)?.blobs;
+            let its = all.into_iter().filter(|(digest, _)| reached.contains(*digest));
+            blobs.extend(its.map(|(digest, file)| (digest.clone(), file.clone())));
+        }
+        if blobs.len() > BLOBS_MAX {
+            return Err(Error::Format(format!("it has more than {BLOBS_MAX} parts")));
         }
         Ok(Image { description, blobs })
     }
@@ -399,12 +451,13 @@ pub(super) fn write(
     let listed = serde_json::to_vec(&[listed]).map_err(|error| Error::Read(error.into()))?;
     append(&mut archive, Path::new("manifest.json"), listed.len() as u64, listed.as_slice()).map_err(Error::Read)?;
     if let Some(index) = index {
+        let index = manifest::unnamed(index)?;
         let layout = br#"{"imageLayoutVersion":"1.0.0"}"#;
         append(&mut archive, Path::new("index.json"), index.len() as u64, index.as_bytes()).map_err(Error::Read)?;
         append(&mut archive, Path::new("oci-layout"), layout.len() as u64, &layout[..]).map_err(Error::Read)?;
     }
     for (digest, file) in image.blobs.iter().filter(|(digest, _)| !left_out.contains(digest)) {
-        let content = Checked::new(file.content.read(objects), digest);
+        let content = Checked::blob(file, digest, objects)?;
         append(&mut archive, &blob_path(digest), file.len, content).map_err(|error| cause(error, digest))?;
     }
     archive.into_inner().and_then(|mut to| to.flush()).map_err(Error::Read)
@@ -525,25 +578,41 @@ impl<R: Read> Read for Hashed<R> {
 #[error("its digest is another")]
 struct Mismatch;
 
-/// Fails at its end where it is not what it is said to be.
+/// Fails at its end where it is not what it is said to be, and before that where it is longer.
 struct Checked<'a, R> {
     bytes: Hashed<R>,
     digest: &'a Digest,
+    /// Bytes that it still has, where that is known.
+    left: Option<u64>,
     over: bool,
 }
 
 impl<'a, R> Checked<'a, R> {
     fn new(bytes: R, digest: &'a Digest) -> Self {
-        Self { bytes: Hashed::new(bytes), digest, over: false }
+        Self { bytes: Hashed::new(bytes), digest, left: None, over: false }
+    }
+}
+
+impl<'a> Checked<'a, stream::Reader<'a>> {
+    /// Of a file that another machine may have described: all of it is content, and as much as it says.
+    fn blob(file: &'a File, digest: &'a Digest, objects: &'a dyn Objects) -> Result<Self, Error> {
+        if file.len != file.content.len || !file.holes.is_empty() {
+            return Err(Error::Damaged { digest: digest.clone() });
+        }
+        Ok(Self { left: Some(file.len), ..Self::new(file.content.read(objects), digest) })
     }
 }
 
 impl<R: Read> Read for Checked<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let len = self.bytes.read(buffer)?;
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(len as u64).ok_or_else(|| io::Error::other(Mismatch))?;
+        }
         if len == 0 && !buffer.is_empty() && !self.over {
             self.over = true;
-            if Digest::finish(self.bytes.sha.clone()) != *self.digest {
+            let is_short = self.left.is_some_and(|left| left > 0);
+            if is_short || Digest::finish(self.bytes.sha.clone()) != *self.digest {
                 return Err(io::Error::other(Mismatch));
             }
         }

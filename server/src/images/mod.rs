@@ -44,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bridge::{Incoming, Outgoing},
     clock,
-    engine::{Engine, ImageArchive, ImageStore, Moves, Need, Progress, uploads},
+    engine::{Engine, ImageArchive, ImageParts, ImageStore, Moves, Need, Progress, uploads},
     peers::{Method, Network},
     volumes::{Haste, Volumes},
 };
@@ -468,12 +468,14 @@ impl ImageStore for Images {
         self.shared.stock().keys().map(Digest::id).collect()
     }
 
-    fn diff_ids<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<String>, ApiError>> {
+    fn parts<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<ImageParts, ApiError>> {
         Box::pin(async move {
             let (shared, id) = (Arc::clone(&self.shared), id.parse::<Digest>().map_err(Error::from)?);
             let found = blocking(move || {
                 let read = |source| Error::Archive { image: id.id(), source };
-                shared.image(&id)?.diff_ids(&shared.store).map_err(read)
+                let image = shared.image(&id)?;
+                let diff_ids = image.diff_ids(&shared.store).map_err(read)?;
+                Ok(ImageParts { config: image.description.config.id(), diff_ids })
             });
             Ok(found.await?)
         })

@@ -294,12 +294,8 @@ async fn verified(
             let failed = |source| Error::Archive { image: image.clone(), source };
             let found = Image::read(&known.store, &root).map_err(failed)?;
             found.verify(&known.store).map_err(failed)?;
-            let by_manifest = found.description.index.is_some() && found.blobs.contains_key(&wanted);
-            if found.description.config == wanted || by_manifest {
-                Ok(found)
-            } else {
-                Err(failed(archive::Error::Other(wanted.id())))
-            }
+            found.check_is(&wanted, &known.store).map_err(failed)?;
+            Ok(found)
         });
         let error = match verified.await {
             Ok(image) => return Ok(image),

@@ -199,26 +199,163 @@ fn blobs_that_are_known_are_read_past() {
     image.verify(&session).unwrap();
 }
 
+/// An image as an engine has it that calls it by its manifest.
+struct ByManifest {
+    made: Made,
+    manifest: String,
+    index: serde_json::Value,
+}
+
+impl ByManifest {
+    fn of(layers: &[&[u8]]) -> Self {
+        let made = Made::of(layers);
+        let named: Vec<_> = layers.iter().map(|layer| json!({ "digest": Digest::of(layer).id() })).collect();
+        let manifest = json!({ "config": { "digest": made.id().id() }, "layers": named }).to_string();
+        let index = json!({ "manifests": [{ "digest": Digest::of(manifest.as_bytes()).id() }] });
+        Self { made, manifest, index }
+    }
+
+    fn id(&self) -> Digest {
+        Digest::of(self.manifest.as_bytes())
+    }
+
+    fn archive(&self) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        let blobs = self.made.layers.iter().chain([&self.made.config]).map(Vec::as_slice);
+        for blob in blobs.chain([self.manifest.as_bytes()]) {
+            append(&mut tar, &blob_path(&Digest::of(blob)), blob.len() as u64, blob).unwrap();
+        }
+        let index = self.index.to_string();
+        append(&mut tar, Path::new("index.json"), index.len() as u64, index.as_bytes()).unwrap();
+        let layers: Vec<PathBuf> = self.made.layers.iter().map(|layer| blob_path(&Digest::of(layer))).collect();
+        self.made.listed(&mut tar, &blob_path(&self.made.id()), &layers, "notes:1");
+        tar.into_inner().unwrap()
+    }
+}
+
 #[test]
 fn an_image_of_an_engine_that_names_it_by_its_manifest_comes_with_that() {
-    let made = Made::of(&[b"base"]);
-    let manifest = json!({"config": made.id().id(), "layers": [Digest::of(b"base").id()]}).to_string();
-    let id = Digest::of(manifest.as_bytes());
-    let index = json!({"manifests": [{"digest": id.id()}]}).to_string();
-    let mut tar = tar::Builder::new(Vec::new());
-    for blob in [&b"base"[..], &made.config, manifest.as_bytes()] {
-        append(&mut tar, &blob_path(&Digest::of(blob)), blob.len() as u64, blob).unwrap();
-    }
-    append(&mut tar, Path::new("index.json"), index.len() as u64, index.as_bytes()).unwrap();
-    made.listed(&mut tar, &blob_path(&made.id()), &[blob_path(&Digest::of(b"base"))], "notes:1");
+    let image = ByManifest::of(&[b"base"]);
+    let (id, index) = (image.id(), image.index.to_string());
     let place = place();
-    let (image, root) = place.take_in(&tar.into_inner().unwrap(), &id).unwrap();
-    assert_eq!(Image::read(&place.store, &root).unwrap().description, image.description);
+    let (taken, root) = place.take_in(&image.archive(), &id).unwrap();
+    taken.verify(&place.store).unwrap();
+    taken.check_is(&id, &place.store).unwrap();
+    assert!(taken.check_is(&image.made.id(), &place.store).is_err(), "it has one id");
+    assert_eq!(Image::read(&place.store, &root).unwrap().description, taken.description);
     let mut archive = Vec::new();
-    write(&place.store, &image, &[], 0, &mut archive).unwrap();
+    write(&place.store, &taken, &[], 0, &mut archive).unwrap();
     let (_, files) = unpacked(&archive);
     assert_eq!(files[Path::new("index.json")], index.as_bytes());
-    assert_eq!(files[&blob_path(&id)], manifest.as_bytes());
+    assert_eq!(files[&blob_path(&id)], image.manifest.as_bytes());
+}
+
+#[test]
+fn the_names_in_an_index_are_not_the_images() {
+    let mut image = ByManifest::of(&[b"base"]);
+    let plain = place().take_in(&image.archive(), &image.id()).unwrap().1;
+    image.index["manifests"][0]["annotations"] = json!({ "io.containerd.image.name": "docker.io/library/postgres:17" });
+    let place = place();
+    let (mut taken, root) = place.take_in(&image.archive(), &image.id()).unwrap();
+    assert_eq!(root, plain, "it has one root whatever it is called");
+    // As another machine may have made it.
+    taken.description.index = Some(image.index.to_string());
+    let mut archive = Vec::new();
+    write(&place.store, &taken, &[], 0, &mut archive).unwrap();
+    assert!(!String::from_utf8_lossy(&archive).contains("postgres"));
+}
+
+#[test]
+fn a_tree_is_the_image_of_an_id_only_if_all_of_it_follows_from_the_id() {
+    let (good, evil) = (Made::of(&[b"base", b"top"]), Made::of(&[b"base", b"evil"]));
+    let place = place();
+    let (image, _) = place.take_in(&good.new_form("notes:1"), &good.id()).unwrap();
+    let (other, _) = place.take_in(&evil.new_form("notes:1"), &evil.id()).unwrap();
+    image.check_is(&good.id(), &place.store).unwrap();
+    let refused = |image: &Image| {
+        image.verify(&place.store).unwrap();
+        let error = image.check_is(&good.id(), &place.store).unwrap_err();
+        assert!(matches!(error, Error::Other(_) | Error::Format(_)), "{error:?}");
+    };
+    refused(&other);
+
+    // The image that was asked for is there, and another is described.
+    let mut decoy = other.clone();
+    decoy.blobs.extend(image.blobs.clone());
+    refused(&decoy);
+    decoy.description.index = Some(json!({ "manifests": [{ "digest": evil.id().id() }] }).to_string());
+    refused(&decoy);
+    decoy.description.index = Some(json!({ "manifests": [{ "digest": good.id().id() }] }).to_string());
+    refused(&decoy);
+
+    // What belongs to nothing would be written out, too.
+    let mut more = image.clone();
+    more.blobs.extend(other.blobs);
+    refused(&more);
+
+    let mut fewer = image;
+    fewer.description.layers.pop();
+    fewer.blobs.remove(&Digest::of(b"top"));
+    refused(&fewer);
+}
+
+#[test]
+fn an_index_has_the_engine_load_nothing_but_the_image() {
+    let (good, evil) = (ByManifest::of(&[b"base", b"top"]), ByManifest::of(&[b"base", b"evil"]));
+    let place = place();
+    let (image, _) = place.take_in(&good.archive(), &good.id()).unwrap();
+    let (other, _) = place.take_in(&evil.archive(), &evil.id()).unwrap();
+    let refused = |image: &Image| {
+        image.verify(&place.store).unwrap();
+        assert!(matches!(image.check_is(&good.id(), &place.store), Err(Error::Other(_))));
+    };
+    let mut both = image.clone();
+    both.blobs.extend(other.blobs.clone());
+    refused(&both);
+    let mut index = good.index.clone();
+    index["manifests"].as_array_mut().unwrap().push(evil.index["manifests"][0].clone());
+    refused(&Image {
+        description: Description { index: Some(index.to_string()), ..both.description },
+        blobs: both.blobs,
+    });
+
+    let mut described = other;
+    described.blobs.extend(image.blobs.clone());
+    described.description.index = image.description.index.clone();
+    refused(&described);
+
+    // By way of an index of its own, as of several platforms of which one is here.
+    let absent = Digest::of(b"of another platform").id();
+    let below = json!({ "manifests": [{ "digest": absent }, { "digest": good.id().id() }] }).to_string();
+    let id = Digest::of(below.as_bytes());
+    let mut session = place.store.session();
+    let mut image = image;
+    image.blobs.insert(id.clone(), take_layer(below.as_bytes(), &id, &mut session).unwrap());
+    image.description.index = Some(json!({ "manifests": [{ "digest": id.id() }] }).to_string());
+    image.check_is(&id, &session).unwrap();
+}
+
+#[test]
+fn a_blob_has_as_many_bytes_as_it_says() {
+    let made = Made::of(&[b"base", b"top"]);
+    let place = place();
+    let (image, _) = place.take_in(&made.new_form("notes:1"), &made.id()).unwrap();
+    let base = Digest::of(b"base");
+    let damaged = |change: &dyn Fn(&mut File)| {
+        let mut image = image.clone();
+        change(image.blobs.get_mut(&base).unwrap());
+        for error in
+            [image.verify(&place.store).unwrap_err(), write(&place.store, &image, &[], 0, io::sink()).unwrap_err()]
+        {
+            assert!(matches!(&error, Error::Damaged { digest } if *digest == base), "{error:?}");
+        }
+    };
+    // What is behind its end would be taken for the next file of the archive.
+    damaged(&|file| file.len = 0);
+    damaged(&|file| (file.len, file.content.len) = (0, 0));
+    damaged(&|file| (file.len, file.content.len) = (3, 3));
+    damaged(&|file| (file.len, file.content.len) = (5, 5));
+    damaged(&|file| file.holes = vec![tree::Hole { at: 0, len: 0 }]);
 }
 
 #[test]
