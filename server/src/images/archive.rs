@@ -185,6 +185,9 @@ impl Image {
             return Err(Error::Newer(version));
         }
         let description: Description = serde_json::from_str(&description).map_err(|_| damaged())?;
+        if description.layers.len() > LAYERS_MAX {
+            return Err(Error::Format(format!("it has more than {LAYERS_MAX} layers")));
+        }
         if !std::iter::once(&description.config).chain(&description.layers).all(|digest| blobs.contains_key(digest)) {
             return Err(damaged());
         }
@@ -527,17 +530,21 @@ fn files(objects: &dyn Objects, entries: &Stream) -> Result<BTreeMap<Digest, Fil
         if let (Some(digest), Node::File(file)) = (digest, entry.node) {
             files.insert(digest, file);
         }
+        if files.len() > BLOBS_MAX {
+            return Err(Error::Format(format!("it has more than {BLOBS_MAX} parts")));
+        }
     }
     Ok(files)
 }
 
+/// How long it is only its end tells: whoever made it may have said anything.
 fn text(objects: &dyn Objects, file: &File) -> Result<String, Error> {
-    if file.len > TEXT_MAX {
+    let mut bytes = Vec::new();
+    file.content.read(objects).take(TEXT_MAX + 1).read_to_end(&mut bytes).map_err(Error::Read)?;
+    if bytes.len() as u64 > TEXT_MAX {
         return Err(Error::Format(format!("its configuration is longer than {TEXT_MAX} bytes")));
     }
-    let mut text = String::new();
-    file.content.read(objects).read_to_string(&mut text).map_err(Error::Read)?;
-    Ok(text)
+    String::from_utf8(bytes).map_err(|_| Error::Format("its configuration is no text".to_owned()))
 }
 
 /// What a reader of ours failed with.

@@ -171,6 +171,7 @@ async fn collect(shared: &Arc<Shared>, engine: &Engine, why: Why) -> Result<Coll
         gone.entry(id.id()).or_insert_with(new).store = true;
     }
     if !dry_run {
+        travel::forget_abandoned(shared)?;
         for digest in travel::stale_layers(shared, now.0.saturating_sub(LAYERS_KEPT_MS))? {
             shared.store.forget_volume(&layer_key(&digest))?;
             shared.volumes.freed();

@@ -172,6 +172,10 @@ impl Images {
     pub fn open(parts: Parts) -> Result<Self, Error> {
         let Parts { node, data_dir, state, network, volumes } = parts;
         let store = volumes.store().clone();
+        // Whoever fetched them has not come to look at them.
+        for left in store.volumes(FETCHES)? {
+            store.forget_volume(&left)?;
+        }
         let shared = Shared {
             stock: Mutex::new(stock(&store)?),
             record: Record::open(&data_dir)?,
@@ -268,9 +272,15 @@ fn layer_key(digest: &Digest) -> String {
     format!("{LAYERS}{digest}")
 }
 
+/// Under which comes here what is not known yet to be what it should be.
+fn fetch_key(digest: &Digest) -> String {
+    format!("{FETCHES}{digest}")
+}
+
 /// No service's name begins with a colon.
 const IMAGES: &str = ":image/";
 const LAYERS: &str = ":layer/";
+const FETCHES: &str = ":fetch/";
 
 /// What is in the store, by its key without the prefix.
 fn kept(store: &Store, prefix: &str) -> Result<Vec<(Digest, Generation)>, Error> {
@@ -290,10 +300,14 @@ fn stock(store: &Store) -> Result<BTreeMap<Digest, Stored>, Error> {
     for (id, generation) in kept(store, IMAGES)? {
         match Image::read(store, &generation.root) {
             Ok(image) => drop(stock.insert(id, Stored::of(&image, &generation))),
-            // It is fetched anew where somebody needs it.
-            Err(error) => {
+            // What is damaged is fetched anew where somebody needs it. What a newer version wrote, or the disk does not give just now, stays.
+            Err(source) => {
+                let is_none = matches!(source, ArchiveError::Format(_));
+                let error = Error::Archive { image: id.id(), source };
                 tracing::warn!(image = %id, %error, "a stored image can't be read");
-                store.forget_volume(&key(&id))?;
+                if is_none || error.is_damage() {
+                    store.forget_volume(&key(&id))?;
+                }
             }
         }
     }

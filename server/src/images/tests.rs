@@ -1,7 +1,6 @@
 //! The stores of some machines, without an engine.
 
 use flotilla_core::CommandV1;
-use flotilla_data::store::News;
 use serde_json::json;
 
 use super::*;
@@ -62,6 +61,51 @@ impl Handler for Says {
     }
 }
 
+impl Machine {
+    fn shared(&self) -> &Arc<Shared> {
+        &self.images.shared
+    }
+
+    /// Puts an image of these layers into the store, as if the engine had given it.
+    fn put(&self, layers: &[&[u8]]) -> Digest {
+        let mut session = self.shared().store.session();
+        let config = config_of(layers);
+        let id = Digest::of(config.as_bytes());
+        let mut blobs = BTreeMap::new();
+        for bytes in layers.iter().copied().chain([config.as_bytes()]) {
+            let digest = Digest::of(bytes);
+            let file = archive::take_layer(bytes, &digest, &mut session).unwrap();
+            blobs.insert(digest, file);
+        }
+        let layers = layers.iter().map(|layer| Digest::of(layer)).collect();
+        let image = Image::of(id.clone(), layers, &blobs).unwrap();
+        self.shared().add(&id, &image, &mut session).unwrap();
+        id
+    }
+
+    fn root(&self, id: &Digest) -> Hash {
+        self.shared().root(id).unwrap()
+    }
+
+    /// Names in the store that begin so.
+    fn names(&self, prefix: &str) -> BTreeSet<String> {
+        self.shared().store.volumes(prefix).unwrap()
+    }
+
+    async fn bring(&self, id: &Digest) -> Result<bool, ApiError> {
+        self.images.bring(&id.id(), "notes:1", Need::Now, &|_, _| {}).await
+    }
+}
+
+fn config_of(layers: &[&[u8]]) -> String {
+    let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).id()).collect();
+    json!({ "os": "linux", "rootfs": { "diff_ids": diff_ids } }).to_string()
+}
+
+fn here(root: &Hash) -> serde_json::Value {
+    json!({ "answer": "here", "root": root.to_string(), "bytes": 1 })
+}
+
 impl Bed {
     fn new() -> Self {
         Self { wires: Wires::default(), state: watch::Sender::default() }
@@ -100,6 +144,14 @@ impl Bed {
         Machine { node, images, volumes, data }
     }
 
+    /// Its node starts anew.
+    fn again(&self, machine: Machine) -> Machine {
+        let Machine { node, images, volumes, data } = machine;
+        drop(images);
+        volumes.store().close();
+        self.open(node, data)
+    }
+
     /// From now on the machine says so, whatever it has.
     fn says(
         &self,
@@ -135,9 +187,63 @@ async fn a_machine_that_only_stores_is_asked_neither_for_an_image_nor_for_layers
         .collect();
     let wanted = BTreeSet::from([digest.clone()]);
     assert!(travel::elsewhere(&here.images.shared, &wanted).await.is_empty());
-    assert!(!here.images.bring(&digest.id(), "notes:1", Need::Now, &|_, _| {}).await.unwrap());
+    assert!(!here.bring(&digest).await.unwrap());
     assert!(asked.iter().all(|says| says.asked.load(Relaxed) == 0));
 
     bed.says(&bed.admit("berta", false), None, absent, layers);
     assert_eq!(travel::elsewhere(&here.images.shared, &wanted).await, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_fetched_from_a_machine_that_has_it() {
+    let bed = Bed::new();
+    let (near, far) = (bed.machine("near"), bed.machine("far"));
+    let id = far.put(&[b"base", b"top"]);
+    bed.says(&far.node, Some(&far.volumes), here(&far.root(&id)), json!({}));
+    assert!(near.bring(&id).await.unwrap());
+    assert_eq!(near.root(&id), far.root(&id));
+    assert_eq!(near.names(":"), BTreeSet::from([key(&id)]), "under its own name alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_image_than_the_one_that_was_asked_for_never_has_its_name() {
+    let bed = Bed::new();
+    let (near, far) = (bed.machine("near"), bed.machine("far"));
+    let evil = far.put(&[b"base", b"evil"]);
+    bed.says(&far.node, Some(&far.volumes), here(&far.root(&evil)), json!({}));
+    let good = Digest::of(config_of(&[b"base", b"top"]).as_bytes());
+    assert!(!matches!(near.bring(&good).await, Ok(true)));
+    assert!(near.images.stored().is_empty());
+    assert_eq!(near.names(":"), BTreeSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_fetched_and_not_looked_at_is_dropped_at_the_next_start() {
+    let bed = Bed::new();
+    let machine = bed.machine("here");
+    let id = machine.put(&[b"base"]);
+    let generation = Generation { epoch: 0, sequence: 0, taken_at: 7, root: machine.root(&id) };
+    machine.shared().store.name(&fetch_key(&id), generation).unwrap();
+    machine.shared().store.forget_volume(&key(&id)).unwrap();
+    let again = bed.again(machine);
+    assert!(again.images.stored().is_empty());
+    assert_eq!(again.names(":"), BTreeSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_newer_version_stored_is_kept_for_it_and_what_is_no_image_is_not() {
+    let bed = Bed::new();
+    let machine = bed.machine("here");
+    let (newer, none) = (Digest::of(b"newer"), Digest::of(b"none"));
+    let directory = machine.data.path().join("tree");
+    std::fs::create_dir(&directory).unwrap();
+    for (id, description) in [(&newer, r#"{"version": 255}"#), (&none, r#"{"version": 1}"#)] {
+        std::fs::write(directory.join("image.json"), description).unwrap();
+        let store = &machine.shared().store;
+        let captured = flotilla_data::capture::Capture::begin(store, &key(id), &directory).unwrap();
+        captured.finish(&flotilla_data::capture::Scope::Everything).unwrap().commit(0, 0, 7).unwrap();
+    }
+    let again = bed.again(machine);
+    assert!(again.images.stored().is_empty());
+    assert_eq!(again.names(":"), BTreeSet::from([key(&newer)]));
 }

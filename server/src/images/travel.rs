@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     Error, Shared, Stored, archive,
     archive::{Digest, Image, LAYERS_MAX},
-    believed, blocking, kept, key, layer_key,
+    believed, blocking, fetch_key, kept, key, layer_key,
 };
 use crate::{
     clock,
@@ -231,14 +231,40 @@ async fn fetch(
         moving.reached(figures.bytes, bytes.max(figures.bytes));
         progress(figures.bytes, bytes.max(figures.bytes));
     };
-    let figures = get(shared, &key(id), name, generation, (machines, haste), told).await?;
-    let image = verified(shared, id, name, &generation, machines).await?;
+    let figures = get(shared, &fetch_key(id), name, generation, (machines, haste), told).await?;
+    let verified = verified(shared, id, name, &generation, machines).await;
+    keep(shared, id, generation, verified).await?;
     shared.counters.fetches.fetch_add(1, Relaxed);
     shared.counters.fetched_bytes.fetch_add(figures.bytes, Relaxed);
     let Figures { objects, bytes: came, .. } = figures;
     tracing::info!(image = %id, name, bytes, objects, came, took = ?began.elapsed(), "an image was fetched");
-    shared.added(id, Stored::of(&image, &generation));
     Ok(())
+}
+
+/// From now on the store has what came, if it is the image. Whoever waits for it may be gone before this is done.
+async fn keep(
+    shared: &Arc<Shared>,
+    id: &Digest,
+    generation: Generation,
+    verified: Result<Image, Error>,
+) -> Result<(), Error> {
+    let (shared, id) = (Arc::clone(shared), id.clone());
+    blocking(move || {
+        let named = verified.and_then(|image| {
+            shared.store.name(&key(&id), generation)?;
+            Ok(image)
+        });
+        shared.store.forget_volume(&fetch_key(&id))?;
+        match named {
+            Ok(image) => shared.added(&id, Stored::of(&image, &generation)),
+            Err(error) => {
+                shared.volumes.freed();
+                return Err(error);
+            }
+        }
+        Ok(())
+    })
+    .await
 }
 
 fn generation(root: &str) -> Option<Generation> {
@@ -305,11 +331,7 @@ async fn verified(
             Some(store::Error::Damaged { name, .. }) => Some(*name),
             _ => None,
         };
-        let Some(object) = damaged else {
-            shared.store.forget_volume(&key(id))?;
-            shared.volumes.freed();
-            return Err(error);
-        };
+        let Some(object) = damaged else { return Err(error) };
         tracing::warn!(image = %id, %object, "an object of an image is damaged here; it is fetched anew");
         mend(shared, name, object, machines).await?;
     }
@@ -376,6 +398,17 @@ pub(super) async fn bring_layers(shared: &Arc<Shared>, name: &str, layers: &BTre
         // A person waits for the end of the push.
         let from = (machines.as_slice(), &Haste::awaited());
         get(shared, &layer_key(digest), name, generation, from, |figures| moving.reached(figures.bytes, 0)).await?;
+    }
+    Ok(())
+}
+
+/// Forgets what came while whoever waited for it went away.
+pub(super) fn forget_abandoned(shared: &Shared) -> Result<(), Error> {
+    for (digest, _) in kept(&shared.store, super::FETCHES)? {
+        let turn = shared.turn(&digest);
+        let Ok(_turn) = turn.lock.try_lock() else { continue };
+        shared.store.forget_volume(&fetch_key(&digest))?;
+        shared.volumes.freed();
     }
     Ok(())
 }

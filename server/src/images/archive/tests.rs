@@ -408,6 +408,44 @@ fn a_damaged_blob_is_found_before_anybody_loads_it() {
 }
 
 #[test]
+fn a_text_that_is_longer_than_it_says_is_not_read_to_its_end() {
+    let made = Made::of(&[b"base"]);
+    let place = place();
+    let (image, _) = place.take_in(&made.new_form("notes:1"), &made.id()).unwrap();
+    let mut session = place.store.session();
+    let named = image.blobs.iter().map(|(digest, file)| plain(digest.hex(), file.clone()));
+    let (blobs, totals) = directory(named, &mut session).unwrap();
+    let blobs = entry(BLOBS, 0o755, Node::Directory(Directory { entries: blobs, totals }));
+    let mut root_with = |description: File| {
+        let (entries, totals) = directory([blobs.clone(), plain(DESCRIPTION, description)], &mut session).unwrap();
+        let root = Root::new(Meta::default(), Directory { entries, totals }).write(&mut session).unwrap();
+        Image::read(&session, &root)
+    };
+    let mut text = serde_json::to_vec(&image.description).unwrap();
+    let keep = |text: &[u8]| {
+        let mut session = place.store.session();
+        let kept = File { len: 10, ..file(text, &mut session).unwrap() };
+        session.commit(&News::default()).unwrap();
+        kept
+    };
+    assert!(root_with(keep(&text)).is_ok(), "a length is no more than a word");
+    text.resize(usize::try_from(TEXT_MAX).unwrap() + 1, b' ');
+    let error = root_with(keep(&text)).unwrap_err();
+    assert!(matches!(&error, Error::Format(why) if why.contains("longer")), "{error:?}");
+}
+
+#[test]
+fn an_image_has_a_limited_number_of_parts() {
+    let place = place();
+    let mut session = place.store.session();
+    let mut digests: Vec<Digest> = (0..=BLOBS_MAX).map(|number| Digest::of(&number.to_be_bytes())).collect();
+    digests.sort();
+    let named = digests.iter().map(|digest| plain(digest.hex(), File::default()));
+    let (entries, _) = directory(named, &mut session).unwrap();
+    assert!(matches!(files(&session, &entries), Err(Error::Format(_))));
+}
+
+#[test]
 fn digests_are_written_with_and_without_what_they_are() {
     let hex = "ab".repeat(32);
     assert_eq!(hex.parse::<Digest>().unwrap(), format!("sha256:{hex}").parse().unwrap());
