@@ -15,7 +15,7 @@ use std::{
 use flotilla_data::{
     Hash, Session,
     store::{self, Objects},
-    stream::{self, Grain, Stream},
+    stream::{self, Grain, Piece, Stream},
     tree::{self, Directory, Entry, File, Meta, Name, Node, Root, Totals},
 };
 use serde::{Deserialize, Serialize};
@@ -194,8 +194,12 @@ impl Image {
         Ok(Self { description, blobs })
     }
 
-    /// Its root; all that it names is in the session or in the store.
+    /// Its root. Blobs that were in the store before are held there.
+    ///
+    /// # Errors
+    /// Something of a blob is not there.
     pub(super) fn write(&self, session: &mut Session) -> Result<Hash, Error> {
+        self.blobs.values().try_for_each(|file| claim(file, session))?;
         let named = self.blobs.iter().map(|(digest, file)| plain(digest.hex(), file.clone()));
         let (blobs, totals) = directory(named, session)?;
         let description = serde_json::to_vec(&self.description).map_err(|error| Error::Read(error.into()))?;
@@ -285,8 +289,23 @@ pub(super) fn diff_ids(config: &str) -> Result<Vec<String>, Error> {
     Ok(config.rootfs.diff_ids)
 }
 
+/// All that a blob is made of is here, and nobody frees it while the session lasts: whatever named it until now may go meanwhile.
+///
+/// # Errors
+/// [`store::Error::Missing`] names what is not.
+pub(super) fn claim(file: &File, session: &Session) -> Result<(), Error> {
+    for piece in file.content.pieces(session) {
+        let (Piece::List(part) | Piece::Chunk(part)) = piece?;
+        if !session.contains(&part.hash)? {
+            return Err(store::Error::Missing { name: part.hash }.into());
+        }
+    }
+    Ok(())
+}
+
 /// One layer that belongs to no image yet, in the store under its own name; its root.
 pub(super) fn write_layer(digest: &Digest, file: File, session: &mut Session) -> Result<Hash, Error> {
+    claim(&file, session)?;
     let (entries, totals) = directory([plain(digest.hex(), file)], session)?;
     Ok(Root::new(Meta { mode: 0o755, ..Meta::default() }, Directory { entries, totals }).write(session)?)
 }
@@ -305,7 +324,7 @@ pub(super) fn take_layer(bytes: impl Read, digest: &Digest, session: &mut Sessio
     })
 }
 
-/// Reads what `docker save` writes of one image. Blobs that are `known` are read past, by their name.
+/// Reads what `docker save` writes of one image. Blobs that are `known`, and whole in the store, are read past, by their name.
 ///
 /// # Errors
 /// What is no such archive, holds another image, or can't be kept.
@@ -350,7 +369,7 @@ impl Contents {
             match entry.header().entry_type() {
                 tar::EntryType::Regular | tar::EntryType::Continuous => {
                     if let Some(digest) = blob_of(&path)
-                        && let Some(file) = known.get(&digest)
+                        && let Some(file) = known.get(&digest).filter(|file| claim(file, session).is_ok())
                     {
                         contents.files.insert(path, (digest, file.clone()));
                         continue;

@@ -8,7 +8,6 @@ use std::{
 };
 
 use flotilla_api::rest::{AskLayers, LackingLayers, PushImage, PushedImage};
-use flotilla_data::store::News;
 
 use super::{
     Error, Images, archive,
@@ -54,8 +53,7 @@ impl Images {
             let mut session = shared.store.session();
             let bytes = io::BufReader::with_capacity(super::PIECE, file);
             let file = archive::take_layer(bytes, &digest, &mut session).map_err(failed)?;
-            session.commit(&News::default())?;
-            shared.keep_layer(&digest, file)?;
+            shared.keep_layer(&digest, file, &mut session)?;
             Ok(())
         })
         .await?;

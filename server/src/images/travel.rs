@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use flotilla_api::{ApiError, ErrorCode, NodeId, rest::ImageStep};
 use flotilla_data::{
-    Hash,
+    Hash, Session,
     fetch::{Fetch, Figures},
     store::{self, Generation, News},
     tree,
@@ -126,7 +126,15 @@ pub(super) async fn answer_layers(shared: &Arc<Shared>, body: &[u8]) -> Result<B
         let mut there = LayersThere::default();
         for digest in layers {
             let Some(file) = blobs.get(&digest) else { continue };
-            let root = if lend { Some(shared.keep_layer(&digest, file.clone())?.to_string()) } else { None };
+            let root = if lend {
+                match shared.keep_layer(&digest, file.clone(), &mut shared.store.session()) {
+                    Ok(root) => Some(root.to_string()),
+                    Err(error) if error.is_damage() => continue,
+                    Err(error) => return Err(error),
+                }
+            } else {
+                None
+            };
             there.layers.insert(digest, root);
         }
         Ok(there)
@@ -135,10 +143,9 @@ pub(super) async fn answer_layers(shared: &Arc<Shared>, body: &[u8]) -> Result<B
 }
 
 impl Shared {
-    /// Gives a layer that is in the store a name of its own, so that it stays until it belongs to an image; its root.
-    pub(super) fn keep_layer(&self, digest: &Digest, file: tree::File) -> Result<Hash, Error> {
-        let mut session = self.store.session();
-        let root = archive::write_layer(digest, file, &mut session)
+    /// Gives a layer that is in the session, or in the store, a name of its own, so that it stays until it belongs to an image; its root.
+    pub(super) fn keep_layer(&self, digest: &Digest, file: tree::File, session: &mut Session) -> Result<Hash, Error> {
+        let root = archive::write_layer(digest, file, session)
             .map_err(|source| Error::Archive { image: digest.to_string(), source })?;
         let generation = Generation { epoch: 0, sequence: 0, taken_at: clock::now().0, root };
         session.commit(&News { generation: Some((layer_key(digest), generation)), sight: None })?;

@@ -199,6 +199,43 @@ fn blobs_that_are_known_are_read_past() {
     image.verify(&session).unwrap();
 }
 
+#[test]
+fn what_another_image_had_stays_though_that_one_goes_before_the_new_one_is_kept() {
+    let base = noise(6, 500_000);
+    let place = place();
+    let (first, second) = (Made::of(&[&base, b"one"]), Made::of(&[&base, b"two"]));
+    let (known, _) = place.take_in(&first.new_form("notes:1"), &first.id()).unwrap();
+    let mut session = place.store.session();
+    let archive = second.new_form("notes:2");
+    let image = read(archive.as_slice(), &second.id(), &known.blobs, &mut session).unwrap();
+    place.store.forget_volume(&format!(":image/{}", first.id())).unwrap();
+    place.store.collect().unwrap();
+    let root = image.write(&mut session).unwrap();
+    let generation = Generation { epoch: 0, sequence: 0, taken_at: 7, root };
+    session.commit(&News { generation: Some((":image/second".to_owned(), generation)), sight: None }).unwrap();
+    drop(session);
+    place.store.collect().unwrap();
+    Image::read(&place.store, &root).unwrap().verify(&place.store).unwrap();
+}
+
+#[test]
+fn a_known_blob_that_is_not_whole_any_more_is_read_and_not_named() {
+    let base = noise(7, 500_000);
+    let place = place();
+    let (first, second) = (Made::of(&[&base, b"one"]), Made::of(&[&base, b"two"]));
+    let (known, _) = place.take_in(&first.new_form("notes:1"), &first.id()).unwrap();
+    place.store.forget_volume(&format!(":image/{}", first.id())).unwrap();
+    place.store.collect().unwrap();
+    let mut session = place.store.session();
+    let missing = known.write(&mut session).unwrap_err();
+    assert!(matches!(missing, Error::Store(store::Error::Missing { .. })), "{missing:?}");
+    let missing = write_layer(&Digest::of(&base), known.blobs[&Digest::of(&base)].clone(), &mut session).unwrap_err();
+    assert!(matches!(missing, Error::Store(store::Error::Missing { .. })), "{missing:?}");
+    let archive = second.new_form("notes:2");
+    let image = read(archive.as_slice(), &second.id(), &known.blobs, &mut session).unwrap();
+    image.verify(&session).unwrap();
+}
+
 /// An image as an engine has it that calls it by its manifest.
 struct ByManifest {
     made: Made,
