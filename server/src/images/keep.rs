@@ -10,7 +10,7 @@ use flotilla_api::{UnixMillis, rest::CollectedImage};
 use flotilla_core::{State, images};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{Digest, Error, Images, Shared, Stored, free, layer_key, travel};
+use super::{Digest, Error, Images, Shared, Stored, blocking, free, layer_key, travel};
 use crate::{clock, engine::Engine};
 
 /// Somebody may have pulled or removed an image by hand.
@@ -128,51 +128,18 @@ fn is_used(state: &State, id: &str, names: &BTreeSet<String>) -> bool {
 }
 
 async fn collect(shared: &Arc<Shared>, engine: &Engine, why: Why) -> Result<Collected, Error> {
-    let (state, now) = (shared.state.borrow().clone(), clock::now());
-    let is_full = is_nearly_full(shared)?;
-    let goes = |id: &str, names: &BTreeSet<String>, came: UnixMillis| {
-        let since = shared.record.unneeded_since(id, came);
-        let is_old = why != Why::ByItself || images::is_disposable(since, now, is_full);
-        is_old && !is_used(&state, id, names) && shared.moves.of(id).is_none()
-    };
-    let dry_run = why == Why::Asked { dry_run: true };
-    let mut gone: BTreeMap<String, CollectedImage> = BTreeMap::new();
-    let brought = shared.record.all();
-    for (id, brought) in brought.iter().filter(|(id, brought)| goes(id, &brought.names, brought.at)) {
-        let forgotten = match dry_run {
-            true => Ok(true),
-            false => engine.forget_image(id, &brought.names).await,
-        };
-        match forgotten {
-            Ok(engine_too) => {
-                let references = brought.names.iter().cloned().collect();
-                let image = CollectedImage { id: id.clone(), references, engine: engine_too, store: false };
-                gone.insert(id.clone(), image);
-                if !dry_run {
-                    shared.record.forget(id)?;
-                }
-            }
-            // A container of somebody else's, or of ours that is about to go.
-            Err(error) => tracing::debug!(image = id, %error, "an image that nobody needs stays in the engine"),
-        }
-    }
+    let collection = Collection { shared, engine, why, is_full: is_nearly_full(shared)? };
     let before = shared.stock().clone();
-    for (id, came) in before.iter().map(|(id, stored)| (id, stored.at)) {
-        let names = brought.get(&id.id()).map(|brought| brought.names.clone()).unwrap_or_default();
-        if !goes(&id.id(), &names, came) {
-            continue;
+    let ids: BTreeSet<String> = shared.record.all().into_keys().chain(before.keys().map(Digest::id)).collect();
+    let mut gone: BTreeMap<String, CollectedImage> = BTreeMap::new();
+    for id in ids {
+        if let Some(image) = collection.collect(&id).await? {
+            gone.insert(id, image);
         }
-        if !dry_run {
-            shared.forget(id)?;
-            shared.counters.removed.fetch_add(1, Relaxed);
-        }
-        let new =
-            || CollectedImage { id: id.id(), references: names.iter().cloned().collect(), engine: false, store: false };
-        gone.entry(id.id()).or_insert_with(new).store = true;
     }
-    if !dry_run {
+    if why != (Why::Asked { dry_run: true }) {
         travel::forget_abandoned(shared)?;
-        for digest in travel::stale_layers(shared, now.0.saturating_sub(LAYERS_KEPT_MS))? {
+        for digest in travel::stale_layers(shared, clock::now().0.saturating_sub(LAYERS_KEPT_MS))? {
             shared.store.forget_volume(&layer_key(&digest))?;
             shared.volumes.freed();
         }
@@ -185,6 +152,84 @@ async fn collect(shared: &Arc<Shared>, engine: &Engine, why: Why) -> Result<Coll
         .collect();
     let freed_bytes = unshared.values().sum();
     Ok(Collected { images: gone.into_values().collect(), freed_bytes })
+}
+
+/// What a collection goes by.
+struct Collection<'a> {
+    shared: &'a Arc<Shared>,
+    engine: &'a Engine,
+    why: Why,
+    is_full: bool,
+}
+
+impl Collection<'_> {
+    /// Removes an image that nobody needs, or says that it would; `None` where it stays.
+    async fn collect(&self, id: &str) -> Result<Option<CollectedImage>, Error> {
+        let shared = self.shared;
+        let digest: Option<Digest> = id.parse().ok();
+        let turn = digest.as_ref().map(|digest| shared.turn(digest));
+        let turn = turn.as_ref().map(|turn| turn.lock.try_lock()).transpose();
+        // Somebody brings it here, or puts it together: it is needed.
+        let Ok(_turn) = turn else { return Ok(None) };
+        let brought = shared.record.all().remove(id);
+        let names = brought.as_ref().map(|brought| brought.names.clone()).unwrap_or_default();
+        let references = names.iter().cloned().collect();
+        let mut image = CollectedImage { id: id.to_owned(), references, engine: false, store: false };
+        let mut goes = false;
+        if let Some(brought) = brought
+            && self.goes(id, &names, brought.at)
+            && let Some(engine) = self.leave_engine(id, &names).await?
+        {
+            (goes, image.engine) = (true, engine);
+        }
+        // Whatever the engine took its time for: a deployment may have named it meanwhile.
+        let came = digest.as_ref().and_then(|digest| shared.stock().get(digest).map(|stored| stored.at));
+        if let (Some(digest), Some(came)) = (digest, came)
+            && self.goes(id, &names, came)
+        {
+            if !self.is_dry() {
+                forget(shared, &digest).await?;
+                shared.counters.removed.fetch_add(1, Relaxed);
+            }
+            (goes, image.store) = (true, true);
+        }
+        Ok(goes.then_some(image))
+    }
+
+    fn is_dry(&self) -> bool {
+        self.why == Why::Asked { dry_run: true }
+    }
+
+    /// May it go, by the state of this moment?
+    fn goes(&self, id: &str, names: &BTreeSet<String>, came: UnixMillis) -> bool {
+        let since = self.shared.record.unneeded_since(id, came);
+        let is_old = self.why != Why::ByItself || images::is_disposable(since, clock::now(), self.is_full);
+        is_old && !is_used(&self.shared.state.borrow(), id, names) && self.shared.moves.of(id).is_none()
+    }
+
+    /// Takes the names from it that this node gave, and the image where it has no other. True if that is gone; `None` where a container of
+    /// somebody else's, or of ours that is about to go, needs it.
+    async fn leave_engine(&self, id: &str, names: &BTreeSet<String>) -> Result<Option<bool>, Error> {
+        if self.is_dry() {
+            return Ok(Some(true));
+        }
+        match self.engine.forget_image(id, names).await {
+            Ok(engine_too) => {
+                self.shared.record.forget(id)?;
+                Ok(Some(engine_too))
+            }
+            Err(error) => {
+                tracing::debug!(image = id, %error, "an image could not be removed from the engine");
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Forgets what the store has of an image: whoever calls this has its turn.
+async fn forget(shared: &Arc<Shared>, id: &Digest) -> Result<(), Error> {
+    let (shared, id) = (Arc::clone(shared), id.clone());
+    blocking(move || shared.forget(&id)).await
 }
 
 /// Layers of the images that are meant.
@@ -218,7 +263,6 @@ impl Images {
     /// # Errors
     /// A revision of a service names it, or a container needs it.
     pub async fn remove(&self, engine: &Engine, name: &str) -> Result<Collected, Error> {
-        let state = self.shared.state.borrow().clone();
         let here = engine.images(Some(name)).await?;
         let mut ids: BTreeMap<String, Vec<String>> =
             here.into_iter().map(|image| (image.id, image.references)).collect();
@@ -228,35 +272,50 @@ impl Images {
         }
         let mut images = Vec::new();
         for (id, references) in ids {
-            refuse_used(&state, &id, &references)?;
-            let is_id = name.starts_with("sha256:");
-            let had = engine.image_size(&id).await?.is_some();
-            // A reference is a name of it, and others may stay.
-            if had && is_id {
-                for reference in &references {
-                    engine.remove_image(reference).await?;
-                }
-                engine.remove_image(&id).await?;
-            } else if had {
-                engine.remove_image(name).await?;
-            }
-            let engine_too = had && engine.image_size(&id).await?.is_none();
-            let mut store = false;
-            if (engine_too || !had)
-                && let Ok(digest) = id.parse::<Digest>()
-                && self.shared.root(&digest).is_some()
-            {
-                self.shared.forget(&digest)?;
-                store = true;
-            }
-            if engine_too || !had {
-                self.shared.record.forget(&id)?;
-            }
-            if had || store {
-                images.push(CollectedImage { id, references, engine: engine_too, store });
-            }
+            images.extend(self.remove_one(engine, name, id, references).await?);
         }
         Ok(Collected { images, freed_bytes: 0 })
+    }
+
+    /// Asked in its turn, and by the state of each moment: what a deployment named meanwhile stays.
+    async fn remove_one(
+        &self,
+        engine: &Engine,
+        name: &str,
+        id: String,
+        references: Vec<String>,
+    ) -> Result<Option<CollectedImage>, Error> {
+        let shared = &self.shared;
+        let check = || refuse_used(&shared.state.borrow(), &id, &references);
+        check()?;
+        let digest: Option<Digest> = id.parse().ok();
+        let turn = digest.as_ref().map(|digest| shared.turn(digest));
+        let _turn = match &turn {
+            Some(turn) => Some(turn.lock.lock().await),
+            None => None,
+        };
+        check()?;
+        let had = engine.image_size(&id).await?.is_some();
+        // A reference is a name of it, and others may stay.
+        if had && name.starts_with("sha256:") {
+            for reference in &references {
+                engine.remove_image(reference).await?;
+            }
+            engine.remove_image(&id).await?;
+        } else if had {
+            engine.remove_image(name).await?;
+        }
+        let engine_too = had && engine.image_size(&id).await?.is_none();
+        let mut store = false;
+        if engine_too || !had {
+            check()?;
+            if let Some(digest) = digest.filter(|digest| shared.root(digest).is_some()) {
+                forget(shared, &digest).await?;
+                store = true;
+            }
+            shared.record.forget(&id)?;
+        }
+        Ok((had || store).then_some(CollectedImage { id, references, engine: engine_too, store }))
     }
 }
 

@@ -1,11 +1,12 @@
 //! The stores of some machines, without an engine.
 
-use flotilla_core::CommandV1;
+use flotilla_core::{Actor, Command, CommandV1, Entry, compose};
 use serde_json::json;
 
 use super::*;
 use crate::{
-    engine::Proposer,
+    cluster::Alone,
+    engine::{EngineConfig, NoData, NoOthers, NoValues, Proposer, Surroundings},
     fence::{self, Fence},
     peers::{Handler, Stream, memory::Wires},
     volumes,
@@ -22,6 +23,7 @@ struct Machine {
     node: NodeId,
     images: Images,
     volumes: Volumes,
+    fence: Fence,
     data: tempfile::TempDir,
 }
 
@@ -92,6 +94,26 @@ impl Machine {
         self.shared().store.volumes(prefix).unwrap()
     }
 
+    /// That of a machine without Docker Engine: whoever asks it waits a moment, and hears that it is not there.
+    fn engine(&self) -> Engine {
+        let config = EngineConfig {
+            docker_host: Some("unix:///nonexistent/docker.sock".to_owned()),
+            data_dir: self.data.path().to_owned(),
+            cluster_id: "test".to_owned(),
+            node_id: self.node.clone(),
+        };
+        let surroundings = Surroundings {
+            proposer: Arc::new(Silent),
+            lease: Arc::new(Alone),
+            fence: self.fence.clone(),
+            others: Arc::new(NoOthers::default()),
+            data: Arc::new(NoData),
+            images: Arc::new(self.images.clone()),
+            values: Arc::new(NoValues),
+        };
+        Engine::start(config, self.shared().state.clone(), surroundings).unwrap()
+    }
+
     async fn bring(&self, id: &Digest) -> Result<bool, ApiError> {
         self.images.bring(&id.id(), "notes:1", Need::Now, &|_, _| {}).await
     }
@@ -108,7 +130,28 @@ fn here(root: &Hash) -> serde_json::Value {
 
 impl Bed {
     fn new() -> Self {
-        Self { wires: Wires::default(), state: watch::Sender::default() }
+        let bed = Self { wires: Wires::default(), state: watch::Sender::default() };
+        let cluster = json!({ "id": "test", "name": "test", "token_key": "key" });
+        let machine = json!({ "id": "first", "name": "first", "public_key": "key" });
+        bed.apply(CommandV1::Init {
+            cluster: serde_json::from_value(cluster).unwrap(),
+            machine: serde_json::from_value(machine).unwrap(),
+        });
+        bed
+    }
+
+    fn apply(&self, command: CommandV1) {
+        let actor = Actor { name: "test".to_owned(), token: None, from: None };
+        let entry = Entry { at: clock::now(), actor, command: Command::V1(command) };
+        self.state.send_modify(|state| drop(Arc::make_mut(state).apply(&entry).unwrap()));
+    }
+
+    /// A service names the image.
+    fn deploy(&self, id: &Digest) {
+        let text = "services:\n  notes:\n    image: notes:1\n";
+        let mut read = compose::read(text, Some("test"), &BTreeMap::new()).unwrap();
+        read.services[0].image_id = Some(id.id());
+        self.apply(CommandV1::Deploy { stack: read.stack, services: read.services });
     }
 
     fn admit(&self, name: &str, stores_only: bool) -> NodeId {
@@ -129,11 +172,12 @@ impl Bed {
     fn open(&self, node: NodeId, data: tempfile::TempDir) -> Machine {
         let config = fence::Config { data_dir: data.path().to_owned(), docker_host: None, form: fence::Form::Thread };
         let (network, state) = (self.wires.join(&node), self.state.subscribe());
+        let fence = Fence::start(config).unwrap();
         let volumes = Volumes::open(volumes::Parts {
             node: node.clone(),
             data_dir: data.path().to_owned(),
             state: state.clone(),
-            fence: Fence::start(config).unwrap(),
+            fence: fence.clone(),
             proposer: Arc::new(Silent),
             network: network.clone(),
         })
@@ -141,13 +185,13 @@ impl Bed {
         let parts =
             Parts { node: node.clone(), data_dir: data.path().to_owned(), state, network, volumes: volumes.clone() };
         let images = Images::open(parts).unwrap();
-        Machine { node, images, volumes, data }
+        Machine { node, images, volumes, fence, data }
     }
 
     /// Its node starts anew.
     fn again(&self, machine: Machine) -> Machine {
-        let Machine { node, images, volumes, data } = machine;
-        drop(images);
+        let Machine { node, images, volumes, fence, data } = machine;
+        drop((images, fence));
         volumes.store().close();
         self.open(node, data)
     }
@@ -246,4 +290,38 @@ async fn what_a_newer_version_stored_is_kept_for_it_and_what_is_no_image_is_not(
     let again = bed.again(machine);
     assert!(again.images.stored().is_empty());
     assert_eq!(again.names(":"), BTreeSet::from([key(&newer)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_named_while_it_is_collected_stays() {
+    let bed = Bed::new();
+    let machine = bed.machine("here");
+    let (named, other) = (machine.put(&[b"named"]), machine.put(&[b"other"]));
+    machine.images.brought(&named.id(), &["notes:1".to_owned()]);
+    let engine = machine.engine();
+    let collecting = machine.images.collect(&engine, false);
+    let deploying = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        bed.deploy(&named);
+    };
+    let (collected, ()) = tokio::join!(collecting, deploying);
+    let gone: Vec<String> = collected.unwrap().images.into_iter().map(|image| image.id).collect();
+    assert_eq!(gone, [other.id()]);
+    assert_eq!(machine.images.stored().into_keys().collect::<Vec<_>>(), [named]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_somebody_works_on_is_not_collected() {
+    let bed = Bed::new();
+    let machine = bed.machine("here");
+    let id = machine.put(&[b"base"]);
+    let engine = machine.engine();
+    let turn = machine.shared().turn(&id);
+    let working = turn.lock.lock().await;
+    assert!(machine.images.collect(&engine, false).await.unwrap().images.is_empty());
+    drop(working);
+    let dry = machine.images.collect(&engine, true).await.unwrap();
+    assert!(dry.images.len() == 1 && machine.images.stored().len() == 1, "{dry:?}");
+    let collected = machine.images.collect(&engine, false).await.unwrap();
+    assert!(collected.images[0].store && machine.images.stored().is_empty(), "{collected:?}");
 }
