@@ -25,7 +25,12 @@ impl Incoming {
         let (sender, pieces) = mpsc::channel(PIECES);
         tokio::spawn(async move {
             loop {
-                let piece = match timeout(patience, bytes.next()).await {
+                let next = tokio::select! {
+                    // Whoever read it is gone, and whoever sends need not go on.
+                    () = sender.closed() => return,
+                    next = timeout(patience, bytes.next()) => next,
+                };
+                let piece = match next {
                     Ok(Some(piece)) => piece,
                     Ok(None) => return,
                     Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing came for too long")),
@@ -66,5 +71,32 @@ impl io::Write for Outgoing {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::stream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_sends_is_let_go_with_the_reader_though_nothing_comes() {
+        let held = Arc::new(());
+        let bytes = stream::unfold(Arc::clone(&held), |held| async move {
+            std::future::pending::<()>().await;
+            Some((Ok(Bytes::new()), held))
+        });
+        let reader = Incoming::of(Box::pin(bytes), Duration::from_secs(3600));
+        tokio::task::yield_now().await;
+        drop(reader);
+        let let_go = async {
+            while Arc::strong_count(&held) > 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), let_go).await.expect("the sender is still held");
     }
 }

@@ -324,14 +324,12 @@ impl Engine {
         stored::size(&self.shared.client().await?, id).await
     }
 
-    /// An image as `docker save` writes it, and how many bytes its layers have.
+    /// An image as `docker save` writes it. An engine may write all of it to its own disk before it sends anything.
     ///
     /// # Errors
-    /// The engine does not have it, or does not answer.
-    pub async fn save_image(&self, id: &str) -> Result<(u64, BoxStream<'static, io::Result<Bytes>>), Error> {
-        let client = self.shared.client().await?;
-        let size = stored::size(&client, id).await?.ok_or_else(|| Error::ImageNotLocal { image: id.to_owned() })?;
-        Ok((size, stored::save(&client, id)))
+    /// The engine does not answer. That it does not have the image is told by what comes.
+    pub async fn save_image(&self, id: &str) -> Result<BoxStream<'static, io::Result<Bytes>>, Error> {
+        Ok(stored::save(&self.shared.client().await?, id))
     }
 
     /// Has the engine load an image of the store, and gives it names; the engine's id of it.

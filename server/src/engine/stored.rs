@@ -182,7 +182,12 @@ pub(super) fn save(client: &Client, id: &str) -> BoxStream<'static, io::Result<B
     tokio::spawn(async move {
         let mut saved = std::pin::pin!(client.docker().export_image(&id));
         loop {
-            let piece = match timeout(STALL, saved.next()).await {
+            let next = tokio::select! {
+                // Nobody reads it any more: the engine need not go on.
+                () = sender.closed() => return,
+                next = timeout(STALL, saved.next()) => next,
+            };
+            let piece = match next {
                 Ok(Some(piece)) => piece.map_err(io::Error::other),
                 Ok(None) => return,
                 Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "Docker Engine does not go on")),

@@ -32,8 +32,8 @@ pub enum Error {
     Digest(#[from] archive::InvalidDigest),
     #[error("`{0}` is not in this machine's store")]
     NotHere(String),
-    #[error("the machine that has `{0}` does not send it: it has been busy with it for too long")]
-    Late(String),
+    #[error("the engine does not have `{0}` (any more)")]
+    NotInEngine(String),
     #[error(
         "the disk is too full: `{image}` needs {needed} bytes, and {free} are free; make room, or run `flotilla image gc`"
     )]
@@ -68,11 +68,11 @@ impl Error {
                 ..
             } => ErrorCode::ImageInvalid,
             Self::Digest(_) | Self::Invalid(_) => ErrorCode::InvalidRequest,
-            Self::NotHere(_) => ErrorCode::ImageNotFound,
+            Self::NotHere(_) | Self::NotInEngine(_) => ErrorCode::ImageNotFound,
             Self::InUse(_) => ErrorCode::ImageInUse,
             Self::Engine(error) => error.code(),
             Self::Upload(error) => error.code(),
-            Self::Fetch { .. } | Self::Late(_) | Self::Stopped => ErrorCode::ServiceUnavailable,
+            Self::Fetch { .. } | Self::Stopped => ErrorCode::ServiceUnavailable,
             _ => ErrorCode::Internal,
         }
     }

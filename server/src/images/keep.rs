@@ -10,7 +10,7 @@ use flotilla_api::{UnixMillis, rest::CollectedImage};
 use flotilla_core::{State, images};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{Digest, Error, Images, Shared, Stored, blocking, free, layer_key, travel};
+use super::{AGAIN, Digest, Error, Images, Shared, Stored, blocking, free, layer_key, travel};
 use crate::{clock, engine::Engine};
 
 /// Somebody may have pulled or removed an image by hand.
@@ -18,9 +18,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(15);
 
 /// An image that came a moment ago is about to be started: it is taken in after that. Another machine that needs it sooner asks.
 const SETTLED: Duration = Duration::from_secs(30);
-
-/// After an image that could not be taken in.
-const AGAIN: Duration = Duration::from_secs(120);
 
 /// What nobody needs is looked for so often. It is in no hurry.
 const COLLECT_EVERY: Duration = Duration::from_secs(600);

@@ -38,6 +38,7 @@ use futures::future::BoxFuture;
 use tokio::{
     sync::{Mutex as AsyncMutex, Notify, mpsc, watch},
     task::JoinHandle,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +61,9 @@ const DISK_RESERVE: u64 = uploads::DISK_RESERVE_DEFAULT;
 /// Pieces of an archive that wait, and bytes of each.
 const PIECES: usize = 8;
 const PIECE: usize = 256 * 1024;
+
+/// After an image that could not be taken in from the engine: nobody waits for it meanwhile.
+const AGAIN: Duration = Duration::from_secs(120);
 
 /// The engine at the other end of an archive is gone when nothing has moved for so long.
 const STALL: Duration = Duration::from_secs(120);
@@ -98,6 +102,8 @@ struct Shared {
     stock: Mutex<BTreeMap<Digest, Stored>>,
     record: Record,
     moves: Moves,
+    /// Images that could not be taken in from the engine, and when that was.
+    refused: Mutex<BTreeMap<Digest, Instant>>,
     /// One at a time works on an image.
     turns: Mutex<BTreeMap<Digest, Arc<Turn>>>,
     /// The store has another image, or the engine.
@@ -186,6 +192,7 @@ impl Images {
             network,
             volumes,
             moves: Moves::default(),
+            refused: Mutex::default(),
             turns: Mutex::default(),
             changed: Notify::new(),
             reports: watch::Sender::default(),
@@ -416,12 +423,37 @@ impl Shared {
     async fn take_in(self: &Arc<Self>, engine: &Engine, id: &Digest) -> Result<(), Error> {
         let turn = self.turn(id);
         let _turn = turn.lock.lock().await;
+        self.take_in_by_turn(engine, id).await
+    }
+
+    /// The same for one who has the image's turn.
+    async fn take_in_by_turn(self: &Arc<Self>, engine: &Engine, id: &Digest) -> Result<(), Error> {
         if self.root(id).is_some() {
             return Ok(());
         }
-        let (size, saved) = engine.save_image(&id.id()).await?;
+        let taken = self.take_from(engine, id).await;
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match &taken {
+            Ok(()) => drop(refused.remove(id)),
+            Err(_) => drop(refused.insert(id.clone(), Instant::now())),
+        }
+        drop(refused);
+        taken
+    }
+
+    /// Was it tried to take the image in, and it could not be, a moment ago?
+    fn was_refused(&self, id: &Digest) -> bool {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.retain(|_, at| at.elapsed() < AGAIN);
+        refused.contains_key(id)
+    }
+
+    async fn take_from(self: &Arc<Self>, engine: &Engine, id: &Digest) -> Result<(), Error> {
         let name = self.record.names(&id.id()).into_iter().next().unwrap_or_else(|| id.id());
+        let size = engine.image_size(&id.id()).await?.ok_or_else(|| Error::NotInEngine(name.clone()))?;
+        // Before the engine begins: it may write all of it to the same disk first.
         self.check_room(&name, size)?;
+        let saved = engine.save_image(&id.id()).await?;
         let moving = self.moves.begin(&id.id(), &name, ImageStep::Storing, size);
         let (shared, id) = (Arc::clone(self), id.clone());
         let bytes = Incoming::of(saved, STALL);

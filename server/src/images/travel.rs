@@ -103,11 +103,18 @@ pub(super) async fn answer(shared: &Arc<Shared>, engine: &Engine, body: &[u8]) -
     if let Some(moving) = shared.moves.of(&image.id()) {
         return write(&Answer::Coming { bytes: moving.bytes, of: moving.of });
     }
+    // Nothing comes of waiting for it; the others may find it elsewhere.
+    if shared.was_refused(&image) {
+        return write(&Answer::Absent);
+    }
     // An engine that does not answer does not have it, as far as anybody else is concerned.
     let Ok(Some(size)) = engine.image_size(&image.id()).await else { return write(&Answer::Absent) };
     let (shared, engine) = (Arc::clone(shared), engine.clone());
     tokio::spawn(async move {
-        if let Err(error) = shared.take_in(&engine, &image).await {
+        // Whoever asks asks again, and one is enough to do it.
+        let turn = shared.turn(&image);
+        let Ok(_turn) = turn.lock.try_lock() else { return };
+        if let Err(error) = shared.take_in_by_turn(&engine, &image).await {
             tracing::warn!(%image, %error, "an image that another machine asks for could not be stored");
         }
     });
@@ -212,11 +219,13 @@ pub(super) async fn bring(
         });
         let Some((bytes, of)) = coming.max() else { return Ok(false) };
         progress(0, of);
-        if bytes > furthest {
+        // It may have begun anew.
+        if bytes != furthest {
             (furthest, since) = (bytes, Instant::now());
         }
         if since.elapsed() > STANDSTILL {
-            return Err(Error::Late(name.to_owned()));
+            tracing::warn!(image = %id, name, "an image is not waited for any more: the machine that has it gets no further");
+            return Ok(false);
         }
         sleep(ASK_AGAIN).await;
     }
@@ -321,7 +330,8 @@ async fn verified(
     generation: &Generation,
     machines: &[NodeId],
 ) -> Result<Image, Error> {
-    for _ in 0..MENDED_MAX {
+    let mut mended = 0;
+    loop {
         let (known, wanted, root, image) = (Arc::clone(shared), id.clone(), generation.root, name.to_owned());
         let verified = blocking(move || {
             let failed = |source| Error::Archive { image: image.clone(), source };
@@ -338,11 +348,11 @@ async fn verified(
             Some(store::Error::Damaged { name, .. }) => Some(*name),
             _ => None,
         };
-        let Some(object) = damaged else { return Err(error) };
+        let Some(object) = damaged.filter(|_| mended < MENDED_MAX) else { return Err(error) };
+        mended += 1;
         tracing::warn!(image = %id, %object, "an object of an image is damaged here; it is fetched anew");
         mend(shared, name, object, machines).await?;
     }
-    Err(Error::Late(name.to_owned()))
 }
 
 /// Puts what another machine has in the place of an object that is damaged here.
