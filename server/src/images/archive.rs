@@ -559,23 +559,28 @@ fn files(objects: &dyn Objects, entries: &Stream) -> Result<BTreeMap<Digest, Fil
 /// How long it is only its end tells: whoever made it may have said anything.
 fn text(objects: &dyn Objects, file: &File) -> Result<String, Error> {
     let mut bytes = Vec::new();
-    file.content.read(objects).take(TEXT_MAX + 1).read_to_end(&mut bytes).map_err(Error::Read)?;
+    file.content.read(objects).take(TEXT_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > TEXT_MAX {
         return Err(Error::Format(format!("its configuration is longer than {TEXT_MAX} bytes")));
     }
     String::from_utf8(bytes).map_err(|_| Error::Format("its configuration is no text".to_owned()))
 }
 
-/// What a reader of ours failed with.
+/// What a reader of a blob failed with.
 fn cause(error: io::Error, digest: &Digest) -> Error {
     match error.downcast::<Mismatch>() {
         Ok(Mismatch) => Error::Damaged { digest: digest.clone() },
-        Err(error) => match error.downcast::<store::Error>() {
+        Err(error) => failed(error),
+    }
+}
+
+/// What a reader of the store failed with.
+fn failed(error: io::Error) -> Error {
+    match error.downcast::<store::Error>() {
+        Ok(error) => error.into(),
+        Err(error) => match error.downcast::<stream::Error>() {
             Ok(error) => error.into(),
-            Err(error) => match error.downcast::<stream::Error>() {
-                Ok(error) => error.into(),
-                Err(error) => Error::Read(error),
-            },
+            Err(error) => Error::Read(error),
         },
     }
 }

@@ -77,14 +77,23 @@ impl Error {
         }
     }
 
-    /// Is what is here not what it should be, so that another machine has to be asked?
+    /// Is what is here not what it should be, or does the disk not give it, so that another machine has to be asked?
     pub(super) fn is_damage(&self) -> bool {
-        let damaged =
-            |error: &store::Error| matches!(error, store::Error::Damaged { .. } | store::Error::Missing { .. });
         let itself = |source: &ArchiveError| {
             matches!(source, ArchiveError::Damaged { .. } | ArchiveError::Tree(tree::Error::Damaged))
         };
-        matches!(self, Self::Archive { source, .. } if itself(source)) || self.store().is_some_and(damaged)
+        let is_lost = |error: &store::Error| error.is_lost() && !error.is_full();
+        matches!(self, Self::Archive { source, .. } if itself(source)) || self.store().is_some_and(is_lost)
+    }
+
+    /// Would it be the same with any other machine that has the image?
+    pub(super) fn is_final(&self) -> bool {
+        let of_fetch = |source: &volumes::Error| {
+            matches!(source, volumes::Error::Held(_) | volumes::Error::Stopped | volumes::Error::Panicked)
+        };
+        self.code() == ErrorCode::DiskFull
+            || matches!(self, Self::Stopped | Self::Panicked)
+            || matches!(self, Self::Fetch { source, .. } if of_fetch(source))
     }
 
     /// What the store of objects has to say of it.
@@ -97,6 +106,10 @@ impl Error {
                     | ArchiveError::Stream(stream::Error::Store(error)),
                 ..
             }
+            | Self::Fetch {
+                source: volumes::Error::Store(error) | volumes::Error::Tree(tree::Error::Store(error)),
+                ..
+            }
             | Self::Store(error) => Some(error),
             _ => None,
         }
@@ -106,5 +119,34 @@ impl Error {
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         Self::new(error.code(), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(error: store::Error) -> Error {
+        Error::Archive { image: "notes:1".to_owned(), source: ArchiveError::Store(error) }
+    }
+
+    fn file(kind: io::ErrorKind) -> store::Error {
+        store::Error::File { operation: "read", path: PathBuf::from("0.pack"), source: kind.into() }
+    }
+
+    #[test]
+    fn what_a_disk_does_not_give_back_is_damaged_and_what_it_does_not_take_is_not() {
+        assert!(of(file(io::ErrorKind::UnexpectedEof)).is_damage(), "a pack that was cut short");
+        assert!(!of(file(io::ErrorKind::StorageFull)).is_damage());
+        assert!(!of(store::Error::Closed).is_damage());
+    }
+
+    #[test]
+    fn another_machine_is_of_no_help_where_nothing_may_come_or_there_is_no_room() {
+        let fetch = |source| Error::Fetch { image: "notes:1".to_owned(), source };
+        assert!(fetch(volumes::Error::Store(file(io::ErrorKind::StorageFull))).is_final());
+        assert!(fetch(volumes::Error::Stopped).is_final());
+        assert!(!fetch(volumes::Error::NoSource { why: "it is gone".to_owned() }).is_final());
+        assert!(!of(file(io::ErrorKind::UnexpectedEof)).is_final());
     }
 }

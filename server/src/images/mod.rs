@@ -104,6 +104,8 @@ struct Shared {
     moves: Moves,
     /// Images that could not be taken in from the engine, and when that was.
     refused: Mutex<BTreeMap<Digest, Instant>>,
+    /// Images that another machine could not fetch from this one, and when they were looked at for that.
+    doubted: Mutex<BTreeMap<Digest, Instant>>,
     /// One at a time works on an image.
     turns: Mutex<BTreeMap<Digest, Arc<Turn>>>,
     /// The store has another image, or the engine.
@@ -193,6 +195,7 @@ impl Images {
             volumes,
             moves: Moves::default(),
             refused: Mutex::default(),
+            doubted: Mutex::default(),
             turns: Mutex::default(),
             changed: Notify::new(),
             reports: watch::Sender::default(),
@@ -307,7 +310,7 @@ fn stock(store: &Store) -> Result<BTreeMap<Digest, Stored>, Error> {
     for (id, generation) in kept(store, IMAGES)? {
         match Image::read(store, &generation.root) {
             Ok(image) => drop(stock.insert(id, Stored::of(&image, &generation))),
-            // What is damaged is fetched anew where somebody needs it. What a newer version wrote, or the disk does not give just now, stays.
+            // What is damaged is fetched anew where somebody needs it. What a newer version wrote stays.
             Err(source) => {
                 let is_none = matches!(source, ArchiveError::Format(_));
                 let error = Error::Archive { image: id.id(), source };
@@ -361,13 +364,21 @@ impl Shared {
         let ids: Vec<Digest> = self.stock().keys().cloned().collect();
         let mut blobs = BTreeMap::new();
         for id in ids {
-            // It may have gone just now.
-            if let Ok(image) = self.image(&id) {
-                blobs.extend(image.blobs);
+            match self.image(&id) {
+                Ok(image) => blobs.extend(image.blobs),
+                // It may have gone just now.
+                Err(error) => drop(self.noticed(&id, error)),
             }
         }
-        for (_, generation) in kept(&self.store, LAYERS)? {
-            blobs.extend(archive::read_layer(&self.store, &generation.root).map_err(failed)?);
+        for (digest, generation) in kept(&self.store, LAYERS)? {
+            match archive::read_layer(&self.store, &generation.root).map_err(failed) {
+                Ok(layer) => blobs.extend(layer),
+                Err(error) if error.is_damage() => {
+                    tracing::error!(layer = %digest, %error, "a layer that was sent ahead is damaged; it has to be sent again");
+                    self.store.forget_volume(&layer_key(&digest))?;
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(blobs)
     }
@@ -394,6 +405,18 @@ impl Shared {
         self.volumes.freed();
         self.tell();
         Ok(())
+    }
+
+    /// Whoever reads what the store has of an image says here what that failed with. What is damaged is forgotten: this machine does not say
+    /// any more that it has it, and it comes anew from another one, or from the engine.
+    fn noticed(&self, id: &Digest, error: Error) -> Error {
+        if error.is_damage() {
+            tracing::error!(image = %id, %error, "a stored image is damaged; it will be fetched anew");
+            if let Err(error) = self.forget(id) {
+                tracing::error!(image = %id, %error, "a damaged image could not be forgotten");
+            }
+        }
+        error
     }
 
     /// For the report of this machine.
@@ -519,9 +542,11 @@ impl ImageStore for Images {
             let (shared, id) = (Arc::clone(&self.shared), id.parse::<Digest>().map_err(Error::from)?);
             let found = blocking(move || {
                 let read = |source| Error::Archive { image: id.id(), source };
-                let image = shared.image(&id)?;
-                let diff_ids = image.diff_ids(&shared.store).map_err(read)?;
-                Ok(ImageParts { config: image.description.config.id(), diff_ids })
+                let parts = shared.image(&id).and_then(|image| {
+                    let diff_ids = image.diff_ids(&shared.store).map_err(read)?;
+                    Ok(ImageParts { config: image.description.config.id(), diff_ids })
+                });
+                parts.map_err(|error| shared.noticed(&id, error))
             });
             Ok(found.await?)
         })
@@ -558,7 +583,7 @@ impl Shared {
     async fn archive(self: &Arc<Self>, id: Digest, names: Vec<String>, left_out: usize) -> Result<ImageArchive, Error> {
         let shared = Arc::clone(self);
         let wanted = id.clone();
-        let image = blocking(move || shared.image(&wanted)).await?;
+        let image = blocking(move || shared.image(&wanted).map_err(|error| shared.noticed(&wanted, error))).await?;
         let len = image.size();
         let failed = Arc::<Mutex<Option<ApiError>>>::default();
         let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(PIECES);
@@ -567,13 +592,7 @@ impl Shared {
             let pieces = Outgoing(sender.clone());
             let to = io::BufWriter::with_capacity(PIECE, pieces);
             if let Err(source) = archive::write(&shared.store, &image, &names, left_out, to) {
-                let error = Error::Archive { image: id.id(), source };
-                if error.is_damage() {
-                    tracing::error!(image = %id, %error, "a stored image is damaged; it will be fetched anew");
-                    if let Err(error) = shared.forget(&id) {
-                        tracing::error!(image = %id, %error, "a damaged image could not be forgotten");
-                    }
-                }
+                let error = shared.noticed(&id, Error::Archive { image: id.id(), source });
                 let why = error.to_string();
                 *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.into());
                 // Whoever reads it takes no part of it for the whole.

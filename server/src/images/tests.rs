@@ -1,6 +1,7 @@
 //! The stores of some machines, without an engine.
 
 use flotilla_core::{Actor, Command, CommandV1, Entry, compose};
+use futures::StreamExt as _;
 use serde_json::json;
 
 use super::*;
@@ -25,6 +26,12 @@ struct Machine {
     volumes: Volumes,
     fence: Fence,
     data: tempfile::TempDir,
+}
+
+/// Bytes that nothing makes shorter.
+fn noise(seed: u8, len: usize) -> Vec<u8> {
+    let bytes = (0_u64..).flat_map(|at| *Hash::of(&[&[seed][..], &at.to_be_bytes()].concat()).as_bytes());
+    bytes.take(len).collect()
 }
 
 /// Nobody proposes anything here.
@@ -60,6 +67,25 @@ impl Handler for Says {
                 volumes.serve(&from, stream, volumes::Served::All).await;
             }
         })
+    }
+}
+
+/// Answers for a machine as its node does.
+struct Answers {
+    images: Images,
+    volumes: Volumes,
+    engine: Engine,
+}
+
+impl Handler for Answers {
+    fn call(&self, _: NodeId, method: Method, body: Bytes) -> BoxFuture<'static, Result<Bytes, ApiError>> {
+        let (images, engine) = (self.images.clone(), self.engine.clone());
+        Box::pin(async move { images.answer(&engine, method, &body).await })
+    }
+
+    fn stream(&self, from: NodeId, _: String, stream: Stream) -> BoxFuture<'static, ()> {
+        let volumes = self.volumes.clone();
+        Box::pin(async move { volumes.serve(&from, stream, volumes::Served::All).await })
     }
 }
 
@@ -112,6 +138,21 @@ impl Machine {
             values: Arc::new(NoValues),
         };
         Engine::start(config, self.shared().state.clone(), surroundings).unwrap()
+    }
+
+    /// Flips a bit of a layer in what the store has on the disk.
+    fn damage(&self, layer: &[u8]) {
+        for pack in std::fs::read_dir(self.data.path().join("objects/packs")).unwrap() {
+            let path = pack.unwrap().path();
+            let mut bytes = std::fs::read(&path).unwrap();
+            let found = bytes.windows(layer.len().min(64)).position(|window| layer.starts_with(window));
+            if let Some(at) = found {
+                bytes[at + 10] ^= 1;
+                std::fs::write(&path, bytes).unwrap();
+                return;
+            }
+        }
+        panic!("the layer is nowhere as it is");
     }
 
     async fn bring(&self, id: &Digest) -> Result<bool, ApiError> {
@@ -256,7 +297,7 @@ async fn another_image_than_the_one_that_was_asked_for_never_has_its_name() {
     let evil = far.put(&[b"base", b"evil"]);
     bed.says(&far.node, Some(&far.volumes), here(&far.root(&evil)), json!({}));
     let good = Digest::of(config_of(&[b"base", b"top"]).as_bytes());
-    assert!(!matches!(near.bring(&good).await, Ok(true)));
+    assert!(!near.bring(&good).await.unwrap(), "a registry may have it");
     assert!(near.images.stored().is_empty());
     assert_eq!(near.names(":"), BTreeSet::new());
 }
@@ -347,4 +388,48 @@ async fn an_image_that_could_not_be_taken_in_is_not_promised_to_others_for_a_whi
     let ask = json!({ "image": id }).to_string();
     let answer = machine.images.answer(&engine, Method::Image, ask.as_bytes()).await.unwrap();
     assert_eq!(answer, json!({ "answer": "absent" }).to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_comes_upon_damage_forgets_the_image() {
+    let bed = Bed::new();
+    let machine = bed.machine("here");
+    let layer = noise(1, 100_000);
+    let id = machine.put(&[&layer]);
+    let archived = machine.images.archive(&id.id(), &[], 0).await.unwrap();
+    assert!(archived.bytes.all(|piece| async move { piece.is_ok() }).await);
+    machine.damage(&layer);
+    let archived = machine.images.archive(&id.id(), &[], 0).await.unwrap();
+    assert!(!archived.bytes.all(|piece| async move { piece.is_ok() }).await, "nobody takes a part for the whole");
+    assert!(machine.images.stored().is_empty());
+
+    let config = config_of(&[b"base"]);
+    let id = machine.put(&[b"base"]);
+    let names = machine.shared().image(&id).unwrap();
+    let file = &names.blobs[&Digest::of(config.as_bytes())];
+    let Some(Ok(flotilla_data::stream::Piece::Chunk(part))) = file.content.pieces(&machine.shared().store).next()
+    else {
+        panic!("a chunk")
+    };
+    machine.damage(&machine.shared().store.laid_down(&part.hash).unwrap());
+    machine.images.parts(&id.id()).await.unwrap_err();
+    assert!(machine.images.stored().is_empty(), "of a configuration as of a layer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_whose_image_another_could_not_fetch_looks_at_it() {
+    let bed = Bed::new();
+    let (near, far) = (bed.machine("near"), bed.machine("far"));
+    let layer = noise(2, 100_000);
+    let id = far.put(&[&layer]);
+    far.damage(&layer);
+    let engine = far.engine();
+    bed.wires.serve(&far.node, Arc::new(Answers { images: far.images.clone(), volumes: far.volumes.clone(), engine }));
+    assert!(!near.bring(&id).await.unwrap(), "a registry may have it");
+    let forgotten = async {
+        while !far.images.stored().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), forgotten).await.expect("it says no more that it has it");
 }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    Error, Shared, Stored, archive,
+    AGAIN, Error, Shared, Stored, archive,
     archive::{Digest, Image, LAYERS_MAX},
     believed, blocking, fetch_key, kept, key, layer_key,
 };
@@ -49,6 +49,9 @@ const MENDED_MAX: usize = 4096;
 #[derive(Debug, Serialize, Deserialize)]
 struct Ask {
     image: Digest,
+    /// It could not be fetched from the machine that is asked, which should look at what it has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    doubted: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +98,10 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
 
 /// Says whether an image is here; one that only the engine has is taken in.
 pub(super) async fn answer(shared: &Arc<Shared>, engine: &Engine, body: &[u8]) -> Result<Bytes, ApiError> {
-    let Ask { image } = read(body)?;
+    let Ask { image, doubted } = read(body)?;
+    if doubted {
+        look_at(shared, &image);
+    }
     let here = shared.stock().get(&image).map(|it| Answer::Here { root: it.root.to_string(), bytes: it.bytes });
     if let Some(here) = here {
         return write(&here);
@@ -119,6 +125,24 @@ pub(super) async fn answer(shared: &Arc<Shared>, engine: &Engine, body: &[u8]) -
         }
     });
     write(&Answer::Coming { bytes: 0, of: size })
+}
+
+/// Reads all of an image that another machine could not fetch: what is damaged is forgotten. Not again for a while.
+fn look_at(shared: &Arc<Shared>, id: &Digest) {
+    let mut doubted = shared.doubted.lock().unwrap_or_else(PoisonError::into_inner);
+    doubted.retain(|_, at| at.elapsed() < AGAIN);
+    if shared.root(id).is_none() || doubted.insert(id.clone(), Instant::now()).is_some() {
+        return;
+    }
+    drop(doubted);
+    let (shared, id) = (Arc::clone(shared), id.clone());
+    tokio::task::spawn_blocking(move || {
+        let failed = |source| Error::Archive { image: id.id(), source };
+        let whole = shared.image(&id).and_then(|image| image.verify(&shared.store).map_err(failed));
+        if let Err(error) = whole {
+            drop(shared.noticed(&id, error));
+        }
+    });
 }
 
 /// Says which layers are here.
@@ -162,9 +186,18 @@ impl Shared {
     /// Asks all machines that can be reached and are believed.
     async fn ask_all<T: DeserializeOwned>(&self, method: Method, body: &Bytes) -> Vec<(NodeId, T)> {
         let machines = believed(&self.state.borrow(), &self.network.connected().borrow());
+        self.ask(&machines, method, body).await
+    }
+
+    async fn ask<'a, T: DeserializeOwned>(
+        &self,
+        machines: impl IntoIterator<Item = &'a NodeId>,
+        method: Method,
+        body: &Bytes,
+    ) -> Vec<(NodeId, T)> {
         let asked = machines.into_iter().map(|machine| {
-            let asked = self.network.call(&machine, method, body.clone(), ASKING);
-            async move { Some((machine, read(&asked.await.ok()?).ok()?)) }
+            let asked = self.network.call(machine, method, body.clone(), ASKING);
+            async move { Some((machine.clone(), read(&asked.await.ok()?).ok()?)) }
         });
         join_all(asked).await.into_iter().flatten().collect()
     }
@@ -186,7 +219,8 @@ pub(super) async fn bring(
     if shared.root(id).is_some() {
         return Ok(true);
     }
-    let body = serde_json::to_vec(&Ask { image: id.clone() }).map(Bytes::from).map_err(|_| Error::Panicked)?;
+    let ask = |doubted| write(&Ask { image: id.clone(), doubted }).map_err(|error| Error::Invalid(error.message));
+    let body = ask(false)?;
     let (mut furthest, mut since) = (0, Instant::now());
     loop {
         let answers: Vec<(NodeId, Answer)> = shared.ask_all(Method::Image, &body).await;
@@ -199,19 +233,21 @@ pub(super) async fn bring(
         // The same image is the same tree, unless engines of different kinds wrote it.
         let mut trees: Vec<_> = trees.into_iter().collect();
         trees.sort_by_key(|(_, machines)| std::cmp::Reverse(machines.len()));
-        let mut failed = None;
+        let mut failed = false;
         for ((root, bytes), machines) in trees {
             match fetch(shared, id, name, (&root, bytes), (&machines, &turn.haste), progress).await {
                 Ok(()) => return Ok(true),
-                Err(error @ (Error::DiskFull { .. } | Error::Stopped)) => return Err(error),
+                Err(error) if error.is_final() => return Err(error),
                 Err(error) => {
                     tracing::warn!(image = %id, name, %error, "an image could not be fetched");
-                    failed = Some(error);
+                    shared.ask::<Answer>(&machines, Method::Image, &ask(true)?).await;
+                    failed = true;
                 }
             }
         }
-        if let Some(error) = failed {
-            return Err(error);
+        // A registry may have it, or this machine's own engine.
+        if failed {
+            return Ok(false);
         }
         let coming = answers.iter().filter_map(|(_, answer)| match answer {
             Answer::Coming { bytes, of } => Some((*bytes, *of)),
