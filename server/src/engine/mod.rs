@@ -332,12 +332,18 @@ impl Engine {
         Ok(stored::save(&self.shared.client().await?, id))
     }
 
+    /// # Errors
+    /// One of them is no name that an image can be given.
+    pub fn check_names(names: &[String]) -> Result<(), Error> {
+        names.iter().try_for_each(|name| image::check_tag(name))
+    }
+
     /// Has the engine load an image of the store, and gives it names; the engine's id of it.
     ///
     /// # Errors
     /// A name is none, the image is damaged, or the engine does not take it.
     pub async fn load_stored(&self, id: &str, names: &[String]) -> Result<String, Error> {
-        names.iter().try_for_each(|name| image::check_tag(name))?;
+        Self::check_names(names)?;
         let client = self.shared.client().await?;
         let name = names.first().map_or(id, String::as_str);
         stored::load(&self.shared, &client, id, name, names).await

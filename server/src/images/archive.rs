@@ -314,6 +314,17 @@ pub(super) fn read_layer(objects: &dyn Objects, root: &Hash) -> Result<Option<(D
     Ok(files(objects, &Root::read(objects, root)?.entries)?.pop_first())
 }
 
+/// A layer that came from another machine under its own name, if it is what it is said to be.
+pub(super) fn verified_layer(digest: &Digest, root: &Hash, objects: &dyn Objects) -> Result<File, Error> {
+    match read_layer(objects, root)? {
+        Some((found, file)) if found == *digest => {
+            verify_blob(digest, &file, objects)?;
+            Ok(file)
+        }
+        _ => Err(Error::Other(digest.id())),
+    }
+}
+
 /// Bytes become a file of the store, if they are what they are said to be.
 pub(super) fn take_layer(bytes: impl Read, digest: &Digest, session: &mut Session) -> Result<File, Error> {
     let mut checked = Checked::new(bytes, digest);

@@ -106,6 +106,8 @@ struct Shared {
     refused: Mutex<BTreeMap<Digest, Instant>>,
     /// Images that another machine could not fetch from this one, and when they were looked at for that.
     doubted: Mutex<BTreeMap<Digest, Instant>>,
+    /// Layers that other machines say they have, and that could not be brought here; and when that was.
+    unfetched: Mutex<BTreeMap<Digest, Instant>>,
     /// One at a time works on an image.
     turns: Mutex<BTreeMap<Digest, Arc<Turn>>>,
     /// The store has another image, or the engine.
@@ -196,6 +198,7 @@ impl Images {
             moves: Moves::default(),
             refused: Mutex::default(),
             doubted: Mutex::default(),
+            unfetched: Mutex::default(),
             turns: Mutex::default(),
             changed: Notify::new(),
             reports: watch::Sender::default(),
@@ -341,6 +344,10 @@ impl Shared {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn unfetched(&self) -> MutexGuard<'_, BTreeMap<Digest, Instant>> {
+        self.unfetched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn turn(&self, id: &Digest) -> Arc<Turn> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
@@ -380,6 +387,14 @@ impl Shared {
                 Err(error) => return Err(error),
             }
         }
+        Ok(blobs)
+    }
+
+    /// Of these layers, those of which all is in the store.
+    fn whole(&self, layers: &BTreeSet<Digest>) -> Result<BTreeMap<Digest, File>, Error> {
+        let mut blobs = self.blobs()?;
+        let session = self.store.session();
+        blobs.retain(|digest, file| layers.contains(digest) && archive::claim(file, &session).is_ok());
         Ok(blobs)
     }
 

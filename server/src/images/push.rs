@@ -14,7 +14,7 @@ use super::{
     archive::{Digest, Image, LAYERS_MAX},
     blocking, layer_key, travel,
 };
-use crate::engine::{Engine, uploads::Uploads};
+use crate::engine::{self, Engine, uploads::Uploads};
 
 /// Names that one image is given at once.
 const REFERENCES_MAX: usize = 16;
@@ -26,8 +26,8 @@ impl Images {
     /// Digests that are none, or the store can't be read.
     pub async fn lacking(&self, uploads: &Uploads, asked: &AskLayers) -> Result<LackingLayers, Error> {
         let mut lacking = digests(&asked.layers)?.into_iter().collect::<BTreeSet<Digest>>();
-        let shared = Arc::clone(&self.shared);
-        let here = blocking(move || shared.blobs()).await?;
+        let (shared, layers) = (Arc::clone(&self.shared), lacking.clone());
+        let here = blocking(move || shared.whole(&layers)).await?;
         lacking.retain(|digest| !here.contains_key(digest));
         if !lacking.is_empty() {
             let elsewhere = travel::elsewhere(&self.shared, &lacking).await;
@@ -68,6 +68,7 @@ impl Images {
     /// A layer is missing, it is no image, or the engine does not take it.
     pub async fn push(&self, engine: &Engine, pushed: PushImage) -> Result<PushedImage, Error> {
         let PushImage { config, layers, references } = pushed;
+        Engine::check_names(&references)?;
         let layers = digests(&layers)?;
         let id = Digest::of(config.as_bytes());
         let name = references.first().cloned().unwrap_or_else(|| id.id());
@@ -81,22 +82,34 @@ impl Images {
         if archive::diff_ids(&config).map_err(failed)?.len() != layers.len() {
             return Err(Error::Invalid("the configuration names other layers than were sent".to_owned()));
         }
-        let shared = Arc::clone(&self.shared);
-        let here = blocking(move || shared.blobs()).await?;
+        let (shared, wanted) = (Arc::clone(&self.shared), layers.iter().cloned().collect());
+        let here = blocking(move || shared.whole(&wanted)).await?;
         let elsewhere: BTreeSet<Digest> = layers.iter().filter(|digest| !here.contains_key(*digest)).cloned().collect();
         if !elsewhere.is_empty() {
             travel::bring_layers(&self.shared, &name, &elsewhere).await?;
         }
-        self.put_together(&id, &name, config, layers).await?;
-        let loaded = engine.load_stored(&id.id(), &references).await?;
-        Ok(PushedImage { id: loaded, references })
+        let is_new = self.put_together(&id, &name, config, layers).await?;
+        match engine.load_stored(&id.id(), &references).await {
+            Ok(loaded) => Ok(PushedImage { id: loaded, references }),
+            Err(error) => {
+                // What the engine takes for no image is none for anybody.
+                if is_new && matches!(error, engine::Error::Archive(_)) {
+                    let turn = self.shared.turn(&id);
+                    let _turn = turn.lock.lock().await;
+                    let shared = Arc::clone(&self.shared);
+                    blocking(move || shared.forget(&id)).await?;
+                }
+                Err(error.into())
+            }
+        }
     }
 
-    async fn put_together(&self, id: &Digest, name: &str, config: String, layers: Vec<Digest>) -> Result<(), Error> {
+    /// False where the store had it before.
+    async fn put_together(&self, id: &Digest, name: &str, config: String, layers: Vec<Digest>) -> Result<bool, Error> {
         let turn = self.shared.turn(id);
         let _turn = turn.lock.lock().await;
         if self.shared.root(id).is_some() {
-            return Ok(());
+            return Ok(false);
         }
         let (shared, id, name) = (Arc::clone(&self.shared), id.clone(), name.to_owned());
         blocking(move || {
@@ -111,7 +124,7 @@ impl Images {
             for digest in &layers {
                 shared.store.forget_volume(&layer_key(digest))?;
             }
-            Ok(())
+            Ok(true)
         })
         .await
     }

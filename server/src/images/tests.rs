@@ -1,5 +1,6 @@
 //! The stores of some machines, without an engine.
 
+use flotilla_api::rest::{AskLayers, PushImage};
 use flotilla_core::{Actor, Command, CommandV1, Entry, compose};
 use futures::StreamExt as _;
 use serde_json::json;
@@ -432,4 +433,73 @@ async fn a_machine_whose_image_another_could_not_fetch_looks_at_it() {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), forgotten).await.expect("it says no more that it has it");
+}
+
+/// What a person pushes: an image of these layers.
+fn pushed(layers: &[&[u8]], reference: &str) -> PushImage {
+    PushImage {
+        config: config_of(layers),
+        layers: layers.iter().map(|layer| Digest::of(layer).hex().to_owned()).collect(),
+        references: vec![reference.to_owned()],
+    }
+}
+
+impl Machine {
+    /// As if it had been sent ahead.
+    fn keep_layer(&self, layer: &[u8]) -> Hash {
+        let (mut session, digest) = (self.shared().store.session(), Digest::of(layer));
+        let file = archive::take_layer(layer, &digest, &mut session).unwrap();
+        self.shared().keep_layer(&digest, file, &mut session).unwrap()
+    }
+
+    async fn lacks(&self, layers: &[&[u8]]) -> Vec<String> {
+        let uploads = uploads::Uploads::open(self.data.path(), uploads::Limits::default()).unwrap();
+        let layers = layers.iter().map(|layer| Digest::of(layer).hex().to_owned()).collect();
+        let lacking = self.images.lacking(&uploads, &AskLayers { layers }).await.unwrap();
+        lacking.layers.into_keys().collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_another_machine_has_comes_from_there() {
+    let bed = Bed::new();
+    let (near, far) = (bed.machine("near"), bed.machine("far"));
+    let (base, top) = (noise(3, 50_000), b"top");
+    far.keep_layer(&base);
+    near.keep_layer(top);
+    let (engine, theirs) = (near.engine(), far.engine());
+    let answers = Answers { images: far.images.clone(), volumes: far.volumes.clone(), engine: theirs };
+    bed.wires.serve(&far.node, Arc::new(answers));
+    assert_eq!(near.lacks(&[&base, top]).await, [""; 0]);
+    // There is no engine to load it.
+    let error = near.images.push(&engine, pushed(&[&base, top], "notes:1")).await.unwrap_err();
+    assert_eq!(ApiError::from(error).code, ErrorCode::EngineUnavailable);
+    let id = Digest::of(config_of(&[&base, top]).as_bytes());
+    assert_eq!(near.names(":"), BTreeSet::from([key(&id)]), "its layers belong to it");
+    near.shared().image(&id).unwrap().verify(&near.shared().store).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_another_machine_only_claims_to_have_is_to_be_sent() {
+    let bed = Bed::new();
+    let (near, far) = (bed.machine("near"), bed.machine("far"));
+    let (engine, wanted) = (near.engine(), Digest::of(b"wanted"));
+    let other = far.keep_layer(b"other");
+    let layers = json!({ "layers": { wanted.hex(): other.to_string() } });
+    bed.says(&far.node, Some(&far.volumes), json!({}), layers);
+    assert_eq!(near.lacks(&[b"wanted"]).await, [""; 0], "so it says");
+    let error = near.images.push(&engine, pushed(&[b"wanted"], "notes:1")).await.unwrap_err();
+    assert!(error.to_string().contains("push again"), "{error}");
+    assert_eq!(near.names(":"), BTreeSet::new());
+    assert_eq!(near.lacks(&[b"wanted"]).await, [wanted.hex()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_none_is_refused_before_anything_is_kept() {
+    let bed = Bed::new();
+    let machine = bed.machine("here");
+    machine.keep_layer(b"base");
+    let error = machine.images.push(&machine.engine(), pushed(&[b"base"], "no name")).await.unwrap_err();
+    assert_eq!(ApiError::from(error).code, ErrorCode::ImageInvalid);
+    assert!(machine.images.stored().is_empty());
 }

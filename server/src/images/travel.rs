@@ -82,6 +82,9 @@ struct AskLayers {
 struct LayersThere {
     /// Their roots, where they were to be lent.
     layers: BTreeMap<Digest, Option<String>>,
+    /// How long each is.
+    #[serde(default)]
+    bytes: BTreeMap<Digest, u64>,
 }
 
 fn write<T: Serialize>(message: &T) -> Result<Bytes, ApiError> {
@@ -153,20 +156,11 @@ pub(super) async fn answer_layers(shared: &Arc<Shared>, body: &[u8]) -> Result<B
     }
     let shared = Arc::clone(shared);
     let there = blocking(move || {
-        let blobs = shared.blobs()?;
         let mut there = LayersThere::default();
-        for digest in layers {
-            let Some(file) = blobs.get(&digest) else { continue };
-            let root = if lend {
-                match shared.keep_layer(&digest, file.clone(), &mut shared.store.session()) {
-                    Ok(root) => Some(root.to_string()),
-                    Err(error) if error.is_damage() => continue,
-                    Err(error) => return Err(error),
-                }
-            } else {
-                None
-            };
-            there.layers.insert(digest, root);
+        for (digest, file) in shared.whole(&layers.into_iter().collect())? {
+            there.bytes.insert(digest.clone(), file.len);
+            let root = if lend { Some(shared.keep_layer(&digest, file, &mut shared.store.session())?) } else { None };
+            there.layers.insert(digest, root.map(|root| root.to_string()));
         }
         Ok(there)
     });
@@ -358,7 +352,7 @@ async fn get(
     }
 }
 
-/// What came is the image that was asked for, and whole on this machine's disk. What is damaged here is fetched anew.
+/// What came is the image that was asked for, and whole on this machine's disk.
 async fn verified(
     shared: &Arc<Shared>,
     id: &Digest,
@@ -366,18 +360,45 @@ async fn verified(
     generation: &Generation,
     machines: &[NodeId],
 ) -> Result<Image, Error> {
+    let (store, wanted, root, image) = (shared.store.clone(), id.clone(), generation.root, name.to_owned());
+    let look = move || {
+        let failed = |source| Error::Archive { image: image.clone(), source };
+        let found = Image::read(&store, &root).map_err(failed)?;
+        found.verify(&store).map_err(failed)?;
+        found.check_is(&wanted, &store).map_err(failed)?;
+        Ok(found)
+    };
+    mended(shared, name, machines, look).await
+}
+
+/// The same of a layer.
+async fn verified_layer(
+    shared: &Arc<Shared>,
+    digest: &Digest,
+    generation: &Generation,
+    machines: &[NodeId],
+) -> Result<tree::File, Error> {
+    let (store, wanted, root) = (shared.store.clone(), digest.clone(), generation.root);
+    let look = move || {
+        let failed = |source| Error::Archive { image: wanted.id(), source };
+        archive::verified_layer(&wanted, &root, &store).map_err(failed)
+    };
+    mended(shared, &digest.id(), machines, look).await
+}
+
+/// What `look` finds. Where it comes upon an object that is damaged here that is fetched anew, and it looks again.
+async fn mended<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    name: &str,
+    machines: &[NodeId],
+    look: impl Fn() -> Result<T, Error> + Send + Sync + 'static,
+) -> Result<T, Error> {
+    let look = Arc::new(look);
     let mut mended = 0;
     loop {
-        let (known, wanted, root, image) = (Arc::clone(shared), id.clone(), generation.root, name.to_owned());
-        let verified = blocking(move || {
-            let failed = |source| Error::Archive { image: image.clone(), source };
-            let found = Image::read(&known.store, &root).map_err(failed)?;
-            found.verify(&known.store).map_err(failed)?;
-            found.check_is(&wanted, &known.store).map_err(failed)?;
-            Ok(found)
-        });
-        let error = match verified.await {
-            Ok(image) => return Ok(image),
+        let looking = Arc::clone(&look);
+        let error = match blocking(move || looking()).await {
+            Ok(found) => return Ok(found),
             Err(error) => error,
         };
         let damaged = match error.store() {
@@ -386,7 +407,7 @@ async fn verified(
         };
         let Some(object) = damaged.filter(|_| mended < MENDED_MAX) else { return Err(error) };
         mended += 1;
-        tracing::warn!(image = %id, %object, "an object of an image is damaged here; it is fetched anew");
+        tracing::warn!(image = name, %object, "an object of an image is damaged here; it is fetched anew");
         mend(shared, name, object, machines).await?;
     }
 }
@@ -423,12 +444,15 @@ async fn mend(shared: &Arc<Shared>, name: &str, object: Hash, machines: &[NodeId
     Err(Error::Fetch { image: name.to_owned(), source: volumes::Error::NoSource { why } })
 }
 
-/// Of these layers, the ones that other machines have.
+/// Of these layers, the ones that other machines have. Those that could not be brought here are not counted on for a while.
 pub(super) async fn elsewhere(shared: &Shared, layers: &BTreeSet<Digest>) -> BTreeSet<Digest> {
     let ask = AskLayers { layers: layers.iter().cloned().collect(), lend: false };
     let Ok(body) = write(&ask) else { return BTreeSet::new() };
     let answers: Vec<(NodeId, LayersThere)> = shared.ask_all(Method::Layers, &body).await;
-    answers.into_iter().flat_map(|(_, there)| there.layers.into_keys()).filter(|it| layers.contains(it)).collect()
+    let mut unfetched = shared.unfetched();
+    unfetched.retain(|_, at| at.elapsed() < AGAIN);
+    let there = answers.into_iter().flat_map(|(_, there)| there.layers.into_keys());
+    there.filter(|it| layers.contains(it) && !unfetched.contains_key(it)).collect()
 }
 
 /// Brings layers here that other machines have.
@@ -436,23 +460,68 @@ pub(super) async fn bring_layers(shared: &Arc<Shared>, name: &str, layers: &BTre
     let ask = AskLayers { layers: layers.iter().cloned().collect(), lend: true };
     let body = write(&ask).map_err(|error| Error::Invalid(error.message))?;
     let answers: Vec<(NodeId, LayersThere)> = shared.ask_all(Method::Layers, &body).await;
+    let len = |digest: &Digest| answers.iter().filter_map(|(_, there)| there.bytes.get(digest).copied()).max();
+    shared.check_room(name, layers.iter().filter_map(len).fold(0, u64::saturating_add))?;
     for digest in layers {
-        let lenders: Vec<(NodeId, String)> = answers
-            .iter()
-            .filter_map(|(machine, there)| Some((machine.clone(), there.layers.get(digest)?.clone()?)))
-            .collect();
-        let Some((_, root)) = lenders.first() else {
-            return Err(Error::Invalid(format!("the layer {digest} was not sent, and no machine has it; push again")));
-        };
-        let generation = generation(root).ok_or_else(|| Error::Invalid(format!("`{root}` names no tree")))?;
-        let machines: Vec<NodeId> =
-            lenders.iter().filter(|(_, other)| other == root).map(|(machine, _)| machine.clone()).collect();
-        let moving = shared.moves.begin(&digest.id(), name, ImageStep::Fetching, 0);
-        // A person waits for the end of the push.
-        let from = (machines.as_slice(), &Haste::awaited());
-        get(shared, &layer_key(digest), name, generation, from, |figures| moving.reached(figures.bytes, 0)).await?;
+        let mut lent: BTreeMap<&str, Vec<NodeId>> = BTreeMap::new();
+        for (machine, there) in &answers {
+            if let Some(Some(root)) = there.layers.get(digest) {
+                lent.entry(root).or_default().push(machine.clone());
+            }
+        }
+        if let Err(error) = bring_layer(shared, name, digest, lent).await {
+            // The next push sends it.
+            shared.unfetched().insert(digest.clone(), Instant::now());
+            return Err(error);
+        }
     }
     Ok(())
+}
+
+/// Brings one from whichever machines have it as it should be.
+async fn bring_layer(
+    shared: &Arc<Shared>,
+    name: &str,
+    digest: &Digest,
+    lent: BTreeMap<&str, Vec<NodeId>>,
+) -> Result<(), Error> {
+    let turn = shared.turn(digest);
+    let _turn = turn.lock.lock().await;
+    let mut why = "it was not sent, and no machine has it".to_owned();
+    for (root, machines) in lent {
+        let moving = shared.moves.begin(&digest.id(), name, ImageStep::Fetching, 0);
+        match fetch_layer(shared, name, digest, root, &machines, |figures| moving.reached(figures.bytes, 0)).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_final() => return Err(error),
+            Err(error) => {
+                tracing::warn!(layer = %digest, name, %error, "a layer could not be fetched");
+                why = error.to_string();
+            }
+        }
+    }
+    Err(Error::Invalid(format!("the layer {digest} could not be had ({why}); push again, and it is sent")))
+}
+
+async fn fetch_layer(
+    shared: &Arc<Shared>,
+    name: &str,
+    digest: &Digest,
+    root: &str,
+    machines: &[NodeId],
+    told: impl Fn(Figures) + Send + Sync,
+) -> Result<(), Error> {
+    let generation = generation(root).ok_or_else(|| Error::Invalid(format!("`{root}` names no tree")))?;
+    // A person waits for the end of the push.
+    get(shared, &fetch_key(digest), name, generation, (machines, &Haste::awaited()), told).await?;
+    let verified = verified_layer(shared, digest, &generation, machines).await;
+    let (shared, digest) = (Arc::clone(shared), digest.clone());
+    blocking(move || {
+        let kept = verified.and_then(|file| shared.keep_layer(&digest, file, &mut shared.store.session()));
+        shared.store.forget_volume(&fetch_key(&digest))?;
+        shared.volumes.freed();
+        kept.map(drop)
+    })
+    .await
 }
 
 /// Forgets what came while whoever waited for it went away.
