@@ -34,6 +34,7 @@
 //! DELETE /images                 ?RemoveImageQuery     [CollectedView]
 //! POST   /images/lacking         AskLayers             LackingLayers
 //! POST   /images/layers/{digest}                       204
+//! POST   /images/renew           RenewImage            204
 //! POST   /images/gc              ?CollectQuery         [CollectedView]
 //! POST   /images/uploads         BeginUpload           UploadView
 //! HEAD   /images/uploads/{digest}                      Upload-Offset

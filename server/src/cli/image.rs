@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use bollard::Docker;
 use comfy_table::Cell;
 use flotilla_api::{
-    MachineName,
+    ErrorCode, MachineName,
     rest::{CollectQuery, CollectedView, HeldImageView, ImageHolderView, RemoveImageQuery},
 };
 use futures::StreamExt;
@@ -206,6 +206,7 @@ async fn push_from_engine(image: &str, session: &Session) -> Result<Pushed, Fail
     })?;
     let id = inspected.id.unwrap_or_default();
     if has(session, &id, &[with_tag(image)]).await? {
+        renew(session, &id).await?;
         return Ok(was_there(id, vec![image.to_owned()]));
     }
     // What the engine calls its layers is what it calls them in an archive, too, unless it keeps them compressed.
@@ -252,6 +253,7 @@ async fn push_archive(path: &Path, session: &Session) -> Result<Pushed, Failure>
     let layers = blocking(move || Layers::in_archive(&file, |bytes| reading.reached(bytes, size))).await?;
     let Some(layers) = layers else { return upload(path, session).await };
     if !layers.references().is_empty() && has(session, &layers.id(), layers.references()).await? {
+        renew(session, &layers.id()).await?;
         return Ok(was_there(layers.id(), layers.references().to_vec()));
     }
     send(&layers, session).await
@@ -274,6 +276,14 @@ async fn has(session: &Session, id: &str, references: &[String]) -> Result<bool,
     Ok(images
         .iter()
         .any(|image| image.id == id && references.iter().all(|reference| image.references.contains(reference))))
+}
+
+/// What is pushed and not sent is kept as long as what is. An older node does not know of that.
+async fn renew(session: &Session, id: &str) -> Result<(), Failure> {
+    match session.client.renew_image(id).await {
+        Err(error) if error.code() == Some(ErrorCode::NotFound) => Ok(()),
+        renewed => Ok(renewed?),
+    }
 }
 
 /// As a whole, for what this program can't take apart.

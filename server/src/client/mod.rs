@@ -19,9 +19,9 @@ use flotilla_api::{
         ChangeMachine, ClusterView, CollectQuery, CollectedView, CreateInvitation, CreateToken, CreatedInvitation,
         CreatedToken, DeployRequest, DeployResponse, Deployed, DiffQuery, DrainQuery, EventView, ExplainView,
         HeldImageView, ImageView, IssuedToken, LogLine, LogQuery, MachineDetail, MachineView, Rekeyed,
-        RemoveImageQuery, RemoveMachineQuery, RemoveQuery, Removed, RestoreRequest, Restored, RollbackRequest,
-        ScaleRequest, ScrubView, ServiceDetail, ServiceView, SetValue, TokenView, ValueSet, ValueView, VolumeDetail,
-        VolumeDiff, VolumeView,
+        RemoveImageQuery, RemoveMachineQuery, RemoveQuery, Removed, RenewImage, RestoreRequest, Restored,
+        RollbackRequest, ScaleRequest, ScrubView, ServiceDetail, ServiceView, SetValue, TokenView, ValueSet, ValueView,
+        VolumeDetail, VolumeDiff, VolumeView,
     },
     spec::ValueKind,
 };
@@ -293,6 +293,11 @@ impl Client {
         let mut url = self.url("images");
         url.query_pairs_mut().append_pair("name", &query.name);
         self.json(self.authorised(self.http.delete(url)).timeout(ENGINE_TIMEOUT)).await
+    }
+
+    /// An image that the node has counts as pushed now.
+    pub async fn renew_image(&self, id: &str) -> Result<(), Error> {
+        self.done(self.request(Method::POST, "images/renew").json(&RenewImage { id: id.to_owned() })).await
     }
 
     /// What nothing needs is removed from all machines, or only listed.

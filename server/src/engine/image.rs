@@ -224,6 +224,13 @@ pub(super) async fn held(client: &Client, wanted: &BTreeSet<String>) -> Result<B
     Ok(wanted.iter().filter(|name| there(name)).cloned().collect())
 }
 
+/// Of all images on this machine, those without a name among them.
+pub(super) async fn ids(client: &Client) -> Result<BTreeSet<String>, Error> {
+    let listed = client.docker().list_images(Some(ListImagesOptions { all: true, ..Default::default() }));
+    let summaries = client.call("list its images", CALL_LIMIT, listed).await?;
+    Ok(summaries.into_iter().map(|summary| summary.id).collect())
+}
+
 /// Gives an image a name.
 pub(super) async fn tag(client: &Client, id: &str, name: &str) -> Result<(), Error> {
     let reference = Reference::parse(name)?;

@@ -57,6 +57,9 @@ pub trait ImageStore: Send + Sync + fmt::Debug + 'static {
     /// The engine has an image that it would not have without this node, and these names of it.
     fn brought(&self, id: &str, names: &[String]);
 
+    /// Somebody brings an image that the engine has, with these names of it: it counts as new, and is whose it was.
+    fn found(&self, id: &str, names: &[String]);
+
     /// What is on its way.
     fn moves(&self) -> &Moves;
 }
@@ -158,6 +161,8 @@ impl ImageStore for NoImageStore {
     }
 
     fn brought(&self, _: &str, _: &[String]) {}
+
+    fn found(&self, _: &str, _: &[String]) {}
 
     fn moves(&self) -> &Moves {
         &self.0

@@ -382,6 +382,7 @@ impl Engine {
     pub async fn load_upload(&self, uploads: &uploads::Uploads, digest: &str) -> Result<LoadedImages, Error> {
         let archive = uploads.verify(digest).await?;
         let client = self.shared.client().await?;
+        let before = image::ids(&client).await?;
         let images = image::load(&client, archive.stream().await?).await;
         match images {
             Ok(images) => {
@@ -389,7 +390,7 @@ impl Engine {
                 for name in &images {
                     if let Some(id) = image::local(&client, name).await? {
                         let names = if *name == id { Vec::new() } else { vec![name.clone()] };
-                        self.shared.images.brought(&id, &names);
+                        self.shared.came(&before, &id, &names);
                     }
                 }
                 self.shared.images_changed.notify_one();
@@ -417,11 +418,12 @@ impl Engine {
         let options = build::options(query)?;
         let permit = permit(&self.shared.builds, "builds")?;
         let client = self.shared.client().await?;
+        let before = image::ids(&client).await?;
         let (shared, name) = (Arc::clone(&self.shared), query.image.clone());
         let lines = build::run(client, query.image.clone(), options, context, permit);
         let noted = lines.inspect(move |line| {
             if let BuildLine::Done { image } = line {
-                shared.images.brought(image, std::slice::from_ref(&name));
+                shared.came(&before, image, std::slice::from_ref(&name));
             }
         });
         Ok(Box::pin(noted))
@@ -543,6 +545,15 @@ impl Shared {
             .first()
             .map(|(_, container)| container.id.clone())
             .ok_or_else(|| unavailable("none of its instances runs"))
+    }
+
+    /// An image is in the engine, which had these before: one of a person's own stays that.
+    fn came(&self, before: &BTreeSet<String>, id: &str, names: &[String]) {
+        if before.contains(id) {
+            self.images.found(id, names);
+        } else {
+            self.images.brought(id, names);
+        }
     }
 
     fn unavailable(&self) -> Error {

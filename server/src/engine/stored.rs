@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use bollard::query_parameters::ListImagesOptions;
 use bytes::Bytes;
 use flotilla_api::{ApiError, ErrorCode, rest::ImageStep, spec::ServiceSpec};
 use flotilla_core::state::Service;
@@ -71,6 +70,7 @@ pub(super) async fn load(
         for name in names {
             image::tag(client, &id, name).await?;
         }
+        shared.images.found(&id, names);
         return Ok(id);
     }
     let parts = shared.images.parts(id).await.map_err(Error::Image)?;
@@ -155,10 +155,7 @@ fn why(failed: &Mutex<Option<ApiError>>) -> Option<ApiError> {
 
 /// How many layers, from the lowest, the engine has: those of an image that begins with them. It skips what it has, by all that is below.
 async fn present_layers(client: &Client, diff_ids: &[String]) -> Result<usize, Error> {
-    let listed = client.docker().list_images(Some(ListImagesOptions { all: true, ..Default::default() }));
-    let summaries = client.call("list its images", CALL_LIMIT, listed).await?;
-    let ids: BTreeSet<String> = summaries.into_iter().map(|summary| summary.id).collect();
-    let shared = stream::iter(ids).map(|id| async move {
+    let shared = stream::iter(image::ids(client).await?).map(|id| async move {
         let inspected = client.call("look an image up", CALL_LIMIT, client.docker().inspect_image(&id)).await;
         let layers = inspected.ok().and_then(|it| it.root_fs?.layers).unwrap_or_default();
         layers.iter().zip(diff_ids).take_while(|(here, wanted)| here == wanted).count()

@@ -108,7 +108,8 @@ fn note_needed(shared: &Shared, state: &State) -> Result<(), Error> {
         .flat_map(|service| service.revisions.values())
         .filter_map(|record| record.spec.image_id.as_deref())
         .collect();
-    shared.record.needed(needed.into_iter(), clock::now())
+    let stored: BTreeSet<String> = shared.stock().keys().map(Digest::id).collect();
+    shared.record.needed(&needed, |id| stored.contains(id), clock::now())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -589,6 +589,13 @@ impl ImageStore for Images {
         self.shared.changed.notify_one();
     }
 
+    fn found(&self, id: &str, names: &[String]) {
+        if let Err(error) = self.shared.record.found(id, names, clock::now()) {
+            tracing::warn!(image = id, %error, "it was not noted that an image was brought once more");
+        }
+        self.shared.tell();
+    }
+
     fn moves(&self) -> &Moves {
         &self.shared.moves
     }

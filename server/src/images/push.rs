@@ -14,7 +14,10 @@ use super::{
     archive::{Digest, Image, LAYERS_MAX},
     blocking, layer_key, travel,
 };
-use crate::engine::{self, Engine, uploads::Uploads};
+use crate::{
+    clock,
+    engine::{self, Engine, ImageStore as _, uploads::Uploads},
+};
 
 /// Names that one image is given at once.
 const REFERENCES_MAX: usize = 16;
@@ -60,6 +63,21 @@ impl Images {
         self.shared.counters.pushed_layers.fetch_add(1, Relaxed);
         self.shared.counters.pushed_bytes.fetch_add(len, Relaxed);
         Ok(uploaded.discard().await?)
+    }
+
+    /// An image that somebody pushes once more, and that is there, is kept as long as if it had come now.
+    ///
+    /// # Errors
+    /// It is no id, or that can't be noted.
+    pub async fn renew(&self, id: &str) -> Result<(), Error> {
+        let digest: Digest = id.parse()?;
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let id = digest.id();
+            let is_known = shared.root(&digest).is_some() || shared.record.all().contains_key(&id);
+            if is_known { shared.record.found(&id, &[], clock::now()) } else { Ok(()) }
+        })
+        .await
     }
 
     /// Puts an image together, and has the engine load it.
@@ -109,6 +127,8 @@ impl Images {
         let turn = self.shared.turn(id);
         let _turn = turn.lock.lock().await;
         if self.shared.root(id).is_some() {
+            // The engine may call it otherwise.
+            self.found(&id.id(), &[]);
             return Ok(false);
         }
         let (shared, id, name) = (Arc::clone(&self.shared), id.clone(), name.to_owned());

@@ -77,6 +77,16 @@ impl Record {
         self.write(&kept)
     }
 
+    /// Somebody brought it once more, and it was there: it counts as needed now, and is whose it was.
+    pub(super) fn found(&self, id: &str, names: &[String], now: UnixMillis) -> Result<(), Error> {
+        let mut kept = self.kept();
+        if let Some(brought) = kept.brought.get_mut(id) {
+            brought.names.extend(names.iter().cloned());
+        }
+        kept.needed.insert(id.to_owned(), now);
+        self.write(&kept)
+    }
+
     pub(super) fn all(&self) -> BTreeMap<String, Brought> {
         self.kept().brought.clone()
     }
@@ -96,14 +106,21 @@ impl Record {
         self.kept().needed.get(id).copied().unwrap_or(came).max(came)
     }
 
-    /// These are needed now.
-    pub(super) fn needed<'a>(&self, ids: impl Iterator<Item = &'a str>, now: UnixMillis) -> Result<(), Error> {
+    /// These are needed now. When others were is forgotten, unless they were brought here or `is_stored`: nobody asks for it.
+    pub(super) fn needed(
+        &self,
+        ids: &BTreeSet<&str>,
+        is_stored: impl Fn(&str) -> bool,
+        now: UnixMillis,
+    ) -> Result<(), Error> {
         let mut kept = self.kept();
-        let mut old = false;
+        let Kept { brought, needed, .. } = &mut *kept;
+        let known = needed.len();
+        needed.retain(|id, _| ids.contains(id.as_str()) || brought.contains_key(id) || is_stored(id));
+        let mut old = needed.len() != known;
         for id in ids {
-            let known = kept.needed.get(id).copied();
-            if known.is_none_or(|known| now.since(known) >= NOTED_EVERY_MS) {
-                kept.needed.insert(id.to_owned(), now);
+            if needed.get(*id).is_none_or(|known| now.since(*known) >= NOTED_EVERY_MS) {
+                needed.insert((*id).to_owned(), now);
                 old = true;
             }
         }
@@ -139,7 +156,7 @@ mod tests {
         assert!(record.all().is_empty());
         record.brought("sha256:aa", &["notes:1".to_owned()], now).unwrap();
         record.brought("sha256:aa", &["notes:2".to_owned()], now).unwrap();
-        record.needed(["sha256:aa", "sha256:bb"].into_iter(), later).unwrap();
+        record.needed(&["sha256:aa", "sha256:bb"].into(), |_| false, later).unwrap();
 
         let record = Record::open(place.path()).unwrap();
         assert_eq!(record.names("sha256:aa"), ["notes:1", "notes:2"]);
@@ -157,9 +174,37 @@ mod tests {
     fn an_image_that_is_needed_all_the_time_costs_one_write_an_hour() {
         let place = tempfile::tempdir().unwrap();
         let record = Record::open(place.path()).unwrap();
-        record.needed(["sha256:aa"].into_iter(), UnixMillis(1_000)).unwrap();
+        record.needed(&["sha256:aa"].into(), |_| false, UnixMillis(1_000)).unwrap();
         fs::remove_file(place.path().join("images.json")).unwrap();
-        record.needed(["sha256:aa"].into_iter(), UnixMillis(2_000)).unwrap();
+        record.needed(&["sha256:aa"].into(), |_| false, UnixMillis(2_000)).unwrap();
         assert!(!place.path().join("images.json").exists());
+    }
+
+    #[test]
+    fn an_image_that_is_brought_once_more_is_as_new_and_whose_it_was() {
+        let place = tempfile::tempdir().unwrap();
+        let (then, now) = (UnixMillis(1_000), UnixMillis(9_000));
+        let record = Record::open(place.path()).unwrap();
+        record.brought("sha256:aa", &["notes:1".to_owned()], then).unwrap();
+        for id in ["sha256:aa", "sha256:bb"] {
+            record.found(id, &["notes:2".to_owned()], now).unwrap();
+            assert_eq!(record.unneeded_since(id, then), now);
+        }
+        assert_eq!(record.names("sha256:aa"), ["notes:1", "notes:2"]);
+        assert_eq!(record.all().into_keys().collect::<Vec<_>>(), ["sha256:aa"], "the other one is not ours");
+    }
+
+    #[test]
+    fn images_that_nobody_knows_any_more_are_not_remembered() {
+        let place = tempfile::tempdir().unwrap();
+        let record = Record::open(place.path()).unwrap();
+        let (then, now) = (UnixMillis(1_000), UnixMillis(2_000));
+        record.brought("sha256:brought", &[], then).unwrap();
+        record.needed(&["sha256:former", "sha256:stored", "sha256:current"].into(), |_| false, then).unwrap();
+        record.needed(&["sha256:current"].into(), |id| id == "sha256:stored", now).unwrap();
+        for record in [&record, &Record::open(place.path()).unwrap()] {
+            let remembered: Vec<String> = record.kept().needed.keys().cloned().collect();
+            assert_eq!(remembered, ["sha256:brought", "sha256:current", "sha256:stored"]);
+        }
     }
 }

@@ -503,3 +503,21 @@ async fn a_name_that_is_none_is_refused_before_anything_is_kept() {
     assert_eq!(ApiError::from(error).code, ErrorCode::ImageInvalid);
     assert!(machine.images.stored().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_pushed_once_more_is_kept_as_if_it_were_new() {
+    let bed = Bed::new();
+    let machine = bed.machine("here");
+    let (id, unknown) = (machine.put(&[b"base"]).id(), Digest::of(b"unknown").id());
+    let (long_ago, now) = (UnixMillis(1), clock::now());
+    let record = &machine.shared().record;
+    machine.images.renew(&unknown).await.unwrap();
+    assert_eq!(record.unneeded_since(&unknown, long_ago), long_ago);
+    machine.images.renew(&id).await.unwrap();
+    assert!(record.unneeded_since(&id, long_ago) >= now);
+    machine.images.renew("notes:1").await.unwrap_err();
+
+    record.found(&id, &[], long_ago).unwrap();
+    machine.images.push(&machine.engine(), pushed(&[b"base"], "notes:1")).await.unwrap_err();
+    assert!(record.unneeded_since(&id, long_ago) >= now, "by its layers, too");
+}

@@ -125,6 +125,13 @@ pub struct PushedImage {
     pub references: Vec<String>,
 }
 
+/// `POST /api/v1/images/renew`: an image that is there is as new as if it had been pushed now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewImage {
+    /// The engine's id.
+    pub id: String,
+}
+
 /// Query of `DELETE /api/v1/images`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveImageQuery {

@@ -11,7 +11,7 @@ use flotilla_api::{
     ErrorCode, MachineName, NodeId,
     rest::{
         AskLayers, BeginUpload, CollectQuery, CollectedView, HeldImageView, ImageView, LackingLayers, LoadedImages,
-        PushImage, PushedImage, RemoveImageQuery, UploadView,
+        PushImage, PushedImage, RemoveImageQuery, RenewImage, UploadView,
     },
 };
 use flotilla_core::{CommandV1, command::ImageChange, images, state::NOTED_IMAGES_MAX};
@@ -174,6 +174,16 @@ pub(super) async fn keep_layer(
     Segment(digest): Segment<String>,
 ) -> Answer<StatusCode> {
     app.images.keep_layer(&app.uploads, &digest).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Of an image that somebody would push, and that is there.
+pub(super) async fn renew(
+    State(app): State<Arc<App>>,
+    Operator(_): Operator,
+    Json(RenewImage { id }): Json<RenewImage>,
+) -> Answer<StatusCode> {
+    app.images.renew(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -66,6 +66,7 @@ pub(super) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/images", get(images::list))
         .route("/images/held", get(images::held))
         .route("/images/lacking", post(images::lacking))
+        .route("/images/renew", post(images::renew))
         .route("/images/uploads", post(images::begin))
         .route("/audit", get(cluster::audit))
         .route("/tokens", get(tokens::list).post(tokens::create))

@@ -25,6 +25,7 @@ pub(super) const ROUTES: &[(&str, &str, [bool; 4])] = &[
     ("DELETE", "/api/v1/images", [false, true, true, false]),
     ("POST", "/api/v1/images/lacking", [false, true, true, false]),
     ("POST", "/api/v1/images/layers/0", [false, true, true, false]),
+    ("POST", "/api/v1/images/renew", [false, true, true, false]),
     ("POST", "/api/v1/images/gc?dry_run=true", [false, true, true, false]),
     ("POST", "/api/v1/images/uploads", [false, true, true, false]),
     ("HEAD", "/api/v1/images/uploads/0", [false, true, true, false]),
