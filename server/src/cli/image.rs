@@ -6,7 +6,7 @@ use bollard::Docker;
 use comfy_table::Cell;
 use flotilla_api::{
     ErrorCode, MachineName,
-    rest::{CollectQuery, CollectedView, HeldImageView, ImageHolderView, RemoveImageQuery},
+    rest::{CollectQuery, CollectedImage, CollectedView, HeldImageView, ImageHolderView, RemoveImageQuery},
 };
 use futures::StreamExt;
 
@@ -129,38 +129,60 @@ async fn remove(image: String, yes: bool, session: &Session) -> Result<(), Failu
         output::confirm(&format!("Remove {image} from all machines?"), "nothing was removed")?;
     }
     let removed = session.client.remove_image(&RemoveImageQuery { name: image }).await?;
-    tell(&removed, "Removed", session.output)
+    tell(&removed, false, session.output)
 }
 
 async fn collect(dry_run: bool, session: &Session) -> Result<(), Failure> {
     let collected = session.client.collect_images(CollectQuery { dry_run }).await?;
-    tell(&collected, if dry_run { "Would remove" } else { "Removed" }, session.output)
+    tell(&collected, dry_run, session.output)?;
+    if !collected.is_empty() && collected.iter().all(|machine| machine.problem.is_some()) {
+        return Err(Failure::Other("no machine could look for images that nothing needs".to_owned()));
+    }
+    Ok(())
 }
 
-fn tell(machines: &[CollectedView], verb: &str, output: Output) -> Result<(), Failure> {
+fn tell(machines: &[CollectedView], dry_run: bool, output: Output) -> Result<(), Failure> {
     if output.json {
         return output.value(&machines);
     }
     for machine in machines {
         for image in &machine.images {
-            let name = image.references.first().map_or_else(|| short(&image.id), String::as_str);
-            let of = match (image.engine, image.store) {
-                (true, true) => "its engine and its store",
-                (true, false) => "its engine",
-                (false, true) => "its store",
-                (false, false) => "the names in its engine",
-            };
-            output.line(&format!("{}: {verb} {name} ({of}).", machine.machine))?;
+            output.line(&removed(&machine.machine, image, dry_run))?;
         }
         if let Some(problem) = &machine.problem {
             output.note(&format!("{}: {problem}", machine.machine));
         }
     }
-    let freed = machines.iter().map(|machine| machine.freed_bytes).sum::<u64>();
-    match machines.iter().all(|machine| machine.images.is_empty()) {
-        true => output.line("There is no image that nothing needs."),
-        false if freed > 0 => output.line(&format!("{} are given back within minutes.", time::size(freed))),
-        false => Ok(()),
+    match summary(machines, dry_run) {
+        Some(sentence) => output.line(&sentence),
+        None => Ok(()),
+    }
+}
+
+fn removed(machine: &MachineName, image: &CollectedImage, dry_run: bool) -> String {
+    let verb = if dry_run { "Would remove" } else { "Removed" };
+    let name = image.references.first().map_or_else(|| short(&image.id), String::as_str);
+    let of = match (image.engine, image.store) {
+        (true, true) => "its engine and its store",
+        (true, false) => "its engine",
+        (false, true) => "its store",
+        (false, false) => "the names in its engine",
+    };
+    format!("{machine}: {verb} {name} ({of}).")
+}
+
+/// What all of them come to, where that is not told by what each did.
+fn summary(machines: &[CollectedView], dry_run: bool) -> Option<String> {
+    if machines.iter().any(|machine| !machine.images.is_empty()) {
+        let freed = machines.iter().map(|machine| machine.freed_bytes).sum::<u64>();
+        let verb = if dry_run { "would be" } else { "are" };
+        return (freed > 0).then(|| format!("{} {verb} given back within minutes.", time::size(freed)));
+    }
+    let failed = machines.iter().filter(|machine| machine.problem.is_some()).count();
+    match failed {
+        0 => Some("There is no image that nothing needs.".to_owned()),
+        all if all == machines.len() => None,
+        _ => Some("There is no image that nothing needs, on the machines that could look.".to_owned()),
     }
 }
 
@@ -331,6 +353,28 @@ mod tests {
         ] {
             assert_eq!(with_tag(image), full);
         }
+    }
+
+    #[test]
+    fn what_a_collection_came_to_is_said_as_it_is() {
+        let view = |images: usize, freed_bytes, problem: Option<&str>| {
+            let image =
+                CollectedImage { id: "sha256:aa".to_owned(), references: Vec::new(), engine: true, store: true };
+            CollectedView {
+                machine: "atlas".parse().unwrap(),
+                images: vec![image; images],
+                freed_bytes,
+                problem: problem.map(str::to_owned),
+            }
+        };
+        let (none, away) = (view(0, 0, None), view(0, 0, Some("it is not connected")));
+        let says = |machines: &[CollectedView], dry_run| summary(machines, dry_run).unwrap_or_default();
+        assert_eq!(says(std::slice::from_ref(&none), false), "There is no image that nothing needs.");
+        assert!(says(&[none, away.clone()], false).ends_with("on the machines that could look."));
+        assert_eq!(says(std::slice::from_ref(&away), false), "", "nobody knows");
+        assert!(says(&[view(1, 5_000_000, None)], false).ends_with(" are given back within minutes."));
+        assert!(says(&[view(1, 5_000_000, None), away], true).ends_with(" would be given back within minutes."));
+        assert_eq!(says(&[view(1, 0, None)], false), "");
     }
 
     #[test]

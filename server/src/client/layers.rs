@@ -4,14 +4,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use flotilla_api::rest::{AskLayers, LackingLayers, PushImage, PushedImage};
 use reqwest::Method;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
-use tempfile::NamedTempFile;
 
 use super::{Archive, Client, ENGINE_TIMEOUT, Error, upload::hex};
 use crate::images::archive::{Listed, blob_of, plain_path};
@@ -21,6 +22,10 @@ const TEXT_MAX: u64 = 4 * 1024 * 1024;
 
 /// Files of an archive.
 const FILES_MAX: usize = 4096;
+
+/// Where layers wait that an engine has saved: on a disk. What is for temporary files is in memory on many machines, and an image may be
+/// larger than that.
+const SPOOL: &str = "/var/tmp";
 
 const BUFFER: usize = 256 * 1024;
 
@@ -33,8 +38,6 @@ pub struct Layers {
     layers: Vec<String>,
     /// Those that are at hand.
     parts: BTreeMap<String, Archive>,
-    /// Holds them, where they come from an engine.
-    _spool: Option<NamedTempFile>,
 }
 
 /// What a push did.
@@ -55,10 +58,10 @@ impl Layers {
     /// The file can't be read.
     pub fn in_archive(path: &Path, progress: impl FnMut(u64)) -> Result<Option<Self>, Error> {
         let failed = |source| Error::File { path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
-        let file = io::BufReader::with_capacity(BUFFER, Told { bytes: file, read: 0, told: progress });
-        let Ok(contents) = Contents::read(file, None, &BTreeSet::new()) else { return Ok(None) };
-        contents.image(path, None).map_err(failed)
+        let file = Arc::new(File::open(path).map_err(failed)?);
+        let bytes = io::BufReader::with_capacity(BUFFER, Told { bytes: &*file, read: 0, told: progress });
+        let Ok(contents) = Contents::read(bytes, None, &BTreeSet::new()) else { return Ok(None) };
+        contents.image(&file, path).map_err(failed)
     }
 
     /// Reads what an engine saves of one image, and keeps the layers that are not `unneeded` on this machine's disk. Blocking.
@@ -70,12 +73,11 @@ impl Layers {
         unneeded: &BTreeSet<String>,
         progress: impl FnMut(u64),
     ) -> Result<Option<Self>, Error> {
-        let spool = NamedTempFile::new().map_err(|source| Error::Written { path: std::env::temp_dir(), source })?;
-        let path = spool.path().to_owned();
-        let failed = |source| Error::Written { path: path.clone(), source };
+        let (spool, directory) = spool()?;
+        let failed = |source| Error::Written { path: directory.clone(), source };
         let saved = Told { bytes: saved, read: 0, told: progress };
-        let contents = Contents::read(saved, Some(spool.as_file()), unneeded).map_err(failed)?;
-        contents.image(&path, Some(spool)).map_err(failed)
+        let contents = Contents::read(saved, Some(&spool), unneeded).map_err(failed)?;
+        contents.image(&Arc::new(spool), &directory).map_err(failed)
     }
 
     pub fn references(&self) -> &[String] {
@@ -85,6 +87,19 @@ impl Layers {
     /// The engine's id of the image.
     pub fn id(&self) -> String {
         format!("sha256:{}", hex(&Sha256::digest(&self.config)))
+    }
+}
+
+/// A file without a name, which goes with its last handle; and where it is.
+fn spool() -> Result<(File, PathBuf), Error> {
+    let directory = PathBuf::from(SPOOL);
+    match tempfile::tempfile_in(&directory) {
+        Ok(file) => Ok((file, directory)),
+        Err(_) => {
+            let directory = std::env::temp_dir();
+            let file = tempfile::tempfile_in(&directory);
+            file.map(|file| (file, directory.clone())).map_err(|source| Error::Written { path: directory, source })
+        }
     }
 }
 
@@ -207,17 +222,15 @@ impl Contents {
     }
 
     /// The one image that is there, if that is so.
-    fn image(&self, file: &Path, spool: Option<NamedTempFile>) -> io::Result<Option<Layers>> {
+    fn image(&self, file: &Arc<File>, path: &Path) -> io::Result<Option<Layers>> {
         let text = |part: Option<&Part>| -> io::Result<Option<String>> {
             let Some(Part { size, start: Some(start), .. }) = part else { return Ok(None) };
             if *size > TEXT_MAX {
                 return Ok(None);
             }
-            let mut file = File::open(file)?;
-            file.seek(SeekFrom::Start(*start))?;
-            let mut text = String::new();
-            file.take(*size).read_to_string(&mut text)?;
-            Ok(Some(text))
+            let mut bytes = vec![0; usize::try_from(*size).unwrap_or(usize::MAX)];
+            file.read_exact_at(&mut bytes, *start)?;
+            String::from_utf8(bytes).map(Some).map_err(io::Error::other)
         };
         let Some(listed) = text(self.find(Path::new("manifest.json")))? else { return Ok(None) };
         let Ok(listed) = serde_json::from_str::<Vec<Listed>>(&listed) else { return Ok(None) };
@@ -227,7 +240,7 @@ impl Contents {
             return Ok(None);
         };
         let part = |part: &&Part| {
-            let archive = Archive::within(file, part.start?, part.size, part.digest.clone());
+            let archive = Archive::within(Arc::clone(file), path, part.start?, part.size, part.digest.clone());
             Some((part.digest.clone(), archive))
         };
         Ok(Some(Layers {
@@ -235,7 +248,6 @@ impl Contents {
             references: listed.repo_tags.clone().unwrap_or_default(),
             layers: found.iter().map(|part| part.digest.clone()).collect(),
             parts: found.iter().filter_map(part).collect(),
-            _spool: spool,
         }))
     }
 }
@@ -294,7 +306,7 @@ mod tests {
 
     #[test]
     fn an_archive_is_known_by_its_layers_without_being_copied() {
-        let file = NamedTempFile::new().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), old_archive(&[b"one", b"two", b"one"])).unwrap();
         let image = Layers::in_archive(file.path(), |_| {}).unwrap().unwrap();
         assert_eq!(image.layers, [digest(b"one"), digest(b"two"), digest(b"one")]);
@@ -303,8 +315,8 @@ mod tests {
         assert_eq!(image.id(), format!("sha256:{}", digest(br#"{"rootfs":{"diff_ids":[]}}"#)));
     }
 
-    #[test]
-    fn layers_that_the_cluster_has_are_not_kept() {
+    #[tokio::test]
+    async fn layers_that_the_cluster_has_are_not_kept() {
         let saved = old_archive(&[&[1; 100_000], &[2; 50_000], &[3; 10]]);
         let unneeded = BTreeSet::from([digest(&[1; 100_000])]);
         let image = Layers::spooled(saved.as_slice(), &unneeded, |_| {}).unwrap().unwrap();
@@ -313,13 +325,25 @@ mod tests {
             image.parts.keys().collect::<BTreeSet<_>>(),
             [digest(&[2; 50_000]), digest(&[3; 10])].iter().collect()
         );
-        let spool = image._spool.as_ref().unwrap();
-        assert!(spool.as_file().metadata().unwrap().len() < 60_000, "no more than what is to be sent");
+        assert_eq!(image.parts[&digest(&[3; 10])].piece(0).await.unwrap(), [3; 10].as_slice());
+
+        let spool = tempfile::tempfile().unwrap();
+        Contents::read(saved.as_slice(), Some(&spool), &unneeded).unwrap();
+        assert!(spool.metadata().unwrap().len() < 60_000, "no more than what is to be sent");
+    }
+
+    #[test]
+    fn an_engines_layers_wait_on_a_disk_and_leave_no_file_behind() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let (file, directory) = spool().unwrap();
+        assert_eq!(directory, Path::new(SPOOL));
+        assert_eq!(file.metadata().unwrap().nlink(), 0);
     }
 
     #[test]
     fn what_is_no_archive_is_left_to_the_node() {
-        let file = NamedTempFile::new().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
         for bytes in [&b"no archive at all"[..], &[0; 10_240], b"\x1f\x8b\x08compressed"] {
             std::fs::write(file.path(), bytes).unwrap();
             assert!(Layers::in_archive(file.path(), |_| {}).unwrap().is_none());

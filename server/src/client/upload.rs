@@ -2,8 +2,10 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _, Seek as _, SeekFrom},
+    io::{self, Read as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -30,8 +32,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
 /// An image archive on this machine's disk, read once for its digest; or a layer in one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Archive {
+    file: Arc<File>,
+    /// What it is called where it can't be read.
     path: PathBuf,
     /// Where it begins in the file.
     start: u64,
@@ -44,7 +48,7 @@ impl Archive {
     pub async fn open(path: &Path, mut progress: impl FnMut(u64) + Send + 'static) -> Result<Self, Error> {
         let path = path.to_owned();
         blocking(move || {
-            let mut read = || -> io::Result<(String, u64)> {
+            let mut read = || -> io::Result<(File, String, u64)> {
                 let mut file = File::open(&path)?;
                 let mut sha = Sha256::new();
                 let mut buffer = vec![0; 256 * 1024];
@@ -59,10 +63,10 @@ impl Archive {
                         }
                     }
                 }
-                Ok((hex(&sha.finalize()), size))
+                Ok((file, hex(&sha.finalize()), size))
             };
             match read() {
-                Ok((digest, size)) => Ok(Self { path, start: 0, digest, size }),
+                Ok((file, digest, size)) => Ok(Self { file: Arc::new(file), path, start: 0, digest, size }),
                 Err(source) => Err(Error::File { path, source }),
             }
         })
@@ -70,8 +74,8 @@ impl Archive {
     }
 
     /// A stretch of a file, whose digest is known.
-    pub(super) fn within(path: &Path, start: u64, size: u64, digest: String) -> Self {
-        Self { path: path.to_owned(), start, digest, size }
+    pub(super) fn within(file: Arc<File>, path: &Path, start: u64, size: u64, digest: String) -> Self {
+        Self { file, path: path.to_owned(), start, digest, size }
     }
 
     /// SHA-256, 64 hexadecimal digits.
@@ -83,18 +87,13 @@ impl Archive {
         self.size
     }
 
-    async fn piece(&self, offset: u64) -> Result<Bytes, Error> {
-        let (path, at) = (self.path.clone(), self.start + offset);
+    pub(super) async fn piece(&self, offset: u64) -> Result<Bytes, Error> {
+        let (file, path, at) = (Arc::clone(&self.file), self.path.clone(), self.start + offset);
         let wanted = usize::try_from(self.size - offset).unwrap_or(usize::MAX).min(PIECE_LEN);
         blocking(move || {
-            let read = || -> io::Result<Bytes> {
-                let mut file = File::open(&path)?;
-                file.seek(SeekFrom::Start(at))?;
-                let mut piece = vec![0; wanted];
-                file.read_exact(&mut piece)?;
-                Ok(piece.into())
-            };
-            read().map_err(|source| Error::File { path: path.clone(), source })
+            let mut piece = vec![0; wanted];
+            file.read_exact_at(&mut piece, at).map_err(|source| Error::File { path, source })?;
+            Ok(piece.into())
         })
         .await
     }

@@ -199,7 +199,10 @@ pub(super) async fn push(
     })??;
     let limit = app.config.limits.build();
     let pushed = timeout(limit, app.images.push(&app.engine, pushed)).await.map_err(|_| {
-        let message = format!("Docker Engine did not load the image within {} s; push it again", limit.as_secs());
+        let seconds = limit.as_secs();
+        let message = format!(
+            "the image was not fetched from other machines and loaded within {seconds} s; push it again, and it goes on"
+        );
         Failure::new(ErrorCode::Timeout, message)
     })??;
     let names = if pushed.references.is_empty() { vec![pushed.id.clone()] } else { pushed.references.clone() };
@@ -225,12 +228,26 @@ pub(super) async fn remove(
     }
     let encoded: String = url::form_urlencoded::byte_serialize(name.as_bytes()).collect();
     removed.extend(ask_all(&app, &caller, Method::DELETE, &format!("/api/v1/images?name={encoded}")).await);
-    if removed.iter().all(|it| it.images.is_empty() && it.problem.is_none()) {
-        let why = format!("no machine has an image `{name}`; `flotilla image ls` shows all");
-        return Err(Failure::new(ErrorCode::ImageNotFound, why));
+    if let Some(why) = nothing_removed(&name, &removed) {
+        return Err(why);
     }
     note(&app, &caller, ImageChange::Removed, vec![name]).await;
     Ok(Json(removed))
+}
+
+/// Why no machine has removed an image, if none has.
+fn nothing_removed(name: &str, removed: &[CollectedView]) -> Option<Failure> {
+    if removed.iter().any(|it| !it.images.is_empty()) {
+        return None;
+    }
+    let problem = |it: &CollectedView| it.problem.as_ref().map(|problem| format!("{}: {problem}", it.machine));
+    let problems: Vec<String> = removed.iter().filter_map(problem).collect();
+    if problems.is_empty() {
+        let why = format!("no machine has an image `{name}`; `flotilla image ls` shows all");
+        return Some(Failure::new(ErrorCode::ImageNotFound, why));
+    }
+    let why = format!("no machine that could be asked has removed an image `{name}` ({})", problems.join("; "));
+    Some(Failure::new(ErrorCode::ServiceUnavailable, why))
 }
 
 /// On all machines that can be reached.
@@ -331,4 +348,27 @@ async fn in_background<T: Send + 'static>(
     let done =
         done.map_err(|_| Failure::new(ErrorCode::Internal, "the node failed on this upload; its log says where"))?;
     done.map_err(|error| Failure::from(crate::engine::Error::from(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_api::rest::CollectedImage;
+
+    use super::*;
+
+    #[test]
+    fn a_name_that_no_machine_has_is_no_image_that_was_removed_whoever_is_away() {
+        let view = |machine: &str, images: Vec<CollectedImage>, problem: Option<&str>| CollectedView {
+            machine: machine.parse().unwrap(),
+            images,
+            freed_bytes: 0,
+            problem: problem.map(str::to_owned),
+        };
+        let code = |removed: &[CollectedView]| nothing_removed("typo", removed).map(|Failure(error)| error.code);
+        let (here, away) = (view("anna", Vec::new(), None), view("berta", Vec::new(), Some("it is not connected")));
+        assert_eq!(code(std::slice::from_ref(&here)), Some(ErrorCode::ImageNotFound));
+        assert_eq!(code(&[here, away.clone()]), Some(ErrorCode::ServiceUnavailable));
+        let image = CollectedImage { id: "sha256:aa".to_owned(), references: Vec::new(), engine: true, store: false };
+        assert_eq!(code(&[view("anna", vec![image], None), away]), None, "what was removed was removed");
+    }
 }
