@@ -55,10 +55,10 @@ pub trait ImageStore: Send + Sync + fmt::Debug + 'static {
     ) -> BoxFuture<'a, Result<ImageArchive, ApiError>>;
 
     /// The engine has an image that it would not have without this node, and these names of it.
-    fn brought(&self, id: &str, names: &[String]);
+    fn brought<'a>(&'a self, id: &'a str, names: &'a [String]) -> BoxFuture<'a, ()>;
 
     /// Somebody brings an image that the engine has, with these names of it: it counts as new, and is whose it was.
-    fn found(&self, id: &str, names: &[String]);
+    fn found<'a>(&'a self, id: &'a str, names: &'a [String]) -> BoxFuture<'a, ()>;
 
     /// What is on its way.
     fn moves(&self) -> &Moves;
@@ -160,9 +160,13 @@ impl ImageStore for NoImageStore {
         Box::pin(async { Ok(ImageArchive { bytes: Box::pin(stream::empty()), len: 0, failed: Arc::default() }) })
     }
 
-    fn brought(&self, _: &str, _: &[String]) {}
+    fn brought<'a>(&'a self, _: &'a str, _: &'a [String]) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
 
-    fn found(&self, _: &str, _: &[String]) {}
+    fn found<'a>(&'a self, _: &'a str, _: &'a [String]) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
 
     fn moves(&self) -> &Moves {
         &self.0

@@ -390,7 +390,7 @@ impl Engine {
                 for name in &images {
                     if let Some(id) = image::local(&client, name).await? {
                         let names = if *name == id { Vec::new() } else { vec![name.clone()] };
-                        self.shared.came(&before, &id, &names);
+                        self.shared.came(&before, &id, &names).await;
                     }
                 }
                 self.shared.images_changed.notify_one();
@@ -418,12 +418,16 @@ impl Engine {
         let options = build::options(query)?;
         let permit = permit(&self.shared.builds, "builds")?;
         let client = self.shared.client().await?;
-        let before = image::ids(&client).await?;
-        let (shared, name) = (Arc::clone(&self.shared), query.image.clone());
+        let came = Arc::new((Arc::clone(&self.shared), image::ids(&client).await?, query.image.clone()));
         let lines = build::run(client, query.image.clone(), options, context, permit);
-        let noted = lines.inspect(move |line| {
-            if let BuildLine::Done { image } = line {
-                shared.came(&before, image, std::slice::from_ref(&name));
+        let noted = lines.then(move |line| {
+            let came = Arc::clone(&came);
+            async move {
+                let (shared, before, name) = &*came;
+                if let BuildLine::Done { image } = &line {
+                    shared.came(before, image, std::slice::from_ref(name)).await;
+                }
+                line
             }
         });
         Ok(Box::pin(noted))
@@ -548,11 +552,11 @@ impl Shared {
     }
 
     /// An image is in the engine, which had these before: one of a person's own stays that.
-    fn came(&self, before: &BTreeSet<String>, id: &str, names: &[String]) {
+    async fn came(&self, before: &BTreeSet<String>, id: &str, names: &[String]) {
         if before.contains(id) {
-            self.images.found(id, names);
+            self.images.found(id, names).await;
         } else {
-            self.images.brought(id, names);
+            self.images.brought(id, names).await;
         }
     }
 

@@ -106,7 +106,7 @@ pub(super) async fn pull(
     });
     let id = pulled.await?;
     let names = if image::check_tag(image).is_ok() { vec![image.to_owned()] } else { Vec::new() };
-    shared.images.brought(&id, &names);
+    shared.images.brought(&id, &names).await;
     Ok(id)
 }
 

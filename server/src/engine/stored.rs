@@ -70,7 +70,7 @@ pub(super) async fn load(
         for name in names {
             image::tag(client, &id, name).await?;
         }
-        shared.images.found(&id, names);
+        shared.images.found(&id, names).await;
         return Ok(id);
     }
     let parts = shared.images.parts(id).await.map_err(Error::Image)?;
@@ -93,7 +93,7 @@ pub(super) async fn load(
             image::tag(client, &id, name).await?;
         }
     }
-    shared.images.brought(&id, names);
+    shared.images.brought(&id, names).await;
     shared.images_changed.notify_one();
     Ok(id)
 }

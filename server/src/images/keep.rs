@@ -63,7 +63,7 @@ pub(super) async fn run(shared: Arc<Shared>, engine: Engine) {
             }
             continue;
         }
-        if let Err(error) = note_needed(&shared, &state) {
+        if let Err(error) = note_needed(&shared, &state).await {
             tracing::warn!(%error, "it was not noted which images are needed");
         }
         if collected.elapsed() >= COLLECT_EVERY {
@@ -101,15 +101,19 @@ fn missing(shared: &Shared, state: &State, in_engine: &BTreeSet<String>) -> BTre
         .collect()
 }
 
-fn note_needed(shared: &Shared, state: &State) -> Result<(), Error> {
-    let needed: BTreeSet<&str> = state
-        .services
-        .values()
-        .flat_map(|service| service.revisions.values())
-        .filter_map(|record| record.spec.image_id.as_deref())
-        .collect();
-    let stored: BTreeSet<String> = shared.stock().keys().map(Digest::id).collect();
-    shared.record.needed(&needed, |id| stored.contains(id), clock::now())
+async fn note_needed(shared: &Arc<Shared>, state: &Arc<State>) -> Result<(), Error> {
+    let (shared, state) = (Arc::clone(shared), Arc::clone(state));
+    blocking(move || {
+        let needed: BTreeSet<&str> = state
+            .services
+            .values()
+            .flat_map(|service| service.revisions.values())
+            .filter_map(|record| record.spec.image_id.as_deref())
+            .collect();
+        let stored: BTreeSet<String> = shared.stock().keys().map(Digest::id).collect();
+        shared.record.needed(&needed, |id| stored.contains(id), clock::now())
+    })
+    .await
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,11 +140,7 @@ async fn collect(shared: &Arc<Shared>, engine: &Engine, why: Why) -> Result<Coll
         }
     }
     if why != (Why::Asked { dry_run: true }) {
-        travel::forget_abandoned(shared)?;
-        for digest in travel::stale_layers(shared, clock::now().0.saturating_sub(LAYERS_KEPT_MS))? {
-            shared.store.forget_volume(&layer_key(&digest))?;
-            shared.volumes.freed();
-        }
+        forget_left_over(shared).await?;
     }
     let stays: BTreeSet<Digest> = layers(&before, |id| !gone.get(&id.id()).is_some_and(|image| image.store));
     let went = before.iter().filter(|(id, _)| gone.get(&id.id()).is_some_and(|image| image.store));
@@ -150,6 +150,20 @@ async fn collect(shared: &Arc<Shared>, engine: &Engine, why: Why) -> Result<Coll
         .collect();
     let freed_bytes = unshared.values().sum();
     Ok(Collected { images: gone.into_values().collect(), freed_bytes })
+}
+
+/// What belongs to no image, and nobody waits for.
+async fn forget_left_over(shared: &Arc<Shared>) -> Result<(), Error> {
+    let shared = Arc::clone(shared);
+    blocking(move || {
+        travel::forget_abandoned(&shared)?;
+        for digest in travel::stale_layers(&shared, clock::now().0.saturating_sub(LAYERS_KEPT_MS))? {
+            shared.store.forget_volume(&layer_key(&digest))?;
+            shared.volumes.freed();
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// What a collection goes by.
@@ -213,7 +227,7 @@ impl Collection<'_> {
         }
         match self.engine.forget_image(id, names).await {
             Ok(engine_too) => {
-                self.shared.record.forget(id)?;
+                forget_record(self.shared, id).await?;
                 Ok(Some(engine_too))
             }
             Err(error) => {
@@ -244,6 +258,11 @@ fn is_nearly_full(shared: &Shared) -> Result<bool, Error> {
     })?;
     let all = looked.f_blocks.saturating_mul(looked.f_frsize);
     Ok(free(&shared.data_dir)? < (all / NEARLY_FULL).max(2 * super::DISK_RESERVE))
+}
+
+async fn forget_record(shared: &Arc<Shared>, id: &str) -> Result<(), Error> {
+    let (shared, id) = (Arc::clone(shared), id.to_owned());
+    blocking(move || shared.record.forget(&id)).await
 }
 
 impl Images {
@@ -311,7 +330,7 @@ impl Images {
                 forget(shared, &digest).await?;
                 store = true;
             }
-            shared.record.forget(&id)?;
+            forget_record(shared, &id).await?;
         }
         Ok((had || store).then_some(CollectedImage { id, references, engine: engine_too, store }))
     }

@@ -579,21 +579,25 @@ impl ImageStore for Images {
         })
     }
 
-    fn brought(&self, id: &str, names: &[String]) {
-        self.shared.counters.loads.fetch_add(1, Relaxed);
-        if let Err(error) = self.shared.record.brought(id, names, clock::now()) {
-            // It stays for ever then, which is the lesser evil.
-            tracing::warn!(image = id, %error, "it was not noted that an image was brought here");
-        }
-        self.shared.tell();
-        self.shared.changed.notify_one();
+    fn brought<'a>(&'a self, id: &'a str, names: &'a [String]) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            self.shared.counters.loads.fetch_add(1, Relaxed);
+            let noted = self.shared.note(id, names, Record::brought).await;
+            if let Err(error) = noted {
+                // It stays for ever then, which is the lesser evil.
+                tracing::warn!(image = id, %error, "it was not noted that an image was brought here");
+            }
+            self.shared.changed.notify_one();
+        })
     }
 
-    fn found(&self, id: &str, names: &[String]) {
-        if let Err(error) = self.shared.record.found(id, names, clock::now()) {
-            tracing::warn!(image = id, %error, "it was not noted that an image was brought once more");
-        }
-        self.shared.tell();
+    fn found<'a>(&'a self, id: &'a str, names: &'a [String]) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let noted = self.shared.note(id, names, Record::found).await;
+            if let Err(error) = noted {
+                tracing::warn!(image = id, %error, "it was not noted that an image was brought once more");
+            }
+        })
     }
 
     fn moves(&self) -> &Moves {
@@ -602,6 +606,19 @@ impl ImageStore for Images {
 }
 
 impl Shared {
+    /// Writes something down of an image, and tells the others.
+    async fn note(
+        self: &Arc<Self>,
+        id: &str,
+        names: &[String],
+        what: fn(&Record, &str, &[String], UnixMillis) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (shared, id, names) = (Arc::clone(self), id.to_owned(), names.to_vec());
+        let noted = blocking(move || what(&shared.record, &id, &names, clock::now())).await;
+        self.tell();
+        noted
+    }
+
     async fn archive(self: &Arc<Self>, id: Digest, names: Vec<String>, left_out: usize) -> Result<ImageArchive, Error> {
         let shared = Arc::clone(self);
         let wanted = id.clone();

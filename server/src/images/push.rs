@@ -128,7 +128,7 @@ impl Images {
         let _turn = turn.lock.lock().await;
         if self.shared.root(id).is_some() {
             // The engine may call it otherwise.
-            self.found(&id.id(), &[]);
+            self.found(&id.id(), &[]).await;
             return Ok(false);
         }
         let (shared, id, name) = (Arc::clone(&self.shared), id.clone(), name.to_owned());

@@ -339,7 +339,7 @@ async fn an_image_that_is_named_while_it_is_collected_stays() {
     let bed = Bed::new();
     let machine = bed.machine("here");
     let (named, other) = (machine.put(&[b"named"]), machine.put(&[b"other"]));
-    machine.images.brought(&named.id(), &["notes:1".to_owned()]);
+    machine.images.brought(&named.id(), &["notes:1".to_owned()]).await;
     let engine = machine.engine();
     let collecting = machine.images.collect(&engine, false);
     let deploying = async {
