@@ -2,7 +2,8 @@
 //!
 //! Who fetches goes through the tree and asks for what it does not have. Beside it goes the newest generation of the volume that is here:
 //! what both have, is here as a whole, and is not gone through. What came before an interruption is not asked for again. Any number of
-//! sources may be asked side by side; each object is checked against its name, so that none of them has to be trusted. What is sealed is gone through by what its objects
+//! sources may be asked side by side; each object is checked against its name, so that none of them has to be trusted. What is here and can't
+//! be read, though the way goes through it, comes once more. What is sealed is gone through by what its objects
 //! refer to in the clear: who fetches it needs no key.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -25,6 +26,10 @@ pub struct Fetch {
     queue: VecDeque<Hash>,
     /// Names that are in the queue, or were asked for and did not come, and bytes of files that are there with each.
     wanted: HashMap<Hash, u64>,
+    /// Of those, the ones that are here, and that the disk did not give back.
+    lost: HashSet<Hash>,
+    /// What came in the place of such.
+    repaired: HashSet<Hash>,
     /// What can be gone on with.
     ready: Vec<Walk>,
     /// What waits for an object.
@@ -105,6 +110,8 @@ impl Fetch {
             generation,
             queue: VecDeque::new(),
             wanted: HashMap::new(),
+            lost: HashSet::new(),
+            repaired: HashSet::new(),
             ready: Vec::new(),
             waiting: HashMap::new(),
             directories: HashMap::new(),
@@ -138,7 +145,13 @@ impl Fetch {
         if !self.wanted.contains_key(name) {
             return Ok(());
         }
-        self.session.take(name, coded)?;
+        if self.lost.contains(name) {
+            self.session.repair(name, coded)?;
+            self.lost.remove(name);
+            self.repaired.insert(*name);
+        } else {
+            self.session.take(name, coded)?;
+        }
         let came = self.wanted.remove(name).unwrap_or_default();
         self.figures.there += came;
         self.figures.came += came;
@@ -218,6 +231,19 @@ impl Fetch {
         Ok(here)
     }
 
+    /// What is here could not be read: it is as if it were not, once.
+    fn lose(&mut self, name: &Hash, error: store::Error) -> Result<(), store::Error> {
+        if !error.is_lost() || self.repaired.contains(name) {
+            return Err(error);
+        }
+        self.lost.insert(*name);
+        if !self.wanted.contains_key(name) {
+            self.wanted.insert(*name, 0);
+            self.queue.push_back(*name);
+        }
+        Ok(())
+    }
+
     fn wait(&mut self, name: Hash, waiting: Waiting) {
         self.waiting.entry(name).or_default().push(waiting);
     }
@@ -228,22 +254,24 @@ impl Fetch {
             Walk::Root => {
                 let name = self.generation.root;
                 if self.have(&name)? {
-                    if let Some(below) = self.session.references(&name)? {
-                        return self.refer(below);
+                    match self.enter_root(&name) {
+                        Err(tree::Error::Store(error)) => self.lose(&name, error)?,
+                        entered => return entered,
                     }
-                    let root = Root::read(&self.session, &name)?;
-                    self.figures.of = root.totals.bytes;
-                    let before = self.base.take().map(|base| base.entries);
-                    self.enter(tree::Directory { entries: root.entries, totals: root.totals }, before);
-                } else {
-                    self.wait(name, Waiting::Walk(Walk::Root));
                 }
+                self.wait(name, Waiting::Walk(Walk::Root));
                 Ok(())
             }
             Walk::Sealed(name) => {
-                let below = self.session.references(&name)?;
-                let damage = store::Damaged::NotSealed;
-                self.refer(below.ok_or(store::Error::Damaged { name, damage })?)
+                let damaged = || store::Error::Damaged { name, damage: store::Damaged::NotSealed };
+                match self.session.references(&name).and_then(|below| below.ok_or_else(damaged)) {
+                    Ok(below) => self.refer(below),
+                    Err(error) => {
+                        self.lose(&name, error)?;
+                        self.wait(name, Waiting::Walk(Walk::Sealed(name)));
+                        Ok(())
+                    }
+                }
             }
             Walk::Stream { mut cursor, list, directory, known } => {
                 if let Some(list) = list {
@@ -252,6 +280,17 @@ impl Fetch {
                 self.go_through(cursor, directory, known)
             }
         }
+    }
+
+    fn enter_root(&mut self, name: &Hash) -> Result<(), tree::Error> {
+        if let Some(below) = self.session.references(name)? {
+            return self.refer(below);
+        }
+        let root = Root::read(&self.session, name)?;
+        self.figures.of = root.totals.bytes;
+        let before = self.base.take().map(|base| base.entries);
+        self.enter(tree::Directory { entries: root.entries, totals: root.totals }, before);
+        Ok(())
     }
 
     /// What is here may have come before an interruption, without what is below it.
@@ -278,8 +317,16 @@ impl Fetch {
         while let Some(piece) = cursor.advance()? {
             match piece {
                 Piece::Chunk(part) if known.contains(&part.hash) => self.figures.there += u64::from(part.len),
-                Piece::List(part) if self.have(&part.hash)? => cursor.feed(&self.session.get(&part.hash)?),
                 Piece::List(part) => {
+                    if self.have(&part.hash)? {
+                        match self.session.get(&part.hash) {
+                            Ok(list) => {
+                                cursor.feed(&list);
+                                continue;
+                            }
+                            Err(error) => self.lose(&part.hash, error)?,
+                        }
+                    }
                     let walk = Walk::Stream { cursor, list: Some(part.hash), directory, known };
                     self.wait(part.hash, Waiting::Walk(walk));
                     return Ok(());
@@ -335,9 +382,13 @@ impl Fetch {
             return Ok(());
         }
         let Some(Directory { entries, before, .. }) = self.directories.remove(&number) else { return Ok(()) };
+        let found = match self.entries(Some(&entries)) {
+            Ok(found) => found,
+            Err(error) => return self.enter_again(number, entries, before, error),
+        };
         // What can't be read of the generation that is here is no help, and no harm.
         let mut before = self.entries(before.as_ref()).unwrap_or_default().into_iter().peekable();
-        for Entry { name, node, .. } in self.entries(Some(&entries))? {
+        for Entry { name, node, .. } in found {
             while before.next_if(|before| before.name < name).is_some() {}
             let before = before.next_if(|before| before.name == name).map(|before| before.node);
             match (node, before) {
@@ -357,6 +408,29 @@ impl Fetch {
                 _ => {}
             }
         }
+        Ok(())
+    }
+
+    /// A directory that is here could not be read: what the disk does not give back of it comes once more.
+    fn enter_again(
+        &mut self,
+        number: u64,
+        entries: Stream,
+        before: Option<Stream>,
+        error: tree::Error,
+    ) -> Result<(), tree::Error> {
+        let mut missing = 0;
+        for name in self.chunks(&entries)? {
+            if let Err(lost) = self.session.get(&name) {
+                self.lose(&name, lost)?;
+                self.wait(name, Waiting::Directory(number));
+                missing += 1;
+            }
+        }
+        if missing == 0 {
+            return Err(error);
+        }
+        self.directories.insert(number, Directory { entries, before, missing, listed: true });
         Ok(())
     }
 

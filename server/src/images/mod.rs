@@ -106,6 +106,8 @@ struct Shared {
     refused: Mutex<BTreeMap<Digest, Instant>>,
     /// Images that another machine could not fetch from this one, and when they were looked at for that.
     doubted: Mutex<BTreeMap<Digest, Instant>>,
+    /// Parts of images that were found to be damaged: no image counts on what the store has of them before it was laid down once more.
+    suspect: Mutex<BTreeSet<Digest>>,
     /// Layers that other machines say they have, and that could not be brought here; and when that was.
     unfetched: Mutex<BTreeMap<Digest, Instant>>,
     /// One at a time works on an image.
@@ -198,6 +200,7 @@ impl Images {
             moves: Moves::default(),
             refused: Mutex::default(),
             doubted: Mutex::default(),
+            suspect: Mutex::default(),
             unfetched: Mutex::default(),
             turns: Mutex::default(),
             changed: Notify::new(),
@@ -387,7 +390,27 @@ impl Shared {
                 Err(error) => return Err(error),
             }
         }
+        let suspect = self.suspect();
+        blobs.retain(|digest, _| !suspect.contains(digest));
         Ok(blobs)
+    }
+
+    fn suspect(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.suspect.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These were just laid down, or read and found to be whole.
+    fn cleared<'a>(&self, blobs: impl Iterator<Item = &'a Digest>) {
+        let mut suspect = self.suspect();
+        for digest in blobs {
+            suspect.remove(digest);
+        }
+    }
+
+    /// Begins to write an image, or a part of one. What is here already is laid down once more where something is damaged: which objects
+    /// of it these are nobody knows.
+    fn session(&self) -> Session {
+        if self.suspect().is_empty() { self.store.session() } else { self.store.renewing_session() }
     }
 
     /// Of these layers, those of which all is in the store.
@@ -404,11 +427,13 @@ impl Shared {
         let root = image.write(session).map_err(failed)?;
         let generation = Generation { epoch: 0, sequence: 0, taken_at: clock::now().0, root };
         session.commit(&News { generation: Some((key(id), generation)), sight: None })?;
-        self.added(id, Stored::of(image, &generation));
+        self.added(id, image, &generation);
         Ok(())
     }
 
-    fn added(&self, id: &Digest, stored: Stored) {
+    fn added(&self, id: &Digest, image: &Image, generation: &Generation) {
+        self.cleared(image.blobs.keys());
+        let stored = Stored::of(image, generation);
         self.stock().insert(id.clone(), stored);
         self.tell();
         self.changed.notify_one();
@@ -423,9 +448,12 @@ impl Shared {
     }
 
     /// Whoever reads what the store has of an image says here what that failed with. What is damaged is forgotten: this machine does not say
-    /// any more that it has it, and it comes anew from another one, or from the engine.
+    /// any more that it has it, and it comes anew from another one, or from the engine. What it shares with other images is not taken
+    /// from those.
     fn noticed(&self, id: &Digest, error: Error) -> Error {
         if error.is_damage() {
+            let layers = self.stock().get(id).map(|stored| stored.layers.clone()).unwrap_or_default();
+            self.suspect().extend(layers.into_iter().map(|(layer, _)| layer).chain([id.clone()]));
             tracing::error!(image = %id, %error, "a stored image is damaged; it will be fetched anew");
             if let Err(error) = self.forget(id) {
                 tracing::error!(image = %id, %error, "a damaged image could not be forgotten");
@@ -498,8 +526,9 @@ impl Shared {
         blocking(move || {
             let began = std::time::Instant::now();
             let bytes = Counted { bytes, read: 0, told: |read| moving.reached(read, size.max(read)) };
-            let mut session = shared.store.session();
-            let image = archive::read(bytes, &id, &shared.blobs()?, &mut session)
+            let known = shared.blobs()?;
+            let mut session = shared.session();
+            let image = archive::read(bytes, &id, &known, &mut session)
                 .map_err(|source| Error::Archive { image: name.clone(), source })?;
             shared.add(&id, &image, &mut session)?;
             shared.counters.stored.fetch_add(1, Relaxed);

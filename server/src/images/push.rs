@@ -53,10 +53,11 @@ impl Images {
         let (shared, file) = (Arc::clone(&self.shared), uploaded.open()?);
         blocking(move || {
             let failed = |source| Error::Archive { image: digest.to_string(), source };
-            let mut session = shared.store.session();
+            let mut session = shared.session();
             let bytes = io::BufReader::with_capacity(super::PIECE, file);
             let file = archive::take_layer(bytes, &digest, &mut session).map_err(failed)?;
             shared.keep_layer(&digest, file, &mut session)?;
+            shared.cleared([&digest].into_iter());
             Ok(())
         })
         .await?;
@@ -135,7 +136,7 @@ impl Images {
         blocking(move || {
             let failed = |source| Error::Archive { image: name.clone(), source };
             let mut blobs: BTreeMap<Digest, _> = shared.blobs()?;
-            let mut session = shared.store.session();
+            let mut session = shared.session();
             let file = archive::take_layer(config.as_bytes(), &id, &mut session).map_err(failed)?;
             blobs.insert(id.clone(), file);
             let image = Image::of(id.clone(), layers.clone(), &blobs).map_err(failed)?;

@@ -397,11 +397,9 @@ async fn whoever_comes_upon_damage_forgets_the_image() {
     let machine = bed.machine("here");
     let layer = noise(1, 100_000);
     let id = machine.put(&[&layer]);
-    let archived = machine.images.archive(&id.id(), &[], 0).await.unwrap();
-    assert!(archived.bytes.all(|piece| async move { piece.is_ok() }).await);
+    assert!(machine.loads(&id).await);
     machine.damage(&layer);
-    let archived = machine.images.archive(&id.id(), &[], 0).await.unwrap();
-    assert!(!archived.bytes.all(|piece| async move { piece.is_ok() }).await, "nobody takes a part for the whole");
+    assert!(!machine.loads(&id).await, "nobody takes a part for the whole");
     assert!(machine.images.stored().is_empty());
 
     let config = config_of(&[b"base"]);
@@ -447,9 +445,19 @@ fn pushed(layers: &[&[u8]], reference: &str) -> PushImage {
 impl Machine {
     /// As if it had been sent ahead.
     fn keep_layer(&self, layer: &[u8]) -> Hash {
-        let (mut session, digest) = (self.shared().store.session(), Digest::of(layer));
+        let (mut session, digest) = (self.shared().session(), Digest::of(layer));
         let file = archive::take_layer(layer, &digest, &mut session).unwrap();
-        self.shared().keep_layer(&digest, file, &mut session).unwrap()
+        let root = self.shared().keep_layer(&digest, file, &mut session).unwrap();
+        self.shared().cleared([&digest].into_iter());
+        root
+    }
+
+    /// Does the engine get all of the image?
+    async fn loads(&self, id: &Digest) -> bool {
+        match self.images.archive(&id.id(), &[], 0).await {
+            Ok(archive) => archive.bytes.all(|piece| async move { piece.is_ok() }).await,
+            Err(_) => false,
+        }
     }
 
     async fn lacks(&self, layers: &[&[u8]]) -> Vec<String> {
@@ -520,4 +528,41 @@ async fn an_image_that_is_pushed_once_more_is_kept_as_if_it_were_new() {
     record.found(&id, &[], long_ago).unwrap();
     machine.images.push(&machine.engine(), pushed(&[b"base"], "notes:1")).await.unwrap_err();
     assert!(record.unneeded_since(&id, long_ago) >= now, "by its layers, too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_layer_that_another_image_still_names_is_sent_and_laid_down_anew() {
+    let bed = Bed::new();
+    let machine = bed.machine("here");
+    let base = noise(4, 100_000);
+    let (first, second) = (machine.put(&[&base, b"one"]), machine.put(&[&base, b"two"]));
+    machine.damage(&base);
+    assert!(!machine.loads(&second).await);
+    assert_eq!(machine.images.stored().into_keys().collect::<Vec<_>>(), [first.clone()], "nobody looked at the first");
+    let base_digest = Digest::of(&base).hex().to_owned();
+    assert!(machine.lacks(&[&base, b"two"]).await.contains(&base_digest), "what the first names is not counted on");
+
+    machine.keep_layer(&base);
+    machine.keep_layer(b"two");
+    assert_eq!(machine.lacks(&[&base, b"two"]).await, [""; 0]);
+    let error = machine.images.push(&machine.engine(), pushed(&[&base, b"two"], "notes:2")).await.unwrap_err();
+    assert_eq!(ApiError::from(error).code, ErrorCode::EngineUnavailable);
+    assert!(machine.loads(&second).await && machine.loads(&first).await, "both have the new one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_image_that_another_still_names_parts_of_is_fetched_anew() {
+    let bed = Bed::new();
+    let (near, far) = (bed.machine("near"), bed.machine("far"));
+    let base = noise(5, 100_000);
+    let (_, second) = (near.put(&[&base, b"one"]), near.put(&[&base, b"two"]));
+    assert_eq!(far.put(&[&base, b"two"]), second);
+    let root = near.root(&second);
+    // In a layer, and in what leads to it.
+    near.damage(&base);
+    near.damage(&near.shared().store.laid_down(&root).unwrap());
+    assert!(!near.loads(&second).await);
+    bed.says(&far.node, Some(&far.volumes), here(&far.root(&second)), json!({}));
+    assert!(near.bring(&second).await.unwrap());
+    assert!(near.loads(&second).await);
 }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    AGAIN, Error, Shared, Stored, archive,
+    AGAIN, Error, Shared, archive,
     archive::{Digest, Image, LAYERS_MAX},
     believed, blocking, fetch_key, kept, key, layer_key,
 };
@@ -302,7 +302,7 @@ async fn keep(
         });
         shared.store.forget_volume(&fetch_key(&id))?;
         match named {
-            Ok(image) => shared.added(&id, Stored::of(&image, &generation)),
+            Ok(image) => shared.added(&id, &image, &generation),
             Err(error) => {
                 shared.volumes.freed();
                 return Err(error);
@@ -517,6 +517,9 @@ async fn fetch_layer(
     let (shared, digest) = (Arc::clone(shared), digest.clone());
     blocking(move || {
         let kept = verified.and_then(|file| shared.keep_layer(&digest, file, &mut shared.store.session()));
+        if kept.is_ok() {
+            shared.cleared([&digest].into_iter());
+        }
         shared.store.forget_volume(&fetch_key(&digest))?;
         shared.volumes.freed();
         kept.map(drop)

@@ -199,7 +199,14 @@ impl Store {
     /// Begins to write. Nothing of it is there for others before [`Session::commit`].
     pub fn session(&self) -> Session {
         let id = self.claims().begin();
-        Session { store: self.clone(), id, fresh: Mutex::default(), seal: None }
+        Session { store: self.clone(), id, fresh: Mutex::default(), seal: None, renews: false }
+    }
+
+    /// The same, of which all that is put is laid down, though it is here already: that may be damaged.
+    pub fn renewing_session(&self) -> Session {
+        let mut session = self.session();
+        session.renews = true;
+        session
     }
 
     /// The same, of which all that is put is sealed.
@@ -350,6 +357,8 @@ pub struct Session {
     fresh: Mutex<HashMap<Hash, Location>>,
     /// What is put is sealed with it.
     seal: Option<Key>,
+    /// What is here is laid down once more.
+    renews: bool,
 }
 
 /// What becomes known at the same instant as the objects of a session.
@@ -451,13 +460,13 @@ impl Session {
         if let Some(key) = &self.seal {
             let sealed = seal::seal(bytes, references, key);
             let (name, coded) = sealed.map_err(|damage| Error::Damaged { name: Hash::of(bytes), damage })?;
-            if !self.contains(&name)? {
+            if self.renews || !self.contains(&name)? {
                 self.append(name, &coded)?;
             }
             return Ok(name);
         }
         let name = Hash::of(bytes);
-        if !self.contains(&name)? {
+        if self.renews || !self.contains(&name)? {
             self.append(name, &object::encode(bytes))?;
         }
         Ok(name)

@@ -14,8 +14,9 @@ use flotilla_data::{
     capture::{Capture, Scope},
     fetch::Fetch,
     restore::restore,
-    store::{self, Generation, Objects},
-    tree,
+    store::{self, Generation, News, Objects, Sink},
+    stream::{Piece, Stream},
+    tree::{self, Node, Root},
 };
 
 use crate::places::assert_same;
@@ -60,7 +61,7 @@ impl World {
             assert!(there <= figures.there && (figures.of == 0 || figures.there <= figures.of), "{figures:?}");
             there = figures.there;
             let wants = fetch.wants(at_once).unwrap();
-            assert!(!wants.is_empty(), "it waits for nothing");
+            assert!(!wants.is_empty() || fetch.is_complete(), "it waits for nothing");
             for name in wants {
                 assert!(asked.insert(name), "{name} was asked for twice");
                 fetch.take(&name, &self.near.laid_down(&name).unwrap()).unwrap();
@@ -275,4 +276,73 @@ fn collecting_never_meets_a_fetch() {
     let newest = world.far.generations(VOLUME).unwrap();
     assert_eq!(newest.len(), 1);
     world.assert_arrived(newest[0]);
+}
+
+/// What a generation is made of beside the content of its files: its root, its directories, and the lists of what these and files are.
+fn nodes(store: &Store, root: &Hash) -> BTreeSet<Hash> {
+    fn enter(store: &Store, entries: &Stream, nodes: &mut BTreeSet<Hash>) {
+        nodes.extend(entries.pieces(store).map(|piece| match piece.unwrap() {
+            Piece::List(part) | Piece::Chunk(part) => part.hash,
+        }));
+        for entry in tree::entries(entries, store) {
+            match entry.unwrap().node {
+                Node::Directory(below) => enter(store, &below.entries, nodes),
+                Node::File(file) => nodes.extend(file.content.pieces(store).filter_map(|piece| match piece.unwrap() {
+                    Piece::List(part) => Some(part.hash),
+                    Piece::Chunk(_) => None,
+                })),
+                _ => {}
+            }
+        }
+    }
+    let mut nodes = BTreeSet::from([*root]);
+    enter(store, &Root::read(store, root).unwrap().entries, &mut nodes);
+    nodes
+}
+
+/// Flips a bit of an object on the disk.
+fn spoil(directory: &Path, store: &Store, name: &Hash) {
+    let coded = store.laid_down(name).unwrap();
+    for pack in fs::read_dir(directory.join("packs")).unwrap() {
+        let path = pack.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(coded.len()).position(|window| window == coded) {
+            let at = at + coded.len() / 2;
+            fs::File::options().write(true).open(&path).unwrap().write_all_at(&[bytes[at] ^ 1], at as u64).unwrap();
+            return;
+        }
+    }
+    panic!("{name} is nowhere");
+}
+
+#[test]
+fn what_is_here_and_damaged_on_the_way_comes_once_more_and_nothing_else() {
+    let world = World::new();
+    furnish(&world.volume());
+    let generation = world.capture(1);
+    world.fetch(generation, 64);
+    let damaged = nodes(&world.near, &generation.root);
+    assert!(damaged.len() > 10, "{}", damaged.len());
+    let far = world.temporary.path().join("far");
+    damaged.iter().for_each(|name| spoil(&far, &world.far, name));
+    world.far.forget_volume(VOLUME).unwrap();
+    assert_eq!(world.fetch(generation, 64), damaged);
+    world.assert_arrived(generation);
+}
+
+#[test]
+fn what_is_damaged_is_laid_down_once_more_by_a_session_that_renews() {
+    let world = World::new();
+    let bytes = noise(9, 50_000);
+    let put = |mut session: store::Session| {
+        let name = session.put(&bytes).unwrap();
+        session.commit(&News::default()).unwrap();
+        name
+    };
+    let name = put(world.near.session());
+    spoil(&world.temporary.path().join("near"), &world.near, &name);
+    put(world.near.session());
+    assert!(world.near.get(&name).is_err(), "it is here, as far as anybody knows");
+    put(world.near.renewing_session());
+    assert_eq!(world.near.get(&name).unwrap(), bytes);
 }
