@@ -21,7 +21,10 @@ use flotilla_data::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+mod checked;
 mod manifest;
+
+use checked::{Checked, Hashed, cause, failed};
 
 /// Of [`Description`].
 const VERSION: u8 = 1;
@@ -575,91 +578,6 @@ fn text(objects: &dyn Objects, file: &File) -> Result<String, Error> {
         return Err(Error::Format(format!("its configuration is longer than {TEXT_MAX} bytes")));
     }
     String::from_utf8(bytes).map_err(|_| Error::Format("its configuration is no text".to_owned()))
-}
-
-/// What a reader of a blob failed with.
-fn cause(error: io::Error, digest: &Digest) -> Error {
-    match error.downcast::<Mismatch>() {
-        Ok(Mismatch) => Error::Damaged { digest: digest.clone() },
-        Err(error) => failed(error),
-    }
-}
-
-/// What a reader of the store failed with.
-fn failed(error: io::Error) -> Error {
-    match error.downcast::<store::Error>() {
-        Ok(error) => error.into(),
-        Err(error) => match error.downcast::<stream::Error>() {
-            Ok(error) => error.into(),
-            Err(error) => Error::Read(error),
-        },
-    }
-}
-
-struct Hashed<R> {
-    bytes: R,
-    sha: Sha256,
-}
-
-impl<R> Hashed<R> {
-    fn new(bytes: R) -> Self {
-        Self { bytes, sha: Sha256::new() }
-    }
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let len = self.bytes.read(buffer)?;
-        self.sha.update(&buffer[..len]);
-        Ok(len)
-    }
-}
-
-/// It was read to its end, and is something else.
-#[derive(Debug, thiserror::Error)]
-#[error("its digest is another")]
-struct Mismatch;
-
-/// Fails at its end where it is not what it is said to be, and before that where it is longer.
-struct Checked<'a, R> {
-    bytes: Hashed<R>,
-    digest: &'a Digest,
-    /// Bytes that it still has, where that is known.
-    left: Option<u64>,
-    over: bool,
-}
-
-impl<'a, R> Checked<'a, R> {
-    fn new(bytes: R, digest: &'a Digest) -> Self {
-        Self { bytes: Hashed::new(bytes), digest, left: None, over: false }
-    }
-}
-
-impl<'a> Checked<'a, stream::Reader<'a>> {
-    /// Of a file that another machine may have described: all of it is content, and as much as it says.
-    fn blob(file: &'a File, digest: &'a Digest, objects: &'a dyn Objects) -> Result<Self, Error> {
-        if file.len != file.content.len || !file.holes.is_empty() {
-            return Err(Error::Damaged { digest: digest.clone() });
-        }
-        Ok(Self { left: Some(file.len), ..Self::new(file.content.read(objects), digest) })
-    }
-}
-
-impl<R: Read> Read for Checked<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let len = self.bytes.read(buffer)?;
-        if let Some(left) = &mut self.left {
-            *left = left.checked_sub(len as u64).ok_or_else(|| io::Error::other(Mismatch))?;
-        }
-        if len == 0 && !buffer.is_empty() && !self.over {
-            self.over = true;
-            let is_short = self.left.is_some_and(|left| left > 0);
-            if is_short || Digest::finish(self.bytes.sha.clone()) != *self.digest {
-                return Err(io::Error::other(Mismatch));
-            }
-        }
-        Ok(len)
-    }
 }
 
 #[cfg(test)]

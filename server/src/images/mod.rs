@@ -3,6 +3,7 @@
 //! ADR 17 has the whole.
 
 pub(crate) mod archive;
+mod blobs;
 mod error;
 mod keep;
 mod push;
@@ -32,7 +33,6 @@ use flotilla_core::{
 use flotilla_data::{
     Hash, Session, Store,
     store::{Generation, News},
-    tree::File,
 };
 use futures::future::BoxFuture;
 use tokio::{
@@ -368,59 +368,6 @@ impl Shared {
         Image::read(&self.store, &root).map_err(|source| Error::Archive { image: id.id(), source })
     }
 
-    /// All blobs that can be told from their digest: of images, and of layers that were sent ahead.
-    fn blobs(&self) -> Result<BTreeMap<Digest, File>, Error> {
-        let failed = |source| Error::Archive { image: "a layer".to_owned(), source };
-        let ids: Vec<Digest> = self.stock().keys().cloned().collect();
-        let mut blobs = BTreeMap::new();
-        for id in ids {
-            match self.image(&id) {
-                Ok(image) => blobs.extend(image.blobs),
-                // It may have gone just now.
-                Err(error) => drop(self.noticed(&id, error)),
-            }
-        }
-        for (digest, generation) in kept(&self.store, LAYERS)? {
-            match archive::read_layer(&self.store, &generation.root).map_err(failed) {
-                Ok(layer) => blobs.extend(layer),
-                Err(error) if error.is_damage() => {
-                    tracing::error!(layer = %digest, %error, "a layer that was sent ahead is damaged; it has to be sent again");
-                    self.store.forget_volume(&layer_key(&digest))?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let suspect = self.suspect();
-        blobs.retain(|digest, _| !suspect.contains(digest));
-        Ok(blobs)
-    }
-
-    fn suspect(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
-        self.suspect.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// These were just laid down, or read and found to be whole.
-    fn cleared<'a>(&self, blobs: impl Iterator<Item = &'a Digest>) {
-        let mut suspect = self.suspect();
-        for digest in blobs {
-            suspect.remove(digest);
-        }
-    }
-
-    /// Begins to write an image, or a part of one. What is here already is laid down once more where something is damaged: which objects
-    /// of it these are nobody knows.
-    fn session(&self) -> Session {
-        if self.suspect().is_empty() { self.store.session() } else { self.store.renewing_session() }
-    }
-
-    /// Of these layers, those of which all is in the store.
-    fn whole(&self, layers: &BTreeSet<Digest>) -> Result<BTreeMap<Digest, File>, Error> {
-        let mut blobs = self.blobs()?;
-        let session = self.store.session();
-        blobs.retain(|digest, file| layers.contains(digest) && archive::claim(file, &session).is_ok());
-        Ok(blobs)
-    }
-
     /// From now on the store has it. What is in the session becomes known with it.
     fn add(&self, id: &Digest, image: &Image, session: &mut Session) -> Result<(), Error> {
         let failed = |source| Error::Archive { image: id.id(), source };
@@ -445,21 +392,6 @@ impl Shared {
         self.volumes.freed();
         self.tell();
         Ok(())
-    }
-
-    /// Whoever reads what the store has of an image says here what that failed with. What is damaged is forgotten: this machine does not say
-    /// any more that it has it, and it comes anew from another one, or from the engine. What it shares with other images is not taken
-    /// from those.
-    fn noticed(&self, id: &Digest, error: Error) -> Error {
-        if error.is_damage() {
-            let layers = self.stock().get(id).map(|stored| stored.layers.clone()).unwrap_or_default();
-            self.suspect().extend(layers.into_iter().map(|(layer, _)| layer).chain([id.clone()]));
-            tracing::error!(image = %id, %error, "a stored image is damaged; it will be fetched anew");
-            if let Err(error) = self.forget(id) {
-                tracing::error!(image = %id, %error, "a damaged image could not be forgotten");
-            }
-        }
-        error
     }
 
     /// For the report of this machine.
@@ -507,7 +439,7 @@ impl Shared {
         taken
     }
 
-    /// Was it tried to take the image in, and it could not be, a moment ago?
+    /// Could the image not be taken in a moment ago?
     fn was_refused(&self, id: &Digest) -> bool {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         refused.retain(|_, at| at.elapsed() < AGAIN);
