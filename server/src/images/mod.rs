@@ -274,8 +274,7 @@ impl Images {
 /// Of the machines that can be reached, those that are believed on images: members that do more than store. One that the state does
 /// not know yet may be of either kind.
 pub(crate) fn believed(state: &State, connected: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
-    let may_run = |id: &&NodeId| state.machines.get(*id).is_some_and(|machine| !machine.stores_only);
-    connected.iter().filter(may_run).cloned().collect()
+    connected.iter().filter(|machine| state.is_full_member(machine)).cloned().collect()
 }
 
 /// Under which an image is in the store.

@@ -403,7 +403,7 @@ impl Vault {
     fn others(&self) -> BTreeSet<NodeId> {
         let state = self.shared.store.state();
         let mut connected = self.shared.network.connected().borrow().clone();
-        connected.retain(|machine| state.machines.get(machine).is_some_and(|machine| !machine.stores_only));
+        connected.retain(|machine| state.is_full_member(machine));
         connected
     }
 

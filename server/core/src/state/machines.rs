@@ -120,6 +120,12 @@ impl State {
         self.machines.get(id).is_some_and(|machine| machine.stores_only)
     }
 
+    /// Is this a member that does more than store? One that is not known may be of either kind, so that this is what to ask before a machine is
+    /// believed, or told what not all may know.
+    pub fn is_full_member(&self, id: &NodeId) -> bool {
+        self.machines.get(id).is_some_and(|machine| !machine.stores_only)
+    }
+
     /// The machine of this name.
     pub fn machine_named(&self, name: &MachineName) -> Option<(&NodeId, &Machine)> {
         self.machines.iter().find(|(_, machine)| machine.record.name == *name)
