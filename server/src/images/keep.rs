@@ -10,7 +10,7 @@ use flotilla_api::{UnixMillis, rest::CollectedImage};
 use flotilla_core::{State, images};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{AGAIN, Digest, Error, Images, Shared, Stored, blocking, free, layer_key, travel};
+use super::{Digest, Error, Images, Shared, Stored, blocking, free, lately::AGAIN, layer_key, travel};
 use crate::{clock, engine::Engine};
 
 /// Somebody may have pulled or removed an image by hand.
@@ -183,7 +183,7 @@ impl Collection<'_> {
         let turn = turn.as_ref().map(|turn| turn.lock.try_lock()).transpose();
         // Somebody brings it here, or puts it together: it is needed.
         let Ok(_turn) = turn else { return Ok(None) };
-        let brought = shared.record.all().remove(id);
+        let brought = shared.record.of(id);
         let names = brought.as_ref().map(|brought| brought.names.clone()).unwrap_or_default();
         let references = names.iter().cloned().collect();
         let mut image = CollectedImage { id: id.to_owned(), references, engine: false, store: false };

@@ -6,6 +6,7 @@ pub(crate) mod archive;
 mod blobs;
 mod error;
 mod keep;
+mod lately;
 mod push;
 mod record;
 mod travel;
@@ -38,7 +39,6 @@ use futures::future::BoxFuture;
 use tokio::{
     sync::{Mutex as AsyncMutex, Notify, mpsc, watch},
     task::JoinHandle,
-    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +53,7 @@ use archive::Image;
 pub use archive::{Digest, Error as ArchiveError};
 pub use error::Error;
 pub use keep::{Collected, refuse_used};
+use lately::Lately;
 use record::Record;
 
 /// What is left free, so that the state log and the containers can go on. Bytes.
@@ -61,9 +62,6 @@ const DISK_RESERVE: u64 = uploads::DISK_RESERVE_DEFAULT;
 /// Pieces of an archive that wait, and bytes of each.
 const PIECES: usize = 8;
 const PIECE: usize = 256 * 1024;
-
-/// After an image that could not be taken in from the engine: nobody waits for it meanwhile.
-const AGAIN: Duration = Duration::from_secs(120);
 
 /// The engine at the other end of an archive is gone when nothing has moved for so long.
 const STALL: Duration = Duration::from_secs(120);
@@ -103,13 +101,13 @@ struct Shared {
     record: Record,
     moves: Moves,
     /// Images that could not be taken in from the engine, and when that was.
-    refused: Mutex<BTreeMap<Digest, Instant>>,
+    refused: Lately,
     /// Images that another machine could not fetch from this one, and when they were looked at for that.
-    doubted: Mutex<BTreeMap<Digest, Instant>>,
+    doubted: Lately,
     /// Parts of images that were found to be damaged: no image counts on what the store has of them before it was laid down once more.
     suspect: Mutex<BTreeSet<Digest>>,
     /// Layers that other machines say they have, and that could not be brought here; and when that was.
-    unfetched: Mutex<BTreeMap<Digest, Instant>>,
+    unfetched: Lately,
     /// One at a time works on an image.
     turns: Mutex<BTreeMap<Digest, Arc<Turn>>>,
     /// The store has another image, or the engine.
@@ -198,10 +196,10 @@ impl Images {
             network,
             volumes,
             moves: Moves::default(),
-            refused: Mutex::default(),
-            doubted: Mutex::default(),
+            refused: Lately::default(),
+            doubted: Lately::default(),
             suspect: Mutex::default(),
-            unfetched: Mutex::default(),
+            unfetched: Lately::default(),
             turns: Mutex::default(),
             changed: Notify::new(),
             reports: watch::Sender::default(),
@@ -346,10 +344,6 @@ impl Shared {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn unfetched(&self) -> MutexGuard<'_, BTreeMap<Digest, Instant>> {
-        self.unfetched.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn turn(&self, id: &Digest) -> Arc<Turn> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
@@ -429,20 +423,11 @@ impl Shared {
             return Ok(());
         }
         let taken = self.take_from(engine, id).await;
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         match &taken {
-            Ok(()) => drop(refused.remove(id)),
-            Err(_) => drop(refused.insert(id.clone(), Instant::now())),
+            Ok(()) => self.refused.remove(id),
+            Err(_) => drop(self.refused.add(id)),
         }
-        drop(refused);
         taken
-    }
-
-    /// Could the image not be taken in a moment ago?
-    fn was_refused(&self, id: &Digest) -> bool {
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.retain(|_, at| at.elapsed() < AGAIN);
-        refused.contains_key(id)
     }
 
     async fn take_from(self: &Arc<Self>, engine: &Engine, id: &Digest) -> Result<(), Error> {

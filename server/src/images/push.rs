@@ -75,7 +75,7 @@ impl Images {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
             let id = digest.id();
-            let is_known = shared.root(&digest).is_some() || shared.record.all().contains_key(&id);
+            let is_known = shared.root(&digest).is_some() || shared.record.of(&id).is_some();
             if is_known { shared.record.found(&id, &[], clock::now()) } else { Ok(()) }
         })
         .await

@@ -91,8 +91,12 @@ impl Record {
         self.kept().brought.clone()
     }
 
+    pub(super) fn of(&self, id: &str) -> Option<Brought> {
+        self.kept().brought.get(id).cloned()
+    }
+
     pub(super) fn names(&self, id: &str) -> Vec<String> {
-        self.kept().brought.get(id).map(|brought| brought.names.iter().cloned().collect()).unwrap_or_default()
+        self.of(id).map(|brought| brought.names.into_iter().collect()).unwrap_or_default()
     }
 
     pub(super) fn forget(&self, id: &str) -> Result<(), Error> {

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    AGAIN, Error, Shared, archive,
+    Error, Shared, archive,
     archive::{Digest, Image, LAYERS_MAX},
     believed, blocking, fetch_key, kept, key, layer_key,
 };
@@ -113,7 +113,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, engine: &Engine, body: &[u8]) -
         return write(&Answer::Coming { bytes: moving.bytes, of: moving.of });
     }
     // Nothing comes of waiting for it; the others may find it elsewhere.
-    if shared.was_refused(&image) {
+    if shared.refused.has(&image) {
         return write(&Answer::Absent);
     }
     // An engine that does not answer does not have it, as far as anybody else is concerned.
@@ -132,12 +132,9 @@ pub(super) async fn answer(shared: &Arc<Shared>, engine: &Engine, body: &[u8]) -
 
 /// Reads all of an image that another machine could not fetch: what is damaged is forgotten. Not again for a while.
 fn look_at(shared: &Arc<Shared>, id: &Digest) {
-    let mut doubted = shared.doubted.lock().unwrap_or_else(PoisonError::into_inner);
-    doubted.retain(|_, at| at.elapsed() < AGAIN);
-    if shared.root(id).is_none() || doubted.insert(id.clone(), Instant::now()).is_some() {
+    if shared.root(id).is_none() || shared.doubted.add(id) {
         return;
     }
-    drop(doubted);
     let (shared, id) = (Arc::clone(shared), id.clone());
     tokio::task::spawn_blocking(move || {
         let failed = |source| Error::Archive { image: id.id(), source };
@@ -449,10 +446,8 @@ pub(super) async fn elsewhere(shared: &Shared, layers: &BTreeSet<Digest>) -> BTr
     let ask = AskLayers { layers: layers.iter().cloned().collect(), lend: false };
     let Ok(body) = write(&ask) else { return BTreeSet::new() };
     let answers: Vec<(NodeId, LayersThere)> = shared.ask_all(Method::Layers, &body).await;
-    let mut unfetched = shared.unfetched();
-    unfetched.retain(|_, at| at.elapsed() < AGAIN);
     let there = answers.into_iter().flat_map(|(_, there)| there.layers.into_keys());
-    there.filter(|it| layers.contains(it) && !unfetched.contains_key(it)).collect()
+    there.filter(|it| layers.contains(it) && !shared.unfetched.has(it)).collect()
 }
 
 /// Brings layers here that other machines have.
@@ -471,7 +466,7 @@ pub(super) async fn bring_layers(shared: &Arc<Shared>, name: &str, layers: &BTre
         }
         if let Err(error) = bring_layer(shared, name, digest, lent).await {
             // The next push sends it.
-            shared.unfetched().insert(digest.clone(), Instant::now());
+            shared.unfetched.add(digest);
             return Err(error);
         }
     }
