@@ -12,7 +12,7 @@ use flotilla_tests::browser::Browser;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::{MESSAGE, REQUESTS};
+use crate::{MESSAGE, REQUESTS, p50};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 
@@ -128,11 +128,11 @@ pub(crate) async fn round_trip(browser: &Browser) -> Result<f64> {
                  await new Promise((done) => { window.raw.onmessage = done });
                  times.push(performance.now() - start);
              }
-             times.sort((a, b) => a - b);
-             return times[Math.floor(times.length / 2)]",
+             return times",
             &[json!(REQUESTS)],
         )
         .await
+        .map(p50)
 }
 
 /// MB/s from the peer to the page.

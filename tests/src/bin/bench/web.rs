@@ -10,7 +10,7 @@ use flotilla_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::{REQUESTS, echoing};
+use crate::{REQUESTS, echoing, p50};
 
 /// Milliseconds from sending a compose file, whose image is in the engine, to the page in the browser.
 pub(crate) async fn deployed_to_first_answer(cluster: &Cluster, browser: &Browser, image: &str) -> Result<f64> {
@@ -69,11 +69,11 @@ pub(crate) async fn small_request(browser: &Browser, at_once: usize) -> Result<f
                  }
              };
              await Promise.all(Array.from({length: atOnce}, series));
-             times.sort((a, b) => a - b);
-             return times[Math.floor(times.length / 2)]",
+             return times",
             &[json!(REQUESTS), json!(at_once)],
         )
         .await
+        .map(p50)
 }
 
 pub(crate) async fn small_request_during_download(browser: &Browser, bytes: u64) -> Result<f64> {
@@ -91,11 +91,11 @@ pub(crate) async fn small_request_during_download(browser: &Browser, bytes: u64)
                  times.push(performance.now() - start);
              }
              on = false; abort.abort(); await drain;
-             times.sort((a, b) => a - b);
-             return times[Math.floor(times.length / 2)]",
+             return times",
             &[json!(bytes)],
         )
         .await
+        .map(p50)
 }
 
 /// MB/s from the service to the page.
