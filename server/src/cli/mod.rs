@@ -14,6 +14,7 @@ pub(crate) mod local;
 mod machines;
 mod output;
 mod progress;
+mod prompt;
 mod scrub;
 mod services;
 mod state;

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead as _, IsTerminal as _, Read, Write as _},
+    io::{self, IsTerminal as _, Read, Write as _},
     path::Path,
 };
 
@@ -13,14 +13,13 @@ use flotilla_api::{
     rest::{Plain, SetValue, VALUE_MAX, ValueUser, ValueView},
     spec::ValueKind,
 };
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{
     Failure, Output, Session,
     args::{Config, Secret, ValueRm, ValueSet},
-    output, time,
+    output, prompt, time,
 };
 use crate::clock;
 
@@ -79,7 +78,9 @@ fn users(value: &ValueView) -> String {
 async fn set(kind: ValueKind, args: &ValueSet, session: &Session) -> Result<(), Failure> {
     let bytes = match &args.file {
         Some(path) => read_file(path)?,
-        None if io::stdin().is_terminal() => ask(kind, &args.name)?,
+        None if io::stdin().is_terminal() => {
+            prompt::hidden(&format!("Value of the {kind} {} (it is not shown):", args.name))?
+        }
         None => read(io::stdin(), "the standard input")?,
     };
     if bytes.is_empty() && args.file.is_none() {
@@ -194,39 +195,4 @@ fn read(from: impl Read, name: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
 
 pub(super) fn encode(bytes: &[u8]) -> Plain {
     Plain(BASE64_STANDARD.encode(bytes))
-}
-
-/// A line from the terminal, which does not show it.
-fn ask(kind: ValueKind, name: &ValueName) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let mut err = io::stderr();
-    write!(err, "Value of the {kind} {name} (it is not shown): ")?;
-    err.flush()?;
-    let mut line = Zeroizing::new(String::new());
-    {
-        let _hidden = Hidden::begin()?;
-        io::stdin().lock().read_line(&mut line)?;
-    }
-    writeln!(err)?;
-    Ok(Zeroizing::new(line.trim_end_matches(['\r', '\n']).as_bytes().to_vec()))
-}
-
-/// The terminal does not show what is typed, as long as this lives.
-struct Hidden(Termios);
-
-impl Hidden {
-    fn begin() -> Result<Self, Failure> {
-        let failed =
-            |error: rustix::io::Errno| Failure::Other(format!("the terminal can't be told to hide it: {error}"));
-        let before = tcgetattr(io::stdin()).map_err(failed)?;
-        let mut hidden = before.clone();
-        hidden.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(io::stdin(), OptionalActions::Flush, &hidden).map_err(failed)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
-    }
 }
