@@ -1,14 +1,24 @@
 //! Secrets and configs, from a terminal and a browser; and that they are nowhere else.
 
-use std::path::Path;
+use std::{fs::File, io::Write as _, os::unix::process::ExitStatusExt as _, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use flotilla_api::spec::ValueKind;
-use flotilla_tests::{browser::PAGE_LIMIT, cluster::Cluster, image, process, wait};
+use flotilla_tests::{browser::PAGE_LIMIT, cli::Cli, cluster::Cluster, image, process, wait};
+use rustix::{
+    fs::{Mode, OFlags},
+    process::Signal,
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{LocalModes, tcgetattr},
+};
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::{process::Command, time::timeout};
 
 use super::signed_in;
+
+/// What Ctrl-C and the key at the end of a line send.
+const INTERRUPT: &[u8] = b"\x03";
+const RETURN: &[u8] = b"\r";
 
 /// No part of anything else.
 const FIRST: &str = "hunter2-5f1c7a";
@@ -245,6 +255,29 @@ fn nowhere(directory: &Path, looked_at: &mut usize) -> Result<()> {
                 ensure!(!found, "{} has {secret}", entry.path().display());
             }
         }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_terminal_hides_what_is_typed_and_shows_it_again_whether_or_not_one_gives_up() -> Result<()> {
+    let mut keyboard = File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?);
+    grantpt(&keyboard)?;
+    unlockpt(&keyboard)?;
+    let name = ptsname(&keyboard, Vec::new())?;
+    let terminal = rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty())?;
+    let shows = || anyhow::Ok(tcgetattr(&terminal)?.local_modes.contains(LocalModes::ECHO));
+
+    // A node that is not there: the value would be sent.
+    let cli = Cli::new(Some("http://127.0.0.1:1"), Some("token"))?;
+    for (typed, ended, gave_up) in [(RETURN, Some(4), None), (INTERRUPT, None, Some(Signal::INT.as_raw()))] {
+        let mut asking = cli.command();
+        let mut asking = asking.args(["secret", "set", "db"]).stdin(terminal.try_clone()?).spawn()?;
+        wait::holds("the terminal to hide what is typed", PAGE_LIMIT, async || Ok(!shows()?)).await?;
+        keyboard.write_all(&[FIRST.as_bytes(), typed].concat())?;
+        let status = timeout(PAGE_LIMIT, asking.wait()).await.context("it waits for more")??;
+        ensure!((status.code(), status.signal()) == (ended, gave_up), "after {typed:?}: {status}");
+        ensure!(shows()?, "the terminal shows again what is typed");
     }
     Ok(())
 }
