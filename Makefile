@@ -1,4 +1,4 @@
-# Every target can be run on a fresh Debian or Ubuntu machine with git and Rust: what is missing is installed first.
+# On a fresh Debian or Ubuntu machine with git and Rust: each target installs what it needs first; `images` needs `setup` before.
 
 CARGO ?= cargo
 # Of `make demo`: where it keeps its state, its port, and a file that gets one JSON object once all is healthy.
@@ -25,7 +25,7 @@ demo: ## A cluster on this machine, with a sample service to open
 	$(CARGO) build --release --bin flotilla
 	tests/setup/docker-group $(BUILT)/release/flotilla demo --state "$(STATE)" --port "$(PORT)" $(if $(READY_FILE),--ready-file "$(READY_FILE)")
 
-test: setup ## Every test: units, properties, API, engine, and end to end in Chromium
+test: setup ## Every test (but those of `bed` that take long): units, properties, API, engine, and end to end in Chromium
 	tests/setup/docker-group tests/setup/run-tests
 
 bed: setup ## The tests on simulated machines, the long ones too; needs root
@@ -54,7 +54,7 @@ sim: ## Ten thousand simulated clusters that suffer; SEED=17 runs one again, wit
 	tests/setup/install build
 	$(if $(SEED),FLOTILLA_SIM_SEED=$(SEED),FLOTILLA_SIM_SEEDS=$(or $(SEEDS),10000)) $(CARGO) test --release --locked -p flotilla-core --test cluster -- --nocapture
 
-web: ## The web app alone, as it is embedded in the node
+web: ## The node with the web app that is embedded in it, in a debug build
 	tests/setup/install build
 	$(CARGO) build --bin flotilla
 

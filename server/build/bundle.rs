@@ -12,7 +12,16 @@ use std::{
 
 use wasm_bindgen_cli_support::{Bindgen, Output};
 
-use crate::{Outer, Profile, Result, cannot, compile::Module, inputs, pages::Pages};
+use crate::{
+    Outer, Profile, Result, cannot,
+    compile::Module,
+    inputs,
+    pages::Pages,
+    split::{Parts, split},
+};
+
+/// Of what the dashboard's page loads before it shows anything, compressed. Bytes.
+const FIRST_DOWNLOAD_MAX: u64 = 400_000;
 
 pub(crate) fn write(outer: &Outer, modules: &[Module], dist: &Path) -> Result<()> {
     let sources = outer.workspace.join("web/static");
@@ -25,7 +34,11 @@ pub(crate) fn write(outer: &Outer, modules: &[Module], dist: &Path) -> Result<()
         site.add_asset(&name_of(file), &read(file)?)?;
     }
     for module in modules {
-        bind(module, &mut site)?;
+        if module.in_parts {
+            bind_parts(module.name, &split(module, &dist.join("parts"))?, &mut site)?;
+        } else {
+            bind(module, &mut site)?;
+        }
     }
     for file in &pages {
         let bytes = site.with_hashed_names(&read(file)?);
@@ -37,15 +50,64 @@ pub(crate) fn write(outer: &Outer, modules: &[Module], dist: &Path) -> Result<()
         let bytes = site.with_hashed_names(text.as_bytes());
         site.add(&name, &bytes)?;
     }
+    if outer.profile == Profile::Release { small_enough(dist) } else { Ok(()) }
+}
+
+/// What `index.html` names, and the script that loads what comes later.
+fn small_enough(dist: &Path) -> Result<()> {
+    let app = dist.join("app");
+    let index = app.join("index.html");
+    let text = String::from_utf8_lossy(&read(&index)?).into_owned();
+    let mut files = Vec::new();
+    inputs::collect(&app.join("assets"), &mut files)?;
+    let loaded = files.into_iter().filter(|file| {
+        let name = name_of(file);
+        text.contains(&name) || (name.starts_with("dashboard-") && name.ends_with("-later.js"))
+    });
+    let mut sum = 0;
+    for file in loaded.chain([index.clone()]) {
+        let compressed = file.with_added_extension("br");
+        let sent = if compressed.is_file() { compressed } else { file };
+        sum += fs::metadata(&sent).map_err(|error| cannot("read", &sent, &error))?.len();
+    }
+    if sum > FIRST_DOWNLOAD_MAX {
+        return Err(format!(
+            "the dashboard loads {sum} bytes before it shows anything, and may load {FIRST_DOWNLOAD_MAX}; let a page's code come later (web/src/dashboard/later.rs)"
+        ));
+    }
     Ok(())
 }
 
 /// The JavaScript that loads one module, and the module. The script starts the program by itself, so that a page needs
 /// one `<script type="module">` and its content security policy no exception.
 fn bind(module: &Module, site: &mut Site<'_>) -> Result<()> {
-    let failed = |error| format!("the bindings of `{}` could not be made: {error:#}", module.name);
+    let (script, wasm) = bound(module.name, &module.wasm, false, site)?;
+    let wasm = site.add_asset(&format!("{}.wasm", module.name), &wasm)?;
+    site.add_asset(&format!("{}.js", module.name), (script + &start(&wasm)).as_bytes())?;
+    Ok(())
+}
+
+/// The same of a program in parts.
+fn bind_parts(name: &str, parts: &Parts, site: &mut Site<'_>) -> Result<()> {
+    let (script, wasm) = bound(name, &parts.main, true, site)?;
+    let hashed = |extension: &str| format!("assets/{}.{extension}", parts.stem);
+    site.add_named(name, "wasm", hashed("wasm"), &wasm)?;
+    site.add_named(name, "js", hashed("js"), (script + &start(&hashed("wasm"))).as_bytes())?;
+    for (name, bytes) in &parts.later {
+        site.add(&format!("app/assets/{name}"), bytes)?;
+    }
+    Ok(())
+}
+
+fn start(wasm: &str) -> String {
+    format!("\n__wbg_init({{ module_or_path: new URL(\"/{wasm}\", import.meta.url) }});\n")
+}
+
+/// A module's script and what it loads. `shares` its memory and its table with parts that come later.
+fn bound(name: &str, wasm: &[u8], shares: bool, site: &mut Site<'_>) -> Result<(String, Vec<u8>)> {
+    let failed = |error| format!("the bindings of `{name}` could not be made: {error:#}");
     let mut output = Bindgen::new()
-        .input_bytes(module.name, module.wasm.clone())
+        .input_bytes(name, wasm.to_vec())
         .web(true)
         .and_then(|bindgen| {
             bindgen
@@ -53,20 +115,17 @@ fn bind(module: &Module, site: &mut Site<'_>) -> Result<()> {
                 .remove_name_section(true)
                 .remove_producers_section(true)
                 .omit_default_module_path(true)
+                .keep_lld_exports(shares)
                 .generate_output()
         })
         .map_err(failed)?;
     let wasm = output.wasm_mut().emit_wasm();
     let mut script = output.js().to_owned();
     for (index, (path, text)) in snippets(&output).into_iter().enumerate() {
-        let snippet = site.add_asset(&format!("{}-snippet-{index}.js", module.name), text.as_bytes())?;
+        let snippet = site.add_asset(&format!("{name}-snippet-{index}.js"), text.as_bytes())?;
         script = script.replace(&format!("./snippets/{path}"), &format!("/{snippet}"));
     }
-    let wasm = site.add_asset(&format!("{}.wasm", module.name), &wasm)?;
-    let start = format!("\n__wbg_init({{ module_or_path: new URL(\"/{wasm}\", import.meta.url) }});\n");
-    script.push_str(&start);
-    site.add_asset(&format!("{}.js", module.name), script.as_bytes())?;
-    Ok(())
+    Ok((script, wasm))
 }
 
 /// JavaScript that crates bring along, by the path at which the bindings import it. A build without link-time optimisation
@@ -97,6 +156,13 @@ impl Site<'_> {
         self.add(&format!("app/{hashed}"), &bytes)?;
         self.renamed.push((format!("assets/{name}"), hashed.clone()));
         Ok(hashed)
+    }
+
+    /// Adds what a page calls `/assets/<name>.<extension>`, under the name that it has got already.
+    fn add_named(&mut self, name: &str, extension: &str, hashed: String, bytes: &[u8]) -> Result<()> {
+        self.add(&format!("app/{hashed}"), bytes)?;
+        self.renamed.push((format!("assets/{name}.{extension}"), hashed));
+        Ok(())
     }
 
     /// A page or stylesheet says `/assets/logo.svg`; the finished one says the name with the hash.

@@ -9,18 +9,27 @@ use crate::{
 
 /// The programs of `web/src/bin`; each is built with the feature of its name alone, so that the connector, which is part of
 /// every service's cold start, knows nothing of the dashboard's libraries.
-const PROGRAMS: &[&str] = &["connector", "dashboard"];
+const PROGRAMS: &[Program] =
+    &[Program { name: "connector", in_parts: false }, Program { name: "dashboard", in_parts: true }];
+
+struct Program {
+    name: &'static str,
+    in_parts: bool,
+}
 
 pub(crate) struct Module {
     pub(crate) name: &'static str,
+    /// Not all of it is loaded at once.
+    pub(crate) in_parts: bool,
     pub(crate) wasm: Vec<u8>,
 }
 
 pub(crate) fn modules(outer: &Outer, toolchain: &Toolchain) -> Result<Vec<Module>> {
-    PROGRAMS.iter().map(|name| module(outer, toolchain, name)).collect()
+    PROGRAMS.iter().map(|program| module(outer, toolchain, program)).collect()
 }
 
-fn module(outer: &Outer, toolchain: &Toolchain, name: &'static str) -> Result<Module> {
+fn module(outer: &Outer, toolchain: &Toolchain, program: &Program) -> Result<Module> {
+    let &Program { name, in_parts } = program;
     let mut cargo = Command::new(&toolchain.cargo);
     // The outer build's flags, wrappers (clippy's, coverage's) and paths are for the node, not for WASM.
     for (variable, _) in env::vars_os().filter(|(variable, _)| belongs_to_outer_build(variable)) {
@@ -33,7 +42,7 @@ fn module(outer: &Outer, toolchain: &Toolchain, name: &'static str) -> Result<Mo
         // Leptos then boxes views in place of a type for each page: 14 % off the dashboard's download, and off its compile time.
         // The connector does not know Leptos, but builds its other libraries with the same flags, once for both.
         .env("RUSTFLAGS", "--cfg erase_components")
-        .args(["build", "--locked", "--quiet", "--package", "flotilla-web", "--bin", name])
+        .args(["rustc", "--locked", "--quiet", "--package", "flotilla-web", "--bin", name])
         .args(["--no-default-features", "--features", name])
         .args(["--target", TARGET, "--profile", outer.profile.name()])
         .arg("--target-dir")
@@ -44,6 +53,10 @@ fn module(outer: &Outer, toolchain: &Toolchain, name: &'static str) -> Result<Mo
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
     }
+    if in_parts {
+        // Who calls whom, for the cut. For the program alone, so that the libraries are built once for both.
+        cargo.args(["--", "-Clink-arg=--emit-relocs"]);
+    }
     let output = cargo.output().map_err(|error| cannot("run", &toolchain.cargo, &error))?;
     if !output.status.success() {
         eprintln!("{}", String::from_utf8_lossy(&output.stderr));
@@ -51,7 +64,7 @@ fn module(outer: &Outer, toolchain: &Toolchain, name: &'static str) -> Result<Mo
     }
     let path: PathBuf = outer.web_target.join(TARGET).join(outer.profile.name()).join(format!("{name}.wasm"));
     let wasm = fs::read(&path).map_err(|error| cannot("read", &path, &error))?;
-    Ok(Module { name, wasm })
+    Ok(Module { name, in_parts, wasm })
 }
 
 fn belongs_to_outer_build(variable: &OsStr) -> bool {

@@ -12,6 +12,7 @@ mod bundle;
 mod compile;
 mod inputs;
 mod pages;
+mod split;
 mod table;
 mod toolchain;
 

@@ -317,6 +317,9 @@ pub struct TokenView {
     pub revoked_at: Option<UnixMillis>,
     /// Thumbprint (RFC 7638) of the browser key that it is bound to.
     pub bound_to: Option<String>,
+    /// It is an invitation, or a machine's token to join with, that nobody has used yet; it works once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unused: bool,
 }
 
 /// `POST /api/v1/invitations`

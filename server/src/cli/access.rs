@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use comfy_table::Cell;
 use flotilla_api::{
     Grant, Scope, ServiceName,
-    rest::{CreateInvitation, CreateToken},
+    rest::{CreateInvitation, CreateToken, TokenView},
 };
 use serde_json::json;
 
@@ -116,7 +116,7 @@ pub(super) async fn tokens(verb: Token, session: &Session) -> Result<(), Failure
                         Cell::new(services(&token.grant)),
                         Cell::new(time::age(now, token.created_at)),
                         Cell::new(ends),
-                        Cell::new(if token.bound_to.is_some() { "browser" } else { "bearer" }),
+                        Cell::new(kind(token)),
                     ]
                 })
                 .collect();
@@ -126,6 +126,15 @@ pub(super) async fn tokens(verb: Token, session: &Session) -> Result<(), Failure
             session.client.revoke_token(&id).await?;
             output.done(&format!("Revoked {id}."), &json!({ "revoked": id }))
         }
+    }
+}
+
+fn kind(token: &TokenView) -> &'static str {
+    match (token.unused, &token.bound_to) {
+        (true, _) if token.grant.scope == Scope::Machine => "join token",
+        (true, _) => "invitation",
+        (false, Some(_)) => "browser",
+        (false, None) => "bearer",
     }
 }
 

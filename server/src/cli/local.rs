@@ -20,7 +20,7 @@ use crate::{
 pub(super) async fn init(args: Init, output: Output) -> Result<(), Failure> {
     let config = load(&args.flags)?;
     let made = make_cluster(&args.name, &config).await?;
-    let api = api_of(&config);
+    let api = api_of(&config, &made);
     let context = made.admin_token.as_ref().map(|token| context::save(args.name.as_str(), &api, token));
     if output.json {
         return output.value(&json!({
@@ -90,7 +90,7 @@ pub(super) async fn up(args: Up, output: Output) -> Result<(), Failure> {
     {
         let made = make_cluster(name, &config).await?;
         if let Some(token) = &made.admin_token
-            && let Err(error) = context::save(name.as_str(), &api_of(&config), token)
+            && let Err(error) = context::save(name.as_str(), &api_of(&config, &made), token)
         {
             output.note(&format!("warning: the token for this command line could not be saved: {error}"));
         }
@@ -154,17 +154,16 @@ async fn make_cluster(name: &StackName, config: &Config) -> Result<node::Initial
     node::init(wanted).await.map_err(|error| Failure::Other(error.to_string()))
 }
 
-/// The state log is the last thing that `init` makes; a machine that joins has what it was told first.
+/// There is a state log, or what a machine that joins was told first.
 pub(crate) fn is_initialised(data_dir: &Path) -> bool {
     data_dir.join("state.db").exists() || data_dir.join("joined.json").exists()
 }
 
 /// Where this machine's command line finds the node.
-fn api_of(config: &Config) -> String {
+fn api_of(config: &Config, made: &node::Initialised) -> String {
     if config.tls.files().is_some() {
         // The certificate is for a name.
-        let domain = config.domain.clone().unwrap_or_else(|| config.listen.to_string());
-        return format!("https://app.{domain}");
+        return made.dashboard_url.trim_end_matches('/').to_owned();
     }
     let mut address = config.listen;
     if address.ip().is_unspecified() {

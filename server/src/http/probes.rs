@@ -29,7 +29,7 @@ async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// The node can do its work. Whoever sends people here asks this first.
+/// The node has its state and takes calls. Whoever sends people here asks this first; whether services run is for `/metrics`.
 async fn ready(State(app): State<Arc<App>>) -> Answer<&'static str> {
     if app.stop.is_cancelled() {
         return Err(Failure::new(ErrorCode::ServiceUnavailable, "the node is stopping"));

@@ -7,7 +7,7 @@ mod relay;
 mod storage;
 mod wiring;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use flotilla_relay::Relay;
 use tokio::{task::JoinHandle, time::timeout};
@@ -442,10 +442,15 @@ pub async fn up(config: Config) -> Result<(), Error> {
 /// # Errors
 /// As [`start`].
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let mut shutdown = pin!(shutdown);
     for name in &config.unknown_environment {
         tracing::warn!("`{name}` in the environment is no setting of Flotilla; docs/OPERATIONS.md lists all");
     }
-    let node = start(config).await?;
+    let node = tokio::select! {
+        started = start(config) => started?,
+        // A member that hears of no state waits for one, for a minute. What was begun ends as it is dropped.
+        () = &mut shutdown => return Ok(()),
+    };
     tracing::info!(address = %node.address(), "ready; the dashboard is at {}", node.app.domain.dashboard_url());
     shutdown.await;
     node.stop().await;

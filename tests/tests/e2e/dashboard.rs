@@ -242,6 +242,28 @@ async fn a_node_that_is_gone_is_told_and_the_page_comes_back_by_itself() -> Resu
     browser.close().await
 }
 
+#[tokio::test]
+async fn a_page_whose_code_does_not_come_says_so_and_comes_when_it_is_tried_again() -> Result<()> {
+    let (cluster, browser) = signed_in("parts", Cluster::with()).await?;
+    browser.sees("main", "No services yet").await?;
+    let parts = "return performance.getEntriesByType('resource').map((entry) => entry.name).filter((name) => /(split|chunk)_.*\\.wasm$/.test(name)).length";
+    let loaded: usize = browser.js(parts, &[]).await?;
+    ensure!(loaded == 0, "{loaded} parts of other pages are loaded with the list of services");
+
+    browser.devtools("Network.enable", json!({})).await?;
+    browser.devtools("Network.setBlockedURLs", json!({"urls": ["*_machines.wasm"]})).await?;
+    press_in(&browser, "nav", "Cluster").await?;
+    browser.sees("[role=alert]", "This page could not be loaded").await?;
+    browser.picture("page-not-loaded").await?;
+    browser.devtools("Network.setBlockedURLs", json!({"urls": []})).await?;
+    press(&browser, "Try again").await?;
+    browser.sees("#page-title", "Cluster").await?;
+    let loaded: usize = browser.js(parts, &[]).await?;
+    ensure!(loaded > 0, "now they are");
+    drop(cluster);
+    browser.close().await
+}
+
 /// Clicks a button or link by what it says.
 pub(crate) async fn press(browser: &Browser, label: &str) -> Result<()> {
     press_in(browser, "main", label).await

@@ -19,6 +19,7 @@ mod fleet;
 mod format;
 mod holdings;
 mod incidents;
+mod later;
 mod live;
 mod log_buffer;
 mod pace;

@@ -13,11 +13,9 @@ use super::{
     browser,
     components::{Empty, Glyph, Icon, Page, Until},
     fleet::Fleet,
+    later::{self, later},
     live::{Link, Live},
-    pages::{
-        access::Access, activity::Activity, cluster::Cluster, deploy::Deploy, images::Images, machine::Machine,
-        service::Service, services::Services, values::Values, volume::Volume, volumes::Volumes,
-    },
+    pages::services::Services,
     query::Phase,
     session::{Notice, Session, Status},
     theme::{Choice, Theme},
@@ -68,18 +66,18 @@ pub(crate) fn Shell() -> impl IntoView {
                     <div class="content">
                         <FlatRoutes fallback=|| view! { <NotFound/> }>
                             <Route path=path!("/") view=Services/>
-                            <Route path=path!("/deploy") view=|| allowed("Deploy", You::operates, || view! { <Deploy/> }.into_any())/>
-                            <Route path=path!("/services/:name") view=|| allowed("Service", You::operates, || view! { <Service/> }.into_any())/>
-                            <Route path=path!("/images") view=|| allowed("Images", You::operates, || view! { <Images/> }.into_any())/>
-                            <Route path=path!("/volumes") view=|| allowed("Volumes", You::operates, || view! { <Volumes/> }.into_any())/>
-                            <Route path=path!("/volumes/:service/:volume") view=|| allowed("Volume", You::operates, || view! { <Volume/> }.into_any())/>
-                            <Route path=path!("/secrets") view=|| allowed("Secrets and configs", You::operates, || view! { <Values/> }.into_any())/>
-                            <Route path=path!("/cluster") view=|| allowed("Cluster", You::operates, || view! { <Cluster/> }.into_any())/>
+                            <Route path=path!("/deploy") view=|| allowed("Deploy", You::operates, || later(later::deploy))/>
+                            <Route path=path!("/services/:name") view=|| allowed("Service", You::operates, || later(later::service))/>
+                            <Route path=path!("/images") view=|| allowed("Images", You::operates, || later(later::images))/>
+                            <Route path=path!("/volumes") view=|| allowed("Volumes", You::operates, || later(later::volumes))/>
+                            <Route path=path!("/volumes/:service/:volume") view=|| allowed("Volume", You::operates, || later(later::volume))/>
+                            <Route path=path!("/secrets") view=|| allowed("Secrets and configs", You::operates, || later(later::values))/>
+                            <Route path=path!("/cluster") view=|| allowed("Cluster", You::operates, || later(later::cluster))/>
                             // Where the list of machines was before there were several.
                             <Route path=path!("/machines") view=|| view! { <Redirect path="/cluster"/> }/>
-                            <Route path=path!("/machines/:name") view=|| allowed("Machine", You::operates, || view! { <Machine/> }.into_any())/>
-                            <Route path=path!("/access") view=|| allowed("Access", You::administers, || view! { <Access/> }.into_any())/>
-                            <Route path=path!("/activity") view=|| allowed("Activity", You::operates, || view! { <Activity/> }.into_any())/>
+                            <Route path=path!("/machines/:name") view=|| allowed("Machine", You::operates, || later(later::machine))/>
+                            <Route path=path!("/access") view=|| allowed("Access", You::administers, || later(later::access))/>
+                            <Route path=path!("/activity") view=|| allowed("Activity", You::operates, || later(later::activity))/>
                         </FlatRoutes>
                     </div>
                 </main>

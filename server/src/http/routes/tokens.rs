@@ -41,8 +41,20 @@ pub(super) async fn list(State(app): State<Arc<App>>, Admin(_): Admin) -> Json<V
             expires_at: token.expires_at,
             revoked_at: token.revoked_at,
             bound_to: token.bound_to.clone(),
+            unused: false,
         })
         .collect();
+    let open = state.invitations.values().filter(|invitation| invitation.used_at.is_none());
+    tokens.extend(open.map(|invitation| TokenView {
+        id: invitation.id.clone(),
+        name: invitation.name.clone(),
+        grant: invitation.grant.clone(),
+        created_at: invitation.created_at,
+        expires_at: invitation.expires_at,
+        revoked_at: None,
+        bound_to: None,
+        unused: true,
+    }));
     // Newest first: ids are random and say nothing.
     tokens.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
     Json(tokens)

@@ -1,6 +1,9 @@
 //! Who may do what.
 
-use flotilla_api::rest::{BindToken, CreatedInvitation, IssuedToken, RedeemInvitation};
+use flotilla_api::{
+    TokenId,
+    rest::{BindToken, CreatedInvitation, IssuedToken, RedeemInvitation, TokenView},
+};
 
 use super::*;
 use crate::{auth::tests::Browser, clock};
@@ -139,8 +142,15 @@ async fn an_invitation_signs_one_browser_in() {
         device: "Chromium on Linux".to_owned(),
     };
     let redeem = || running.request(Method::POST, "/api/v1/invitations/redeem").json(&redeem);
+    let unused = async || -> Vec<TokenId> {
+        let response = running.as_admin(Method::GET, "/api/v1/tokens").send().await.unwrap();
+        let listed: Vec<TokenView> = response.json().await.unwrap();
+        listed.into_iter().filter(|token| token.unused && token.name == "Ada").map(|token| token.id).collect()
+    };
+    assert_eq!(unused().await, [invitation.id.clone()], "whoever lost its link can find and withdraw it");
     let issued: IssuedToken = redeem().send().await.unwrap().json().await.unwrap();
     assert_eq!(issued.principal.name, "Ada (Chromium on Linux)");
+    assert_eq!(unused().await, []);
     assert_eq!(code(redeem()).await, ErrorCode::InvitationUsed);
 
     let url = format!("http://{host}/api/v1/services");

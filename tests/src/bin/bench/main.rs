@@ -140,6 +140,8 @@ async fn in_browser(settings: &Settings, report: &mut Report) -> Result<()> {
 /// How long pages take, and an image until it answers.
 async fn open_pages(settings: &Settings, cluster: &Cluster, image: &str, report: &mut Report) -> Result<()> {
     let browser = signed_in(cluster, "bench-pages").await?;
+    let download = web::dashboard_download(&browser).await?;
+    report.add("dashboard, first download", download, "kB", Some(Goal::AtMost(400.0)));
     let deployed = web::deployed_to_first_answer(cluster, &browser, image).await?;
     report.add("local image deployed to page", deployed, "ms", Some(Goal::AtMost(3000.0)));
     for (name, goal, fresh) in [("page ready, cold", 500.0, true), ("page ready, warm", 350.0, false)] {

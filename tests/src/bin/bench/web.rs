@@ -55,6 +55,18 @@ async fn open(cluster: &Cluster, browser: &Browser) -> Result<f64> {
     Ok(end - start)
 }
 
+/// Kilobytes of the files of the dashboard's page that the browser shows, as they were sent.
+pub(crate) async fn dashboard_download(browser: &Browser) -> Result<f64> {
+    browser
+        .js(
+            "const entries = ['navigation', 'resource'].flatMap((type) => performance.getEntriesByType(type));
+             const files = entries.filter(({name}) => !new URL(name).pathname.startsWith('/api/'));
+             return files.reduce((sum, {encodedBodySize}) => sum + encodedBodySize, 0) / 1e3",
+            &[],
+        )
+        .await
+}
+
 /// Milliseconds of a request of 1 KB, p50, with so many under way at once.
 pub(crate) async fn small_request(browser: &Browser, at_once: usize) -> Result<f64> {
     browser

@@ -138,14 +138,16 @@ fn row(token: TokenView, mine: bool, revoke: Callback<TokenView>) -> impl IntoVi
             <span title=format!("Key {thumbprint}")>"One browser"</span>
         }
         .into_any(),
+        None if token.unused => view! { <span class="faint">"Nobody yet: it works once"</span> }.into_any(),
         None => view! { <span class="faint">"Nothing: whoever has it can use it"</span> }.into_any(),
     };
+    let (verb, unused) = (withdrawal(&token), token.unused);
     let name = token.name.clone();
     let target = token.clone();
     let button = revoked.is_none().then(|| {
         view! {
             <button class="button danger" on:click=move |_| revoke.run(target.clone())>
-                "Revoke"
+                {verb}
                 <span class="unseen">" " {name.clone()}</span>
             </button>
         }
@@ -155,6 +157,7 @@ fn row(token: TokenView, mine: bool, revoke: Callback<TokenView>) -> impl IntoVi
             <th role="rowheader" scope="row" class="cell-name">
                 <span>{token.name}</span>
                 {mine.then(|| view! { <span class="chip tone-busy">"this browser"</span> })}
+                {unused.then(|| view! { <span class="chip">"not used yet"</span> })}
             </th>
             <td role="cell" class="cell-may" data-label="May">{rights(&token.grant)}</td>
             <td role="cell" class="cell-bound" data-label="Bound to">{bound}</td>
@@ -168,6 +171,11 @@ fn row(token: TokenView, mine: bool, revoke: Callback<TokenView>) -> impl IntoVi
             <td role="cell" class="cell-open">{button}</td>
         </tr>
     }
+}
+
+/// What ends it.
+fn withdrawal(token: &TokenView) -> &'static str {
+    if token.unused { "Withdraw" } else { "Revoke" }
 }
 
 fn rights(grant: &Grant) -> String {
@@ -189,18 +197,28 @@ fn Revoke(open: RwSignal<bool>, target: RwSignal<Option<TokenView>>, done: Callb
     let act = Act::in_dialog();
     let revoke = move |_| {
         let Some(token) = target.get_untracked() else { return };
-        act.run(async move { client.revoke_token(&token.id).await.map(|()| token.name) }, move |toasts, name| {
-            toasts.tell(format!("The token of `{name}` no longer counts."));
+        act.run(async move { client.revoke_token(&token.id).await.map(|()| token) }, move |toasts, token| {
+            let what = if token.unused { "invitation for" } else { "token of" };
+            toasts.tell(format!("The {what} `{}` no longer counts.", token.name));
             open.try_set(false);
             done.try_run(());
         });
     };
     view! {
-        <Dialog open title="Revoke this token?">
+        <Dialog open title="End this access?">
             {move || {
                 target
                     .get()
                     .map(|token| {
+                        if token.unused {
+                            return view! {
+                                <p>
+                                    "Whoever has the invitation for " <strong>{token.name}</strong>
+                                    " can't use it any more. Another one can be made at any time."
+                                </p>
+                            }
+                                .into_any();
+                        }
                         let mine = you.0.with(|you| you.as_ref().is_some_and(|you| you.token == token.id));
                         view! {
                             <p>
@@ -209,12 +227,15 @@ fn Revoke(open: RwSignal<bool>, target: RwSignal<Option<TokenView>>, done: Callb
                             </p>
                             {mine.then(|| view! { <p class="field-error">"It is the one that you use now."</p> })}
                         }
+                            .into_any()
                     })
             }}
             <Refusal act/>
             <footer class="dialog-foot">
                 <button class="button" on:click=move |_| open.set(false)>"Keep it"</button>
-                <button class="button danger solid" disabled=act.busy on:click=revoke>"Revoke"</button>
+                <button class="button danger solid" disabled=act.busy on:click=revoke>
+                    {move || target.with(|token| token.as_ref().map(withdrawal))}
+                </button>
             </footer>
         </Dialog>
     }
