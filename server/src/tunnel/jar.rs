@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     fmt, fs, io,
     path::{Path, PathBuf},
     sync::{
@@ -147,7 +148,10 @@ impl Jar {
     fn insert(&self, cookie: Cookie<'static>, url: &Url) {
         let mut store = self.lock();
         // Replacing or expiring one is always possible; what is refused is the one too many.
-        let known = store.iter_any().any(|kept| kept.name() == cookie.name());
+        let known = store.iter_any().any(|kept| kept.name() == cookie.name() && kept.path == cookie.path);
+        if !known && store.iter_any().count() >= COOKIES_MAX {
+            forget_expired(&mut store);
+        }
         if !known && store.iter_any().count() >= COOKIES_MAX {
             tracing::debug!(host = self.host, "a cookie was refused: the jar is full");
             return;
@@ -180,6 +184,12 @@ impl fmt::Debug for Jar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Jar").field("host", &self.host).finish_non_exhaustive()
     }
+}
+
+fn forget_expired(store: &mut CookieStore) {
+    let unexpired: Vec<_> = store.iter_unexpired().cloned().map(Ok::<_, Infallible>).collect();
+    let Ok(kept) = CookieStore::from_cookies(unexpired, false);
+    *store = kept;
 }
 
 /// Longer paths first (RFC 6265, 5.4); names in order, so that the same jar always reads the same.
@@ -285,8 +295,26 @@ mod tests {
         assert_eq!(jar.visible("/").split("; ").count(), COOKIES_MAX);
         jar.answered("/", std::iter::once("c0=2"));
         assert!(jar.visible("/").starts_with("c0=2"), "a known cookie can still change");
+        let elsewhere: Vec<_> = (0..COOKIES_MAX).map(|n| format!("c0=1; Path=/{n}")).collect();
+        jar.answered("/", elsewhere.iter().map(String::as_str));
+        assert_eq!(
+            jar.header("/7", false).map(|header| header.split("; ").count()),
+            Some(COOKIES_MAX),
+            "a path makes it another one"
+        );
         let huge = format!("huge={}", "x".repeat(COOKIE_MAX));
         assert!(!jar.answered("/", std::iter::once(huge.as_str())));
+    }
+
+    #[tokio::test]
+    async fn what_has_expired_takes_no_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let jar = jar(directory.path());
+        for n in 0..2 * COOKIES_MAX {
+            jar.answered("/", [format!("state{n}=1"), format!("state{n}=; Max-Age=0")].iter().map(String::as_str));
+        }
+        jar.answered("/", std::iter::once("sid=1"));
+        assert_eq!(jar.header("/", false).as_deref(), Some("sid=1"));
     }
 
     #[tokio::test]
