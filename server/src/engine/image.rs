@@ -30,6 +30,9 @@ const REFERENCE_MAX: usize = 512;
 /// A pull that has not moved for so long is given up: the registry, or the way to it, is gone.
 const PULL_STALL: Duration = Duration::from_secs(90);
 
+/// For a registry to say whether it has an image.
+const REGISTRY_LIMIT: Duration = Duration::from_secs(15);
+
 /// All of a pull: 20 GB at 1 MB/s. Something that is still not done is done by hand.
 const PULL_LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
 
@@ -208,6 +211,23 @@ pub(super) async fn local(client: &Client, image: &str) -> Result<Option<String>
     }
 }
 
+/// An image's id where it is on this machine; `None` where its registry says that it has it. Nothing is pulled.
+pub(super) async fn find(client: &Client, image: &str) -> Result<Option<String>, Error> {
+    if let Some(id) = local(client, image).await? {
+        return Ok(Some(id));
+    }
+    if Reference::is_local_id(image) {
+        return Err(Error::ImageNotLocal { image: image.to_owned() });
+    }
+    let reference = Reference::parse(image)?;
+    let name = reference.familiar();
+    match tokio::time::timeout(REGISTRY_LIMIT, client.docker().inspect_registry_image(&name, None)).await {
+        Err(_) => Err(reference.failed(&format!("it did not answer within {} s", REGISTRY_LIMIT.as_secs()))),
+        Ok(Ok(_)) => Ok(None),
+        Ok(Err(error)) => Err(reference.refused(client, "ask a registry for an image", error)),
+    }
+}
+
 /// Which of these images, named by id or reference, are on this machine.
 pub(super) async fn held(client: &Client, wanted: &BTreeSet<String>) -> Result<BTreeSet<String>, Error> {
     if wanted.is_empty() {
@@ -257,35 +277,48 @@ async fn pull(client: &Client, reference: &Reference, progress: &mut impl FnMut(
             }
         }
     };
-    let failed = |why: String| Error::Pull {
-        image: reference.text.clone(),
-        registry: reference.registry.clone(),
-        why: one_line(&why),
-    };
     match tokio::time::timeout(PULL_LIMIT, pulled).await {
-        Err(_) => Err(failed(format!("it took longer than {} h", PULL_LIMIT.as_secs() / 3600))),
-        Ok(Err(why)) => Err(failed(why)),
+        Err(_) => Err(reference.failed(&format!("it took longer than {} h", PULL_LIMIT.as_secs() / 3600))),
+        Ok(Err(why)) => Err(reference.failed(&why)),
         Ok(Ok(Ok(()))) => Ok(()),
-        Ok(Ok(Err(error))) => Err(match error {
+        Ok(Ok(Err(error))) => Err(reference.refused(client, "pull an image", error)),
+    }
+}
+
+impl Reference {
+    fn failed(&self, why: &str) -> Error {
+        Error::Pull { image: self.text.clone(), registry: self.registry.clone(), why: one_line(why) }
+    }
+
+    /// What an engine answers that asked this image's registry.
+    fn refused(&self, client: &Client, asked: &'static str, error: DockerError) -> Error {
+        match error {
             DockerError::DockerResponseServerError { message, .. }
             | DockerError::DockerStreamError { error: message } => {
                 if says_absent(&message) {
-                    Error::ImageNotFound { image: reference.text.clone(), registry: reference.registry.clone() }
+                    Error::ImageNotFound { image: self.text.clone(), registry: self.registry.clone() }
                 } else {
-                    failed(message)
+                    self.failed(&message)
                 }
             }
-            other => client.error("pull an image", other),
-        }),
+            other => client.error(asked, other),
+        }
     }
 }
 
 /// Registries and engines have no code for it, only these words.
 fn says_absent(message: &str) -> bool {
     let message = message.to_lowercase();
-    ["manifest unknown", "name unknown", "does not exist", "not known to registry", "pull access denied"]
-        .iter()
-        .any(|words| message.contains(words))
+    [
+        "manifest unknown",
+        "name unknown",
+        "does not exist",
+        "not known to registry",
+        "pull access denied",
+        "requested access to the resource is denied",
+    ]
+    .iter()
+    .any(|words| message.contains(words))
         || (message.contains("manifest for") && message.contains("not found"))
 }
 

@@ -311,6 +311,14 @@ impl Engine {
         provision::pull(&self.shared, &client, image, image, progress).await
     }
 
+    /// The same without pulling it: `None` where its registry says that it has it.
+    ///
+    /// # Errors
+    /// As [`Self::ensure_image`].
+    pub async fn find_image(&self, image: &str) -> Result<Option<String>, Error> {
+        image::find(&self.shared.client().await?, image).await
+    }
+
     /// Images of the state's services that are on this machine, by what the state calls them: for reports.
     pub fn held_images(&self) -> watch::Receiver<BTreeSet<String>> {
         self.shared.held.subscribe()

@@ -52,10 +52,10 @@ pub(super) async fn deploy(
     // What the state would refuse is told before an image is pulled.
     check(&app, caller.actor(), &brought, deploy(&services)).await?;
     let named = services.iter().map(|service| service.image.clone()).collect();
-    let ids = find_images(&app, &caller, named).await?;
+    let ids = find_images(&app, &caller, named, request.dry_run).await?;
     // A tag means what it means now: when it moves, that is another revision.
     for service in &mut services {
-        service.image_id = ids.get(&service.image).cloned();
+        service.image_id = ids.get(&service.image).cloned().flatten();
     }
     let command = deploy(&services);
     let outcome = if request.dry_run {
@@ -111,18 +111,27 @@ fn brought<'a>(request: &DeployRequest, declared: &'a [DeclaredValue]) -> Answer
     Ok(brought)
 }
 
-/// The engine's id of each image: of the cluster's machines, or from its registry. A dry run looks, too: that an image exists is
-/// most of what can be wrong.
-async fn find_images(app: &App, caller: &Caller, named: BTreeSet<String>) -> Answer<BTreeMap<String, String>> {
+/// The engine's id of each image: of the cluster's machines, or from its registry. A dry run asks there whether it has it, as that is most of
+/// what can be wrong, and leaves the rest to the deployment.
+async fn find_images(
+    app: &App,
+    caller: &Caller,
+    named: BTreeSet<String>,
+    dry_run: bool,
+) -> Answer<BTreeMap<String, Option<String>>> {
     let limit = app.config.limits.pull();
     let find = async |image: String| {
         if let Some(known) = images::meaning(app, caller, &image).await {
-            return Ok((image, known.id));
+            return Ok((image, Some(known.id)));
+        }
+        if dry_run {
+            let found = app.engine.find_image(&image).await?;
+            return Ok((image, found));
         }
         let pulled = app.engine.ensure_image(&image, |progress| tracing::debug!("{}", progress.sentence(&image))).await;
-        pulled.map(|id| (image, id)).map_err(Failure::from)
+        pulled.map(|id| (image, Some(id))).map_err(Failure::from)
     };
-    let all = stream::iter(named).map(find).buffer_unordered(IMAGES_AT_ONCE).try_collect::<BTreeMap<String, String>>();
+    let all = stream::iter(named).map(find).buffer_unordered(IMAGES_AT_ONCE).try_collect();
     // Dropping it ends the pulls: the engine stops when nobody reads their progress.
     tokio::time::timeout(limit, all).await.map_err(|_| {
         Failure::new(
