@@ -82,6 +82,8 @@ async fn every_page_is_good_on_a_phone_and_a_desk_and_for_a_screen_reader() -> R
         ("/services/echo", "echo"),
         ("/services/broken", "broken"),
         ("/secrets", "Secrets and configs"),
+        ("/volumes", "Volumes"),
+        ("/images", "Images"),
         ("/cluster", "Cluster"),
         (&*format!("/machines/{machine}"), machine.as_str()),
         ("/access", "Access"),
@@ -239,6 +241,52 @@ async fn a_node_that_is_gone_is_told_and_the_page_comes_back_by_itself() -> Resu
     browser.picture("stale").await?;
     cluster.up().await?;
     browser.sees(".link-state", "Live").await?;
+    browser.close().await
+}
+
+#[tokio::test]
+async fn a_token_signs_in_and_what_is_none_says_so() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let browser = Browser::open("token").await?;
+    browser.goto(&cluster.dashboard("/")).await?;
+    let forged = format!("{}x", cluster.token());
+    for (pasted, sentence) in [
+        ("not a token", "This is neither an invitation link nor a token"),
+        (forged.as_str(), "token"),
+        (cluster.token(), ""),
+    ] {
+        let field = browser.find("#credential").await?;
+        field.clear().await?;
+        field.send_keys(pasted).await?;
+        press(&browser, "Sign in").await?;
+        if sentence.is_empty() {
+            browser.sees("#page-title", "Services").await?;
+        } else {
+            browser.sees("#credential-error", sentence).await?;
+            ensure!(browser.count("#page-title").await? == 0, "nobody is signed in by `{pasted}`");
+        }
+    }
+    // The key can be used, and taken nowhere else.
+    let exportable: Vec<bool> = browser
+        .js(
+            "const keys = [];
+             for (const {name} of await indexedDB.databases()) {
+                 const database = await new Promise((resolve) => { indexedDB.open(name).onsuccess = ({target}) => resolve(target.result) });
+                 for (const store of database.objectStoreNames) {
+                     const all = database.transaction(store).objectStore(store).getAll();
+                     await new Promise((resolve) => { all.onsuccess = resolve });
+                     const visit = (value) => {
+                         if (value instanceof CryptoKey && value.type === 'private') keys.push(value.extractable);
+                         else if (value && typeof value === 'object') Object.values(value).forEach(visit);
+                     };
+                     visit(all.result);
+                 }
+             }
+             return keys",
+            &[],
+        )
+        .await?;
+    ensure!(exportable == [false], "the browser's keys, and whether they can be exported: {exportable:?}");
     browser.close().await
 }
 

@@ -43,6 +43,14 @@ pub(super) const ROUTES: &[(&str, &str, [bool; 4])] = &[
     ("POST", "/api/v1/services/ghost/scale", [false, true, true, false]),
     ("GET", "/api/v1/services/ghost/logs", [false, true, true, false]),
     ("GET", "/api/v1/services/ghost/exec", [false, true, true, false]),
+    ("GET", "/api/v1/services/ghost/explain", [false, true, true, false]),
+    ("POST", "/api/v1/services/ghost/restore", [false, true, true, false]),
+    ("GET", "/api/v1/volumes", [false, true, true, false]),
+    ("GET", "/api/v1/volumes/ghost/ghost", [false, true, true, false]),
+    ("GET", "/api/v1/volumes/ghost/ghost/diff", [false, true, true, false]),
+    ("GET", "/api/v1/volumes/ghost/ghost/export", [false, true, true, false]),
+    ("PUT", "/api/v1/volumes/ghost/ghost/import", [false, true, true, false]),
+    ("POST", "/api/v1/machines/ghost/scrub", [false, true, true, false]),
     ("GET", "/api/v1/secrets", [false, true, true, false]),
     ("GET", "/api/v1/secrets/ghost", [false, true, true, false]),
     ("PUT", "/api/v1/secrets/ghost", [false, true, true, false]),
@@ -59,6 +67,7 @@ pub(super) const ROUTES: &[(&str, &str, [bool; 4])] = &[
     ("POST", "/api/v1/demo/machines/ghost/kill", [false, false, true, false]),
     ("POST", "/api/v1/demo/machines/ghost/start", [false, false, true, false]),
     ("POST", "/api/v1/invitations", [false, false, true, false]),
+    ("GET", "/api/v1/state/backup", [false, false, true, false]),
 ];
 
 #[tokio::test]
@@ -147,7 +156,7 @@ async fn an_invitation_signs_one_browser_in() {
         let listed: Vec<TokenView> = response.json().await.unwrap();
         listed.into_iter().filter(|token| token.unused && token.name == "Ada").map(|token| token.id).collect()
     };
-    assert_eq!(unused().await, [invitation.id.clone()], "whoever lost its link can find and withdraw it");
+    assert_eq!(unused().await, std::slice::from_ref(&invitation.id), "whoever lost its link can find and withdraw it");
     let issued: IssuedToken = redeem().send().await.unwrap().json().await.unwrap();
     assert_eq!(issued.principal.name, "Ada (Chromium on Linux)");
     assert_eq!(unused().await, []);

@@ -404,7 +404,7 @@ fn the_manual_lists_every_route() {
         let path =
             path.replace("/ghost", "/{}").replace("/uploads/0", "/uploads/{}").replace("/layers/0", "/layers/{}");
         let listed = manual.lines().any(|line| {
-            let route = ["{service}", "{digest}", "{id}", "{machine}", "{name}"]
+            let route = ["{service}", "{volume}", "{digest}", "{id}", "{machine}", "{name}"]
                 .iter()
                 .fold(line.to_owned(), |line, variable| line.replace(variable, "{}"));
             route.starts_with(&format!("| `{method} {path}` |"))
