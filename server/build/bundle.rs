@@ -35,7 +35,8 @@ pub(crate) fn write(outer: &Outer, modules: &[Module], dist: &Path) -> Result<()
     }
     for module in modules {
         if module.in_parts {
-            bind_parts(module.name, &split(module, &dist.join("parts"))?, &mut site)?;
+            let build = inputs::Inputs::of(&outer.workspace)?.hash(outer.profile)?;
+            bind_parts(module.name, &split(module, &build, &dist.join("parts"))?, &mut site)?;
         } else {
             bind(module, &mut site)?;
         }

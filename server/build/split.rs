@@ -16,9 +16,9 @@ pub(crate) struct Parts {
     pub(crate) later: Vec<(String, Vec<u8>)>,
 }
 
-/// `work` is a directory of its own, which is gone afterwards.
-pub(crate) fn split(module: &Module, work: &Path) -> Result<Parts> {
-    let stem = format!("{}-{}", module.name, inputs::content_hash(&module.wasm));
+/// `build` names what the module is cut and bound by. `work` is a directory of its own, which is gone afterwards.
+pub(crate) fn split(module: &Module, build: &str, work: &Path) -> Result<Parts> {
+    let stem = format!("{}-{}", module.name, inputs::content_hash(&[&module.wasm, build.as_bytes()].concat()));
     let (script, main_script) = (format!("./{stem}-later.js"), format!("./{stem}.js"));
     let main = work.join("main.wasm");
     remove(work)?;
