@@ -162,6 +162,8 @@ struct Guard {
     searched: Mono,
     /// It was told of something since.
     to_search: bool,
+    /// When it was told of a container that it had not known.
+    told_of_new: Mono,
     /// Requests to the engine, and when each was made.
     pauses: JoinSet<(String, Result<bool, Error>)>,
     asked: BTreeMap<String, Mono>,
@@ -194,6 +196,7 @@ impl Guard {
             trouble: None,
             searched: Mono(0),
             to_search: false,
+            told_of_new: Mono(0),
             pauses: JoinSet::new(),
             asked: BTreeMap::new(),
             paused: BTreeSet::new(),
@@ -313,6 +316,9 @@ impl Guard {
                 // Only the daemon thaws; what it has thawed is not paused any more either.
                 self.paused.clear();
             }
+            if hold.targets.iter().any(|target| !self.hold.targets.contains(target)) {
+                self.told_of_new = clock::since_boot();
+            }
             self.to_search |= hold.targets != self.hold.targets || hold.deadline != self.hold.deadline;
             self.hold = hold;
         }
@@ -361,7 +367,8 @@ impl Guard {
             return Some(deadline);
         }
         let late = now.since(deadline);
-        let may_be_starting = late < STARTING_MS;
+        // Also where the deadline is long past: who starts it may have it from before a pause.
+        let may_be_starting = late.min(now.since(self.told_of_new)) < STARTING_MS;
         // A daemon without a lease tells of what has run for long, and the deadline is as old as the machine.
         let searching = (may_be_starting || self.to_search) && now.since(self.searched) >= SEARCH_EVERY_MS;
         if searching {
