@@ -10,7 +10,7 @@ use flotilla_tests::{
 };
 use serde_json::Value;
 
-use super::{echo, nginx, signed_in};
+use super::{echo, nginx, signed_in, tunnel::is_bootstrap};
 
 /// A development build on a busy machine still moves 2 MB in a second.
 const LIMIT: Duration = Duration::from_secs(100);
@@ -43,7 +43,7 @@ async fn a_download_of_200_mb_arrives_whole_and_the_node_stays_small() -> Result
 
 #[tokio::test]
 async fn an_upload_of_200_mb_arrives_whole_and_the_node_stays_small() -> Result<()> {
-    let (cluster, browser) = signed_in("upload", Cluster::with()).await?;
+    let (cluster, browser) = signed_in("upload", Cluster::with().tapped()).await?;
     cluster.deploy(&echo(&image::echo().await?)).await?;
     let len = 200_000_000;
     let file = browser.scratch("upload.bin");
@@ -57,6 +57,8 @@ async fn an_upload_of_200_mb_arrives_whole_and_the_node_stays_small() -> Result<
     browser.enter_app_at("#file").await?;
     browser.type_into("#file", &file.display().to_string()).await?;
     let before = cluster.node()?.memory()?;
+    let Some(tap) = &cluster.tap else { unreachable!("the cluster was started with one") };
+    let (http_before, _) = tap.bytes();
     let got = browser
         .js::<Value>(
             "const file = document.getElementById('file').files[0];
@@ -68,5 +70,9 @@ async fn an_upload_of_200_mb_arrives_whole_and_the_node_stays_small() -> Result<
     ensure!(got["sha256"] == body::sha256(body::noise_chunks(0, len)).as_str(), "the service got other bytes");
     let after = cluster.node()?.memory()?;
     ensure!(after.peak < before.resident + GROWTH_MAX, "the node grew from {before:?} to {after:?}");
+    let (http_after, _) = tap.bytes();
+    ensure!(http_after - http_before < 1 << 20, "{} bytes went over HTTP", http_after - http_before);
+    let strange: Vec<_> = tap.requests().into_iter().filter(|request| !is_bootstrap(request)).collect();
+    ensure!(strange.is_empty(), "these requests went over HTTP: {strange:#?}");
     browser.close().await
 }

@@ -13,13 +13,14 @@ use flotilla_tests::{
 use super::{nginx, sign_in, signed_in};
 
 /// Is this all that the listener is for: the files that start a page, signalling, and the cluster's own API and dashboard?
-fn is_bootstrap(request: &Request) -> bool {
+pub(super) fn is_bootstrap(request: &Request) -> bool {
     let path = request.path.split(['?', '#']).next().unwrap_or_default();
     let of_a_service = matches!(path, "/" | "/favicon.ico") || path.starts_with("/__flotilla/");
     let of_the_cluster = matches!(path, "/" | "/signal" | "/connector" | "/favicon.ico" | "/manifest.webmanifest")
         || matches!(path, "/healthz" | "/readyz")
         || ["/assets/", "/api/v1/"].iter().any(|prefix| path.starts_with(prefix));
-    if request.host.starts_with("site.") { of_a_service } else { of_the_cluster }
+    let asks_a_service = ["site.", "echo."].iter().any(|service| request.host.starts_with(service));
+    if asks_a_service { of_a_service } else { of_the_cluster }
 }
 
 #[tokio::test]
