@@ -23,7 +23,8 @@ use crate::{
 /// Of what the dashboard's page loads before it shows anything, compressed. Bytes.
 const FIRST_DOWNLOAD_MAX: u64 = 400_000;
 
-pub(crate) fn write(outer: &Outer, modules: &[Module], dist: &Path) -> Result<()> {
+/// `hash`: of all that the web app is made of.
+pub(crate) fn write(outer: &Outer, modules: &[Module], hash: &str, dist: &Path) -> Result<()> {
     let sources = outer.workspace.join("web/static");
     let mut site = Site { dist, profile: outer.profile, renamed: Vec::new() };
 
@@ -35,8 +36,7 @@ pub(crate) fn write(outer: &Outer, modules: &[Module], dist: &Path) -> Result<()
     }
     for module in modules {
         if module.in_parts {
-            let build = inputs::Inputs::of(&outer.workspace)?.hash(outer.profile)?;
-            bind_parts(module.name, &split(module, &build, &dist.join("parts"))?, &mut site)?;
+            bind_parts(module.name, &split(module, hash, &dist.join("parts"))?, &mut site)?;
         } else {
             bind(module, &mut site)?;
         }

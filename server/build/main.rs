@@ -53,7 +53,8 @@ fn build() -> Result<()> {
 fn built(outer: &Outer) -> Result<PathBuf> {
     let inputs = inputs::Inputs::of(&outer.workspace)?;
     inputs.announce();
-    let dist = outer.web_target.join("dist").join(inputs.hash(outer.profile)?);
+    let hash = inputs.hash(outer.profile)?;
+    let dist = outer.web_target.join("dist").join(&hash);
     if dist.is_dir() {
         return Ok(dist);
     }
@@ -64,7 +65,7 @@ fn built(outer: &Outer) -> Result<PathBuf> {
     let parent = outer.web_target.join("dist");
     let unfinished = parent.join(format!("unfinished-{}", std::process::id()));
     remove(&unfinished)?;
-    bundle::write(outer, &modules, &unfinished)?;
+    bundle::write(outer, &modules, &hash, &unfinished)?;
     if fs::rename(&unfinished, &dist).is_err() {
         remove(&unfinished)?;
         if !dist.is_dir() {

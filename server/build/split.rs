@@ -16,9 +16,9 @@ pub(crate) struct Parts {
     pub(crate) later: Vec<(String, Vec<u8>)>,
 }
 
-/// `build` names what the module is cut and bound by. `work` is a directory of its own, which is gone afterwards.
-pub(crate) fn split(module: &Module, build: &str, work: &Path) -> Result<Parts> {
-    let stem = format!("{}-{}", module.name, inputs::content_hash(&[&module.wasm, build.as_bytes()].concat()));
+/// `hash` is of all that the web app is made of, what it is cut and bound by among it. `work` is a directory of its own, which is gone afterwards.
+pub(crate) fn split(module: &Module, hash: &str, work: &Path) -> Result<Parts> {
+    let stem = format!("{}-{}", module.name, inputs::content_hash(&[&module.wasm, hash.as_bytes()].concat()));
     let (script, main_script) = (format!("./{stem}-later.js"), format!("./{stem}.js"));
     let main = work.join("main.wasm");
     remove(work)?;

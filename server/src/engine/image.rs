@@ -184,19 +184,31 @@ pub(super) async fn ensure(
     image: &str,
     mut progress: impl FnMut(PullProgress),
 ) -> Result<String, Error> {
-    if let Some(id) = local(client, image).await? {
-        return Ok(id);
-    }
-    if Reference::is_local_id(image) {
-        return Err(Error::ImageNotLocal { image: image.to_owned() });
-    }
-    let reference = Reference::parse(image)?;
+    let reference = match look(client, image).await? {
+        Looked::Here(id) => return Ok(id),
+        Looked::Elsewhere(reference) => reference,
+    };
     pull(client, &reference, &mut progress).await?;
     local(client, image).await?.ok_or_else(|| Error::Pull {
         image: image.to_owned(),
         registry: reference.registry.clone(),
         why: "it was pulled, but Docker Engine does not know it".to_owned(),
     })
+}
+
+enum Looked {
+    /// By the engine's id.
+    Here(String),
+    /// Only a registry can have it.
+    Elsewhere(Reference),
+}
+
+async fn look(client: &Client, image: &str) -> Result<Looked, Error> {
+    match local(client, image).await? {
+        Some(id) => Ok(Looked::Here(id)),
+        None if Reference::is_local_id(image) => Err(Error::ImageNotLocal { image: image.to_owned() }),
+        None => Reference::parse(image).map(Looked::Elsewhere),
+    }
 }
 
 /// The engine's id of an image that is on this machine.
@@ -213,13 +225,10 @@ pub(super) async fn local(client: &Client, image: &str) -> Result<Option<String>
 
 /// An image's id where it is on this machine; `None` where its registry says that it has it. Nothing is pulled.
 pub(super) async fn find(client: &Client, image: &str) -> Result<Option<String>, Error> {
-    if let Some(id) = local(client, image).await? {
-        return Ok(Some(id));
-    }
-    if Reference::is_local_id(image) {
-        return Err(Error::ImageNotLocal { image: image.to_owned() });
-    }
-    let reference = Reference::parse(image)?;
+    let reference = match look(client, image).await? {
+        Looked::Here(id) => return Ok(Some(id)),
+        Looked::Elsewhere(reference) => reference,
+    };
     let name = reference.familiar();
     match tokio::time::timeout(REGISTRY_LIMIT, client.docker().inspect_registry_image(&name, None)).await {
         Err(_) => Err(reference.failed(&format!("it did not answer within {} s", REGISTRY_LIMIT.as_secs()))),

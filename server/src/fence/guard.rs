@@ -367,7 +367,7 @@ impl Guard {
             return Some(deadline);
         }
         let late = now.since(deadline);
-        // Also where the deadline is long past: who starts it may have it from before a pause.
+        // A container starts after it was announced, however long ago the deadline was.
         let may_be_starting = late.min(now.since(self.told_of_new)) < STARTING_MS;
         // A daemon without a lease tells of what has run for long, and the deadline is as old as the machine.
         let searching = (may_be_starting || self.to_search) && now.since(self.searched) >= SEARCH_EVERY_MS;
