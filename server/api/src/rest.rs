@@ -81,10 +81,10 @@ pub struct Principal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServiceState {
-    /// Its instance is being created or has not passed its health check yet.
+    /// Its instance is being created, has not passed its health check yet, or does not listen on its port yet.
     Starting,
     Running,
-    /// Runs, but its health check fails.
+    /// Runs, but its health check fails, or nobody has listened on its port for a minute.
     Unhealthy,
     /// Ended; a restart waits for its back-off.
     Restarting,

@@ -114,6 +114,7 @@ pub(crate) async fn until_healthy(session: &Session, awaited: &[Awaited], timeou
     let mut well_since: BTreeMap<&ServiceName, Instant> = BTreeMap::new();
     let mut restarts: BTreeMap<ServiceName, u32> = BTreeMap::new();
     let mut states: BTreeMap<&ServiceName, &'static str> = BTreeMap::new();
+    let mut reasons: BTreeMap<&ServiceName, String> = BTreeMap::new();
     loop {
         match tokio::time::timeout_at(deadline, session.client.services()).await {
             Ok(Ok(views)) => {
@@ -129,6 +130,8 @@ pub(crate) async fn until_healthy(session: &Session, awaited: &[Awaited], timeou
                         }
                         Verdict::Pending(state) => {
                             well_since.remove(service);
+                            reasons.remove(service);
+                            reasons.extend(view.and_then(|view| view.message.clone()).map(|why| (service, why)));
                             if states.insert(service, state) != Some(state) {
                                 progress.tell(service, state);
                             }
@@ -154,7 +157,7 @@ pub(crate) async fn until_healthy(session: &Session, awaited: &[Awaited], timeou
         }
         if tokio::time::timeout_at(deadline, tokio::time::sleep(ASK_EVERY)).await.is_err() {
             progress.end();
-            return Err(timed_out(session, &waiting, &states, timeout).await);
+            return Err(timed_out(session, &waiting, &states, &reasons, timeout).await);
         }
     }
 }
@@ -163,13 +166,15 @@ async fn timed_out(
     session: &Session,
     waiting: &BTreeMap<&ServiceName, &Awaited>,
     states: &BTreeMap<&ServiceName, &'static str>,
+    reasons: &BTreeMap<&ServiceName, String>,
     timeout: Duration,
 ) -> Failure {
     let names: BTreeSet<String> = waiting
         .keys()
-        .map(|service| match states.get(service) {
-            Some(state) => format!("`{service}` ({state})"),
-            None => format!("`{service}`"),
+        .map(|service| match (states.get(service), reasons.get(service)) {
+            (Some(state), Some(reason)) => format!("`{service}` ({state}: {reason})"),
+            (Some(state), None) => format!("`{service}` ({state})"),
+            (None, _) => format!("`{service}`"),
         })
         .collect();
     let names: Vec<_> = names.into_iter().collect();

@@ -16,6 +16,7 @@ mod labels;
 mod logs;
 mod observe;
 mod others;
+mod ports;
 mod provision;
 mod reconciler;
 mod scratch;

@@ -137,6 +137,7 @@ fn read_container(
         epoch: identity.epoch,
         status,
         address,
+        closed_port: None,
     }
 }
 

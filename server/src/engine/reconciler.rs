@@ -26,6 +26,7 @@ use super::{
     container,
     labels::{Identity, Owner},
     observe::{self, Observer},
+    ports::Ports,
     provision, scratch, spare, values, volume,
 };
 use crate::clock;
@@ -81,6 +82,7 @@ pub(super) struct Reconciler {
     proposer: Arc<dyn Proposer>,
     lease: Arc<dyn Lease>,
     observer: Observer,
+    ports: Ports,
     memory: Memory,
     underway: BTreeMap<Lane, Underway>,
     /// Epochs of starts that ended since the last observation began, which may not show them.
@@ -102,6 +104,7 @@ impl Reconciler {
             proposer: surroundings.proposer,
             lease: surroundings.lease,
             observer: Observer::default(),
+            ports: Ports::default(),
             memory: Memory::default(),
             underway: BTreeMap::new(),
             started: BTreeSet::new(),
@@ -221,9 +224,11 @@ impl Reconciler {
     async fn round(&mut self, client: &Client) -> Result<Option<UnixMillis>, Error> {
         // What was started before now shows in what is observed from now on.
         self.started.clear();
-        let observed = Arc::new(self.observer.observe(client, &self.shared.owner(), &self.shared.fence).await?);
-        self.shared.observed.send_replace(Some(Arc::clone(&observed)));
+        let mut observed = self.observer.observe(client, &self.shared.owner(), &self.shared.fence).await?;
         let state = Arc::clone(&self.state.borrow_and_update());
+        let port_opens = self.ports.look(&mut observed, &state).await;
+        let observed = Arc::new(observed);
+        self.shared.observed.send_replace(Some(Arc::clone(&observed)));
         let mut fresh = || format!("{:08x}", rand::random::<u32>());
         let plan = reconcile(
             clock::now(),
@@ -244,7 +249,7 @@ impl Reconciler {
             planned: state.applied,
             observed: Some(observed),
         });
-        Ok(plan.wake_at)
+        Ok([plan.wake_at, port_opens].into_iter().flatten().min())
     }
 
     /// What finds no room is dropped: it is planned again when something has ended.

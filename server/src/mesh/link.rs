@@ -481,7 +481,9 @@ impl Channel for MeshChannel {
     async fn recv(&self) -> Option<Bytes> {
         loop {
             match self.inner.poll().await? {
-                DataChannelEvent::OnMessage(message) if !message.is_string => return Some(message.data.freeze()),
+                // Text is nothing that is spoken here: as a message without bytes it is refused like any that is too short.
+                DataChannelEvent::OnMessage(message) if message.is_string => return Some(Bytes::new()),
+                DataChannelEvent::OnMessage(message) => return Some(message.data.freeze()),
                 DataChannelEvent::OnClose => return None,
                 DataChannelEvent::OnBufferedAmountLow => {
                     if let Some(pace) = &self.pace {

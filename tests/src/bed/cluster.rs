@@ -23,6 +23,8 @@ pub const NAME: &str = "home";
 
 /// From the start of a node to a machine that the others take for ready. Ten of them start on two cores.
 const JOINED_LIMIT: Duration = Duration::from_secs(90);
+/// An image from one engine to another, on a busy machine.
+const PUSH_LIMIT: Duration = Duration::from_secs(60);
 /// From a deployment, or any other change, to what it asks for.
 pub const SETTLED_LIMIT: Duration = Duration::from_secs(60);
 /// A machine that was lost is ready again: its node starts, links, catches up and gets a lease.
@@ -117,6 +119,16 @@ impl Cluster {
     pub fn client_with(&self, index: usize, token: &str) -> Result<Client> {
         let api = format!("http://{}", self.bed.machines()[index].listen());
         Ok(Client::new(&api, Some(token.to_owned()))?)
+    }
+
+    /// `flotilla image push` on a machine, from its engine to another machine's node; what it prints with `--json`.
+    pub async fn push(&self, from: usize, through: usize, image: &str) -> Result<serde_json::Value> {
+        let machines = self.bed.machines();
+        let mut command = machines[from].command(crate::built("flotilla"))?;
+        command.args(["image", "push", image, "--json", "--token", &self.token]);
+        command.arg("--api").arg(format!("http://{}", machines[through].listen()));
+        let printed = process::run(&mut command, PUSH_LIMIT).await?;
+        serde_json::from_str(&printed).with_context(|| format!("it printed {printed}"))
     }
 
     pub fn name(&self, index: usize) -> Result<MachineName> {

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use flotilla::client::{Archive, Error};
+use flotilla::client::Error;
 use flotilla_api::{
     ErrorCode,
     rest::{DrainQuery, VolumeState},
@@ -108,9 +108,12 @@ async fn deploy(cluster: &Cluster) -> Result<()> {
     for index in [1, 2] {
         cluster.bed.machines()[index].load(&path).await?;
     }
-    let archive = Archive::open(&path, |_| {}).await?;
-    cluster.client(0)?.upload(&archive, |_| {}).await.context("give the cluster the image")?;
     let reference = image.reference;
+    // From the engine of one machine to that of another, without a registry.
+    for first in [true, false] {
+        let pushed = cluster.push(1, 0, &reference).await?;
+        ensure!((pushed["sent_bytes"].as_u64() > Some(0)) == first, "what is there is not sent again: {pushed}");
+    }
     cluster
         .deploy(&format!(
             "services:

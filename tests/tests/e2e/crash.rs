@@ -4,11 +4,11 @@ use anyhow::{Context, Result, ensure};
 use flotilla_api::rest::ServiceState;
 use flotilla_tests::{browser::PAGE_LIMIT, cluster::Cluster, image, wait};
 
-use super::{echo, nginx, signed_in};
+use super::{echo, nginx, signed_in, tunnel::carried_only_bootstrap};
 
 #[tokio::test]
 async fn a_killed_daemon_adopts_its_containers_and_pages_go_on() -> Result<()> {
-    let (mut cluster, browser) = signed_in("crash", Cluster::with()).await?;
+    let (mut cluster, browser) = signed_in("crash", Cluster::with().tapped()).await?;
     cluster.deploy(&nginx(&image::nginx().await?)).await?;
     browser.goto(&cluster.url("site", "/")).await?;
     browser.enter_app_at("#secret").await?;
@@ -34,6 +34,12 @@ async fn a_killed_daemon_adopts_its_containers_and_pages_go_on() -> Result<()> {
     .await?;
     browser.reload().await?;
     browser.enter_app_at("#secret").await?;
+    // Neither before nor after went a byte of the service over the listener, nor while there was no node.
+    let tap = cluster.tap.as_ref().context("the cluster was started with one")?;
+    for secret in ["the-bytes-of-a-service-7f3a91", "<title>Tides</title>"] {
+        ensure!(!tap.carried(secret), "`{secret}` went over HTTP");
+    }
+    carried_only_bootstrap(&cluster)?;
     browser.close().await
 }
 

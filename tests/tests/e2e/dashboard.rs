@@ -127,7 +127,7 @@ async fn a_compose_file_is_corrected_at_its_line_and_deployed() -> Result<()> {
 }
 
 /// As pasting does: the whole text at once.
-async fn write_compose(browser: &Browser, text: &str) -> Result<()> {
+pub(crate) async fn write_compose(browser: &Browser, text: &str) -> Result<()> {
     browser.find("#compose").await?;
     browser
         .js(

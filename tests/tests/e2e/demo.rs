@@ -32,6 +32,8 @@ struct Demo {
     client: Client,
     cluster: String,
     port: u16,
+    /// The engine's sample images before it began: a demo that is killed may have left one.
+    samples: String,
     directory: TempDir,
 }
 
@@ -41,11 +43,12 @@ impl Demo {
         let port = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
         let log = artefacts().join(format!("{name}.log"));
         let _ = std::fs::remove_file(&log);
+        let samples = sample_images().await?;
         let (process, told) = Self::run(directory.path(), port, machines, &log).await?;
         let text = |value: &Value| value.as_str().map(ToOwned::to_owned).with_context(|| format!("a text: {told:#}"));
         let client = Client::new(&text(&told["api_url"])?, Some(text(&told["admin_token"])?))?;
         let cluster = client.cluster().await?.id;
-        Ok(Self { process, told, client, cluster, port, directory })
+        Ok(Self { process, told, client, cluster, port, samples, directory })
     }
 
     async fn run(directory: &Path, port: u16, machines: Option<u8>, log: &Path) -> Result<(Process, Value)> {
@@ -112,6 +115,8 @@ impl Demo {
             let left = run(&mut docker, Duration::from_secs(20)).await?;
             ensure!(left.is_empty(), "{kind:?} are left: {left}");
         }
+        let samples = sample_images().await?;
+        ensure!(samples == self.samples, "sample images are left: {samples}");
         ensure!(!self.state().exists(), "the state is left");
         ensure!(!self.directory.path().join("ready.json").exists(), "the ready file is left");
         TcpListener::bind(("127.0.0.1", self.port)).await.context("the port is free again")?;
@@ -119,6 +124,10 @@ impl Demo {
         ensure!(left.is_empty(), "processes are left: {left:?}");
         Ok(())
     }
+}
+
+async fn sample_images() -> Result<String> {
+    run(Command::new("docker").args(["images", "-q", "flotilla-sample"]), Duration::from_secs(20)).await
 }
 
 /// Those that were started for machines below this directory, as their environment says.

@@ -60,6 +60,23 @@ async fn an_image_is_pushed_without_a_registry_and_a_broken_push_goes_on() -> Re
     .await
 }
 
+#[tokio::test]
+async fn what_the_local_engine_can_not_give_is_told() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let local = image::echo().await?;
+    // The node's engine is this machine's, so that there is nothing to send.
+    let pushed: Value = cluster.cli()?.json(&["image", "push", &local]).await?;
+    ensure!(pushed["sent_bytes"] == 0, "{pushed}");
+    let refused = cluster.cli()?.fails(&["image", "push", "nobody-made-this:1"]).await?;
+    ensure!(refused.code == "not-found" && refused.message.contains("nobody-made-this:1"), "{refused:?}");
+    let mut nowhere = cluster.cli()?.command();
+    nowhere.args(["image", "push", &local]).env("DOCKER_HOST", "unix:///nowhere/docker.sock");
+    let ended = nowhere.output().await?;
+    let said = String::from_utf8_lossy(&ended.stderr);
+    ensure!(!ended.status.success() && said.contains("container engine does not answer"), "{said}");
+    Ok(())
+}
+
 /// Of an archive of `docker save`.
 fn largest_layer(archive: &std::path::Path) -> Result<Vec<u8>> {
     let mut largest = Vec::new();

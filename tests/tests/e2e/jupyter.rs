@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use flotilla_tests::{cluster::Cluster, image, wait};
 use thirtyfour::Key;
 
-use super::signed_in;
+use super::{signed_in, tunnel::carried_only_bootstrap};
 
 /// JupyterLab loads 10 MB of scripts and starts a kernel.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -51,5 +51,6 @@ async fn a_cell_of_a_notebook_runs_in_its_kernel() -> Result<()> {
     for secret in ["answer 42", "ipykernel", "jupyter-config-data", "/api/kernels"] {
         ensure!(!tap.carried(secret), "`{secret}` went over HTTP");
     }
+    carried_only_bootstrap(&cluster)?;
     browser.close().await
 }

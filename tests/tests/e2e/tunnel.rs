@@ -1,6 +1,6 @@
 //! Pages of a service, opened in a browser that talks HTTP with nobody.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use flotilla_tests::{
     browser::{Browser, PAGE_LIMIT},
     cluster::Cluster,
@@ -12,15 +12,27 @@ use flotilla_tests::{
 
 use super::{nginx, sign_in, signed_in};
 
-/// Is this all that the listener is for: the files that start a page, signalling, and the cluster's own API and dashboard?
-pub(super) fn is_bootstrap(request: &Request) -> bool {
+/// The listener of a tapped cluster was asked only for the files that start a page, for signalling, and for the cluster's own
+/// API and dashboard.
+pub(super) fn carried_only_bootstrap(cluster: &Cluster) -> Result<()> {
+    let tap = cluster.tap.as_ref().context("the cluster was started without a tap")?;
+    // A navigation that the service worker did not see would be here, with its path.
+    let strange: Vec<_> = tap.requests().into_iter().filter(|request| !is_bootstrap(request)).collect();
+    ensure!(strange.is_empty(), "the listener was asked for more than bootstrap files: {strange:#?}");
+    Ok(())
+}
+
+fn is_bootstrap(request: &Request) -> bool {
     let path = request.path.split(['?', '#']).next().unwrap_or_default();
     let of_a_service = matches!(path, "/" | "/favicon.ico") || path.starts_with("/__flotilla/");
+    // Of the API, what runs commands in services could carry their pages, too.
+    let of_the_api = path.starts_with("/api/v1/") && !path.ends_with("/exec");
     let of_the_cluster = matches!(path, "/" | "/signal" | "/connector" | "/favicon.ico" | "/manifest.webmanifest")
         || matches!(path, "/healthz" | "/readyz")
-        || ["/assets/", "/api/v1/"].iter().any(|prefix| path.starts_with(prefix));
-    let asks_a_service = ["site.", "echo."].iter().any(|service| request.host.starts_with(service));
-    if asks_a_service { of_a_service } else { of_the_cluster }
+        || path.starts_with("/assets/");
+    let host = request.host.split(':').next().unwrap_or_default();
+    let asks_a_service = host.ends_with(".localhost") && !host.starts_with("app.");
+    if asks_a_service { of_a_service } else { of_the_cluster || of_the_api }
 }
 
 #[tokio::test]
@@ -74,9 +86,7 @@ async fn a_page_opens_and_every_byte_of_it_came_over_a_data_channel() -> Result<
     {
         ensure!(!tap.carried(secret), "`{secret}` went over HTTP");
     }
-    // A navigation that the service worker did not see would be here, with its path.
-    let strange: Vec<_> = tap.requests().into_iter().filter(|request| !is_bootstrap(request)).collect();
-    ensure!(strange.is_empty(), "the listener was asked for more than bootstrap files: {strange:#?}");
+    carried_only_bootstrap(&cluster)?;
     browser.close().await
 }
 

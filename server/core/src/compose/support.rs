@@ -210,8 +210,9 @@ pub const SUPPORT: &[Key] = &[
     // How it is reached.
     yes(
         "services.*.ports",
-        "The first TCP port is the one that the service's page is opened at. Nothing is published on the host: a host part \
-         is ignored. All ports are open to the services of the stack.",
+        "The first TCP port is the one that the service's page is opened at: until somebody listens there, the service is \
+         *starting*, and after a minute *unhealthy*. Nothing is published on the host: a host part is ignored. All ports \
+         are open to the services of the stack.",
     ),
     integer("services.*.ports[].target", "Port in the container."),
     yes("services.*.ports[].published", "Ignored."),
@@ -291,7 +292,8 @@ pub const SUPPORT: &[Key] = &[
     flag("services.*.healthcheck.disable", "Turns the image's own check off."),
     yes(
         "services.*.depends_on",
-        "List or map. The first start waits until the others run, and are healthy if they have a health check.",
+        "List or map. The first start waits until the others run, listen on their first TCP port (for a minute at most), and \
+         are healthy if they have a health check.",
     ),
     yes("services.*.depends_on.*", ""),
     yes("services.*.depends_on.*.condition", "`service_started` or `service_healthy`; both wait as said above."),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use flotilla_api::{InstanceId, NodeId, Revision, UnixMillis, rest::ServiceState, spec::Restart};
 
-use super::{Attempts, Container, Health, Memory, OBSERVATION_STALE_MS, Observed, Status};
+use super::{Attempts, Container, Health, Memory, OBSERVATION_STALE_MS, OPENING_PATIENCE_MS, Observed, Status};
 use crate::state::{Placement, Service};
 
 /// What one machine shows.
@@ -99,7 +99,7 @@ pub fn serving<'a>(now: UnixMillis, service: &Service, views: &Views<'a>) -> Vec
     let rank = |sighting: &Sighting<'_>| {
         let container = sighting.container;
         let unhealthy = matches!(container.status, Status::Running { health: Health::Unhealthy, .. });
-        (!container.is_ready(now), unhealthy, is_former(service, sighting))
+        (!container.is_ready(now), unhealthy || container.closed_port.is_some(), is_former(service, sighting))
     };
     let mut sightings = sightings(service, views);
     sightings.retain(|sighting| matches!(sighting.container.status, Status::Running { .. }));
@@ -215,7 +215,19 @@ fn instance(now: UnixMillis, service: &Service, sighting: &Sighting<'_>) -> Inst
             None => (ServiceState::Starting, None, service.changed_at),
         },
         Status::Running { since, health } => match health {
-            Health::None | Health::Healthy => (ServiceState::Running, None, *since),
+            Health::None | Health::Healthy => match container.closed_port {
+                None => (ServiceState::Running, None, *since),
+                Some(port) if container.is_opening(*since, now) => {
+                    (ServiceState::Starting, Some(format!("nothing listens on port {port} yet")), *since)
+                }
+                Some(port) => {
+                    let message = format!(
+                        "nothing listens on port {port}; let the application listen there on all addresses (0.0.0.0), or \
+                         name its port in the compose file"
+                    );
+                    (ServiceState::Unhealthy, Some(message), since.plus(OPENING_PATIENCE_MS))
+                }
+            },
             Health::Starting => {
                 (ServiceState::Starting, Some("has not passed its health check yet".to_owned()), *since)
             }

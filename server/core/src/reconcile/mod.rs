@@ -33,6 +33,9 @@ pub const BACKOFF_MAX_MS: u64 = 60_000;
 pub const RECOVERED_AFTER_MS: u64 = 30_000;
 /// An instance without a health check counts as ready when it has run this long: most broken ones end sooner. Milliseconds.
 pub const READY_AFTER_MS: u64 = 2_000;
+/// How long an application may take to listen on its port before that is a fault: it may build a database first. After it, running
+/// is enough again to count as ready. Milliseconds.
+pub const OPENING_PATIENCE_MS: u64 = 60_000;
 /// A revision without a health check counts as good when it has run this long. Milliseconds.
 pub const CONFIRMED_AFTER_MS: u64 = 10_000;
 /// How long an instance may be unhealthy, by the engine's word, before it is replaced. Milliseconds.
@@ -70,6 +73,9 @@ pub struct Container {
     pub status: Status,
     /// Address on its stack's network, while it runs.
     pub address: Option<std::net::IpAddr>,
+    /// The port that its page comes from, while it runs and nobody has listened there since it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_port: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,15 +167,22 @@ impl Container {
     /// May it take requests already, though nobody counts on it yet?
     pub(crate) fn may_answer(&self) -> bool {
         matches!(self.status, Status::Running { health: Health::Healthy | Health::None, .. })
+            && self.closed_port.is_none()
     }
 
     /// Does it run well enough that others may count on it?
     pub(crate) fn is_ready(&self, now: UnixMillis) -> bool {
         match self.status {
+            Status::Running { since, .. } if self.is_opening(since, now) => false,
             Status::Running { health: Health::Healthy, .. } => true,
             Status::Running { health: Health::None, since } => ran_ms(since, now) >= READY_AFTER_MS,
             _ => false,
         }
+    }
+
+    /// Nobody listens on its port, and that is no fault yet.
+    pub(crate) fn is_opening(&self, since: UnixMillis, now: UnixMillis) -> bool {
+        self.closed_port.is_some() && ran_ms(since, now) < OPENING_PATIENCE_MS
     }
 }
 

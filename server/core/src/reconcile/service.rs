@@ -6,8 +6,8 @@ use flotilla_api::{
 };
 
 use super::{
-    Action, CONFIRMED_AFTER_MS, Container, Health, READY_AFTER_MS, RECOVERED_AFTER_MS, ROLLBACK_AFTER, Round, Status,
-    UNHEALTHY_PATIENCE_MS,
+    Action, CONFIRMED_AFTER_MS, Container, Health, OPENING_PATIENCE_MS, READY_AFTER_MS, RECOVERED_AFTER_MS,
+    ROLLBACK_AFTER, Round, Status, UNHEALTHY_PATIENCE_MS,
     memory::{Chore, Owner, backoff},
     ran_ms,
 };
@@ -97,7 +97,10 @@ impl Round<'_> {
                             && container.replica == placement.replica
                             && container.incarnation() == placement.incarnation()
                             && match container.status {
-                                Status::Running { health, .. } => matches!(health, Health::None | Health::Healthy),
+                                Status::Running { health, since } => {
+                                    matches!(health, Health::None | Health::Healthy)
+                                        && !container.is_opening(since, self.now)
+                                }
                                 Status::Exited { code, .. } => stays_ended(dependency, code),
                                 _ => false,
                             }
@@ -164,6 +167,10 @@ impl Round<'_> {
                 self.wake_at(since.plus(after));
             }
         }
+        let opening = container.is_opening(since, self.now);
+        if opening {
+            self.wake_at(since.plus(OPENING_PATIENCE_MS));
+        }
         if recovering {
             self.wake_at(since.plus(RECOVERED_AFTER_MS));
         }
@@ -181,6 +188,7 @@ impl Round<'_> {
             }
         }
         match health {
+            _ if opening => Progress::Pending,
             Health::Healthy => Progress::Good,
             Health::None if self.now.since(since) >= CONFIRMED_AFTER_MS => Progress::Good,
             _ => Progress::Pending,

@@ -168,6 +168,7 @@ fn progress(fleet: &Fleet<'_>, service: &Service, slot: Slot<'_>) -> Progress {
 fn of_container(service: &Service, container: &Container, at: UnixMillis) -> Progress {
     let spec = service.spec_of(container.revision);
     match container.status {
+        Status::Running { since, .. } if container.is_opening(since, at) => Progress::Pending,
         Status::Running { since, health: health @ (Health::None | Health::Healthy) } => {
             // With a health check its word is enough, unless somebody wants to watch for longer.
             let checked = if health == Health::Healthy { 0 } else { CONFIRMED_AFTER_MS };

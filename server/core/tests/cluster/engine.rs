@@ -59,6 +59,7 @@ impl Engine {
                     epoch: *epoch,
                     status: Status::Running { since: at, health: Health::None },
                     address: None,
+                    closed_port: None,
                 };
                 let writes = spec.volumes.iter().any(|mount| !mount.read_only);
                 self.containers.insert(id, Real { container, writes, frozen: false });

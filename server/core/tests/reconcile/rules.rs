@@ -4,7 +4,8 @@ use flotilla_api::{ErrorCode, Revision, UnixMillis, rest::ServiceState};
 use flotilla_core::{
     CommandV1,
     reconcile::{
-        self, BACKOFF_MAX_MS, Health, Memory, OBSERVATION_STALE_MS, ROLLBACK_AFTER, Status, UNHEALTHY_PATIENCE_MS,
+        self, BACKOFF_MAX_MS, Health, Memory, OBSERVATION_STALE_MS, OPENING_PATIENCE_MS, ROLLBACK_AFTER, Status,
+        UNHEALTHY_PATIENCE_MS,
     },
 };
 
@@ -83,6 +84,37 @@ fn a_health_check_decides_when_the_old_instance_goes() {
     let condition = world.condition("web");
     assert_eq!(condition.state, ServiceState::Unhealthy);
     assert_eq!(condition.message.as_deref(), Some("its health check fails; revision 1 still answers"));
+}
+
+#[test]
+fn the_old_instance_goes_when_the_new_one_listens() {
+    let mut world = settled(WEB);
+    world.deploy("  web: {image: slow}");
+    world.run_for(19_000);
+    assert_eq!(world.of("web").len(), 2, "nobody listens on the new one yet\n{}", world.told());
+    let observed = world.observe();
+    let serving = reconcile::serving(world.now, world.service("web"), &world.views(&observed));
+    assert_eq!(serving[0].1.revision, Revision(1));
+    assert_eq!(world.condition_state("web"), ServiceState::Starting);
+    assert_eq!(world.service("web").confirmed, Some(Revision(1)));
+    world.run_for(2_000);
+    assert_eq!(world.actions(), ["run web r2 #1", "remove web", "propose confirm web r2"]);
+    assert_eq!(world.condition_state("web"), ServiceState::Running);
+}
+
+#[test]
+fn a_port_that_nobody_listens_on_is_told_and_holds_nothing_up_for_ever() {
+    let mut world = settled(WEB);
+    world.deploy("  web: {image: deaf}");
+    world.run_for(1_000);
+    assert_eq!(world.condition("web").message.as_deref(), Some("nothing listens on port 8080 yet"));
+    world.run_for(OPENING_PATIENCE_MS);
+    assert_eq!(world.only("web").container.revision, Revision(2), "{}", world.told());
+    let condition = world.condition("web");
+    assert_eq!(condition.state, ServiceState::Unhealthy);
+    assert!(condition.message.is_some_and(|message| message.starts_with("nothing listens on port 8080; ")));
+    world.run_for(600_000);
+    assert_eq!(world.times("run").len(), 1, "it is not started again for that\n{}", world.told());
 }
 
 #[test]
@@ -300,6 +332,16 @@ fn the_first_start_waits_for_what_it_depends_on() {
     world.apply(restart("web")).unwrap();
     world.run_for(60_000);
     assert_eq!(world.condition_state("web"), ServiceState::Running, "what was stopped by hand holds nobody up");
+}
+
+#[test]
+fn the_first_start_waits_until_what_it_depends_on_listens() {
+    let mut world = World::new();
+    world.deploy("  web: {image: good, depends_on: [db]}\n  db: {image: slow}");
+    world.run_for(19_000);
+    assert_eq!(world.actions(), ["create network stack", "run db r1 #1"]);
+    world.run_for(2_000);
+    assert_eq!(world.of("web").len(), 1, "{}", world.told());
 }
 
 #[test]

@@ -71,23 +71,26 @@ enum Step {
 const SERVICES: [&str; 3] = ["web", "db", "job"];
 
 /// What each service may be deployed as. Only the last of each is bad.
-const VARIANTS: [[&str; 4]; 3] = [
+const VARIANTS: [[&str; 5]; 3] = [
     [
         "  web: {image: good}",
         "  web: {image: good, healthcheck: {test: check}, environment: {A: 1}}",
         "  web: {image: better, deploy: {replicas: 2}}",
+        "  web: {image: slow}",
         "  web: {image: crashes}",
     ],
     [
         "  db: {image: good, volumes: ['data:/data']}",
         "  db: {image: better, volumes: ['data:/data'], healthcheck: {test: check}}",
         "  db: {image: good}",
+        "  db: {image: slow, volumes: ['data:/data']}",
         "  db: {image: missing, volumes: ['data:/data']}",
     ],
     [
         "  job: {image: good, restart: on-failure}",
         "  job: {image: better}",
         "  job: {image: good, volumes: ['data:/data']}",
+        "  job: {image: deaf}",
         "  job: {image: \"won't-start\"}",
     ],
 ];
@@ -108,7 +111,7 @@ impl Daemon {
         let name = |service: usize| -> ServiceName { SERVICES[service % SERVICES.len()].parse().unwrap() };
         match *step {
             Step::Deploy { service, variant } => {
-                let (stack, services) = specs(VARIANTS[service % 3][variant % 4]);
+                let (stack, services) = specs(VARIANTS[service % 3][variant % 5]);
                 self.people(CommandV1::Deploy { stack, services });
             }
             Step::Scale { service, replicas } => self.people(CommandV1::Scale { service: name(service), replicas }),
@@ -252,7 +255,7 @@ fn step() -> impl Strategy<Value = Step> {
         24 => any::<usize>().prop_map(|which| Step::Execute { which }),
         2 => any::<usize>().prop_map(|which| Step::Drop { which }),
         12 => prop_oneof![0_u64..10, 100_u64..5_000, 5_000_u64..70_000].prop_map(|millis| Step::Wait { millis }),
-        8 => (0_usize..3, 0_usize..4).prop_map(|(service, variant)| Step::Deploy { service, variant }),
+        8 => (0_usize..3, 0_usize..5).prop_map(|(service, variant)| Step::Deploy { service, variant }),
         2 => (0_usize..3, 0_u32..4).prop_map(|(service, replicas)| Step::Scale { service, replicas }),
         2 => (0_usize..3).prop_map(|service| Step::Restart { service }),
         2 => (0_usize..3, any::<bool>()).prop_map(|(service, volumes)| Step::Remove { service, volumes }),

@@ -55,6 +55,15 @@ fn fate(image: &str) -> Option<(u64, i64)> {
     }
 }
 
+/// How long after its start a container's image listens on its port; absent: never.
+fn opening(image: &str) -> Option<u64> {
+    match image {
+        "deaf" => None,
+        "slow" => Some(20_000),
+        _ => Some(0),
+    }
+}
+
 /// When a container with a health check is found healthy or not.
 const CHECKED_AFTER_MS: u64 = 1_500;
 
@@ -237,6 +246,7 @@ impl World {
                         epoch: *epoch,
                         status: Status::Created,
                         address: None,
+                        closed_port: None,
                     },
                     volumes: spec.volumes.clone(),
                     image: spec.image.clone(),
@@ -397,17 +407,21 @@ impl Real {
         let health = if self.checked { Health::Starting } else { Health::None };
         self.container.status = Status::Running { since: now, health };
         self.container.address = Some("10.0.0.2".parse().unwrap());
+        self.container.closed_port = (opening(&self.image) != Some(0)).then_some(8080);
     }
 
     pub(crate) fn exit(&mut self, now: UnixMillis, code: i64) {
         self.container.status = Status::Exited { code, at: now, out_of_memory: false };
         self.container.address = None;
+        self.container.closed_port = None;
     }
 
     fn next(&self) -> Option<UnixMillis> {
         let Status::Running { since, health } = self.container.status else { return None };
         let check = (health == Health::Starting).then(|| since.plus(CHECKED_AFTER_MS));
-        [check, fate(&self.image).map(|(after, _)| since.plus(after))].into_iter().flatten().min()
+        let opens =
+            opening(&self.image).filter(|_| self.container.closed_port.is_some()).map(|after| since.plus(after));
+        [check, opens, fate(&self.image).map(|(after, _)| since.plus(after))].into_iter().flatten().min()
     }
 
     fn live(&mut self, now: UnixMillis) {
@@ -415,6 +429,9 @@ impl Real {
         if health == Health::Starting && now.since(since) >= CHECKED_AFTER_MS {
             let health = if self.image == "sick" { Health::Unhealthy } else { Health::Healthy };
             self.container.status = Status::Running { since, health };
+        }
+        if opening(&self.image).is_some_and(|after| now.since(since) >= after) {
+            self.container.closed_port = None;
         }
         if let Some((after, code)) = fate(&self.image)
             && now.since(since) >= after

@@ -168,5 +168,6 @@ pub(super) fn container(replica: u32, epoch: u64, since: UnixMillis) -> Containe
         epoch,
         status: Status::Running { since, health: Health::Healthy },
         address: None,
+        closed_port: None,
     }
 }

@@ -351,6 +351,7 @@ impl World {
                         _ => Status::Running { since: self.now, health },
                     },
                     address: None,
+                    closed_port: None,
                 });
             }
             if spec.image == BAD {
