@@ -78,10 +78,10 @@ async fn an_engine_that_is_away_is_told() -> Result<()> {
     let other = format!("name: tests\n{file}    environment: {{A: b}}\n");
     write_compose(&browser, &other).await?;
     browser.sees(".check", "in order").await?;
-    let before = cluster.client.cluster().await?.applied_index;
 
     socket.cut()?;
     cluster.becomes("echo", ServiceState::Unknown).await?;
+    let before = cluster.client.cluster().await?.applied_index;
     press(&browser, "Deploy").await?;
     browser.sees("body", "Docker Engine is not running").await?;
     browser.picture("engine-away-deploy").await?;
