@@ -20,7 +20,8 @@ async fn a_cell_of_a_notebook_runs_in_its_kernel() -> Result<()> {
             "services:\n  lab:\n    image: {image}\n    ports: [\"8888\"]\n    volumes: [\"work:/home/jovyan/work\"]\nvolumes:\n  work: {{}}\n"
         ))
         .await?;
-    browser.goto(&cluster.url("lab", "/lab")).await?;
+    // Which leads to `/lab`; a link to that would be seen by the listener, as the first page of a browser is.
+    browser.goto(&cluster.url("lab", "/")).await?;
     wait::holds("JupyterLab's launcher", LIMIT, async || {
         browser.enter_app().await?;
         Ok(browser.count(".jp-LauncherCard[data-category='Notebook']").await? > 0)
