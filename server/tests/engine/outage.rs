@@ -114,7 +114,7 @@ async fn what_answers_but_is_no_engine_is_told_so() {
 #[tokio::test]
 async fn an_engine_that_goes_and_comes_back_is_taken_up_again() {
     let playground = Playground::new().await;
-    playground.deploy("  notes: { image: $IMAGE, ports: [80] }");
+    playground.deploy("  notes: { image: $IMAGE, command: [httpd, -f, -p, \"80\", -h, /etc], ports: [80] }");
     let wire = Wire::new(playground.data.path());
     let engine = playground.start_at(Some(wire.host()));
     let mut status = engine.watch_status();
@@ -130,7 +130,7 @@ async fn an_engine_that_goes_and_comes_back_is_taken_up_again() {
     // The container runs on, and requests still reach it.
     assert!(engine.address_of(&name("notes")).is_ok());
     // Meanwhile somebody wants something else.
-    playground.deploy("  notes: { image: $IMAGE, ports: [80] }\n  more: { image: $IMAGE }");
+    playground.deploy("  notes: { image: $IMAGE, command: [httpd, -f, -p, \"80\", -h, /etc], ports: [80] }\n  more: { image: $IMAGE }");
 
     wire.mend();
     until(&mut status, true).await;
