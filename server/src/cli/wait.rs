@@ -42,6 +42,12 @@ enum Verdict {
     Failed(String),
 }
 
+/// What was seen last of a service that is waited for.
+struct Pending {
+    state: &'static str,
+    why: Option<String>,
+}
+
 /// `restarts`: those of the instances when the wait began.
 fn judge(deployed: &Deployed, view: Option<&ServiceView>, restarts: u32) -> Verdict {
     let Some(view) = view else { return Verdict::Failed("it was removed meanwhile".into()) };
@@ -113,8 +119,7 @@ pub(crate) async fn until_healthy(session: &Session, awaited: &[Awaited], timeou
         awaited.iter().map(|one| (&one.deployed.service, one)).collect();
     let mut well_since: BTreeMap<&ServiceName, Instant> = BTreeMap::new();
     let mut restarts: BTreeMap<ServiceName, u32> = BTreeMap::new();
-    let mut states: BTreeMap<&ServiceName, &'static str> = BTreeMap::new();
-    let mut reasons: BTreeMap<&ServiceName, String> = BTreeMap::new();
+    let mut states: BTreeMap<&ServiceName, Pending> = BTreeMap::new();
     loop {
         match tokio::time::timeout_at(deadline, session.client.services()).await {
             Ok(Ok(views)) => {
@@ -130,9 +135,8 @@ pub(crate) async fn until_healthy(session: &Session, awaited: &[Awaited], timeou
                         }
                         Verdict::Pending(state) => {
                             well_since.remove(service);
-                            reasons.remove(service);
-                            reasons.extend(view.and_then(|view| view.message.clone()).map(|why| (service, why)));
-                            if states.insert(service, state) != Some(state) {
+                            let pending = Pending { state, why: view.and_then(|view| view.message.clone()) };
+                            if states.insert(service, pending).is_none_or(|before| before.state != state) {
                                 progress.tell(service, state);
                             }
                         }
@@ -157,7 +161,7 @@ pub(crate) async fn until_healthy(session: &Session, awaited: &[Awaited], timeou
         }
         if tokio::time::timeout_at(deadline, tokio::time::sleep(ASK_EVERY)).await.is_err() {
             progress.end();
-            return Err(timed_out(session, &waiting, &states, &reasons, timeout).await);
+            return Err(timed_out(session, &waiting, &states, timeout).await);
         }
     }
 }
@@ -165,16 +169,15 @@ pub(crate) async fn until_healthy(session: &Session, awaited: &[Awaited], timeou
 async fn timed_out(
     session: &Session,
     waiting: &BTreeMap<&ServiceName, &Awaited>,
-    states: &BTreeMap<&ServiceName, &'static str>,
-    reasons: &BTreeMap<&ServiceName, String>,
+    states: &BTreeMap<&ServiceName, Pending>,
     timeout: Duration,
 ) -> Failure {
     let names: BTreeSet<String> = waiting
         .keys()
-        .map(|service| match (states.get(service), reasons.get(service)) {
-            (Some(state), Some(reason)) => format!("`{service}` ({state}: {reason})"),
-            (Some(state), None) => format!("`{service}` ({state})"),
-            (None, _) => format!("`{service}`"),
+        .map(|service| match states.get(service) {
+            Some(Pending { state, why: Some(why) }) => format!("`{service}` ({state}: {why})"),
+            Some(Pending { state, why: None }) => format!("`{service}` ({state})"),
+            None => format!("`{service}`"),
         })
         .collect();
     let names: Vec<_> = names.into_iter().collect();

@@ -50,13 +50,10 @@ impl Ports {
             look(before, *since, *address)
         });
         let ports = join_all(looks).await;
-        let mut again: Option<Instant> = None;
+        let again = ports.iter().filter_map(|port| port.closed).map(|(_, at)| at).min();
         self.known.clear();
         for ((container, _, address), port) in shown.into_iter().zip(ports) {
-            if let Some((_, at)) = port.closed {
-                container.closed_port = Some(address.port());
-                again = Some(again.map_or(at, |again| again.min(at)));
-            }
+            container.closed_port = port.closed.map(|_| address.port());
             self.known.insert(container.id.clone(), port);
         }
         again.map(|at| clock::now().plus(millis(at.saturating_duration_since(Instant::now()))))

@@ -172,12 +172,19 @@ impl Container {
 
     /// Does it run well enough that others may count on it?
     pub(crate) fn is_ready(&self, now: UnixMillis) -> bool {
-        match self.status {
-            Status::Running { since, .. } if self.is_opening(since, now) => false,
-            Status::Running { health: Health::Healthy, .. } => true,
-            Status::Running { health: Health::None, since } => ran_ms(since, now) >= READY_AFTER_MS,
-            _ => false,
-        }
+        self.ready_in_ms(now) == Some(0)
+    }
+
+    /// After how long that is so, if nothing changes; `None`: never. Milliseconds.
+    pub(crate) fn ready_in_ms(&self, now: UnixMillis) -> Option<u64> {
+        let Status::Running { since, health } = self.status else { return None };
+        let needed = match (health, self.closed_port) {
+            (Health::Starting | Health::Unhealthy, _) => return None,
+            (Health::None | Health::Healthy, Some(_)) => OPENING_PATIENCE_MS,
+            (Health::None, None) => READY_AFTER_MS,
+            (Health::Healthy, None) => 0,
+        };
+        Some(needed.saturating_sub(ran_ms(since, now)))
     }
 
     /// Nobody listens on its port, and that is no fault yet.

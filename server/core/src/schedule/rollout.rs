@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     command::CommandV1,
-    reconcile::{Attempts, CONFIRMED_AFTER_MS, Container, Health, READY_AFTER_MS, ROLLBACK_AFTER, Status, ran_ms},
+    reconcile::{Attempts, CONFIRMED_AFTER_MS, Container, Health, ROLLBACK_AFTER, Status, ran_ms},
     state::{Phase, Placement, Service},
 };
 
@@ -245,7 +245,7 @@ impl Wake {
         self.at(now.plus(millis.max(REPORT_SOON_MS)));
     }
 
-    /// When instances without a health check will count as ready, for which moves wait.
+    /// When instances will count as ready that need nothing but time for it, for which moves wait.
     pub(super) fn for_successors<'a>(&mut self, draft: &Draft<'a>, fleet: &Fleet<'a>, service: &Service) {
         let slots = draft.slots(&service.name);
         if !slots.iter().any(|slot| slot.phase == Phase::Leaving) {
@@ -254,9 +254,9 @@ impl Wake {
         for slot in slots.iter().filter(|slot| slot.phase == Phase::Active) {
             let shown = slot.epoch.and_then(|epoch| shown(fleet, service, *slot, epoch));
             if let Some(shown) = shown
-                && let Status::Running { health: Health::None, since } = shown.container.status
+                && let Some(in_ms) = shown.container.ready_in_ms(shown.at)
             {
-                self.after(draft.input.now, READY_AFTER_MS.saturating_sub(ran_ms(since, shown.at)));
+                self.after(draft.input.now, in_ms);
             }
         }
     }
