@@ -283,7 +283,7 @@ fn link_row(link: &LinkView, names: &BTreeMap<NodeId, MachineName>, now: UnixMil
             LinkState::Down => "down",
         }),
         Cell::new(match link.path {
-            Some(LinkPath::Direct) if link.bulk == Some(BulkPath::Near) => "direct, near",
+            Some(LinkPath::Direct) if link.bulk == Some(BulkPath::Tls) => "direct, TLS",
             Some(LinkPath::Direct) => "direct",
             Some(LinkPath::Relayed) => "relayed",
             None => "",

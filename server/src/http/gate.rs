@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     assets,
-    mesh::nodes::{NEAR_PATH, SIGNAL_PATH},
+    mesh::nodes::{BULK_PATH, SIGNAL_PATH},
     metrics::Traffic,
 };
 
@@ -71,7 +71,7 @@ pub(super) async fn answer(
 fn of_nodes(path: &str) -> Option<Traffic> {
     match path {
         SIGNAL_PATH => Some(Traffic::Signal),
-        NEAR_PATH => Some(Traffic::Near),
+        BULK_PATH => Some(Traffic::Bulk),
         _ => None,
     }
 }

@@ -1,6 +1,6 @@
 //! What other nodes ask of the listener. It carries no token: who asks proves it to the mesh.
 //!
-//! `/mesh/v1/signal` takes an envelope, whose signature says who wrote it. `/mesh/v1/near` becomes a near link, whose certificate does.
+//! `/mesh/v1/signal` takes an envelope, whose signature says who wrote it. `/mesh/v1/bulk` becomes a TLS link, whose certificate does.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -15,7 +15,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::{App, answer::Failure, attempts::Attempts, gate::Asker};
-use crate::mesh::nodes::{ENVELOPE_MAX, NEAR_ATTEMPT, NEAR_PROTOCOL, NodeMesh};
+use crate::mesh::nodes::{BULK_ATTEMPT, BULK_PROTOCOL, ENVELOPE_MAX, NodeMesh};
 
 pub(super) async fn signal(State(app): State<Arc<App>>, asker: Asker, request: Request) -> Response {
     answer(&app.nodes, &app.attempts, asker.peer.ip(), request).await
@@ -38,29 +38,29 @@ pub(super) async fn answer(nodes: &NodeMesh, attempts: &Attempts, from: IpAddr, 
     }
 }
 
-pub(super) async fn near(State(app): State<Arc<App>>, request: Request) -> Response {
+pub(super) async fn bulk(State(app): State<Arc<App>>, request: Request) -> Response {
     take(&app.nodes, request)
 }
 
 /// Another node's connection for what is large. It was offered before, under the name that the request gives.
 pub(super) fn take(nodes: &NodeMesh, mut request: Request) -> Response {
-    let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>().filter(|_| wants_near(request.headers())) else {
-        let said = format!("this is for other nodes: `Connection: upgrade` and `Upgrade: {NEAR_PROTOCOL}` are missing");
+    let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>().filter(|_| wants_bulk(request.headers())) else {
+        let said = format!("this is for other nodes: `Connection: upgrade` and `Upgrade: {BULK_PROTOCOL}` are missing");
         return Failure::new(ErrorCode::InvalidRequest, said).into_response();
     };
-    let attempt = request.headers().get(NEAR_ATTEMPT).and_then(|attempt| attempt.to_str().ok()).unwrap_or_default();
-    match nodes.near(attempt) {
+    let attempt = request.headers().get(BULK_ATTEMPT).and_then(|attempt| attempt.to_str().ok()).unwrap_or_default();
+    match nodes.arrival(attempt) {
         Ok(arrival) => {
             arrival.take(async { upgrade.await.ok().map(TokioIo::new) });
-            let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, NEAR_PROTOCOL)];
+            let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, BULK_PROTOCOL)];
             (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
         }
         Err(error) => Failure(error).into_response(),
     }
 }
 
-fn wants_near(headers: &HeaderMap) -> bool {
+fn wants_bulk(headers: &HeaderMap) -> bool {
     headers
         .get(header::UPGRADE)
-        .is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(NEAR_PROTOCOL.as_bytes()))
+        .is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(BULK_PROTOCOL.as_bytes()))
 }

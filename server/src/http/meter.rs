@@ -140,7 +140,7 @@ impl<T> Metered<T> {
 /// An answer whose body tells the meter when it ends.
 pub(super) fn until_sent(response: Response, meter: Arc<Meter>) -> Response {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        // From now on the connection is one WebSocket or one near link, and all of it is of this kind.
+        // From now on the connection is one WebSocket or one TLS link, and all of it is of this kind.
         return response;
     }
     response.map(|body| Body::new(Sending { body, meter }))

@@ -42,7 +42,7 @@ use crate::{
     images::Images,
     mesh::{
         Mesh,
-        nodes::{NEAR_PATH, NodeMesh, SIGNAL_PATH},
+        nodes::{BULK_PATH, NodeMesh, SIGNAL_PATH},
     },
     metrics::Metrics,
     store::{ProposeError, Store},
@@ -196,7 +196,7 @@ fn router(app: Arc<App>) -> Router {
             SIGNAL_PATH,
             axum::routing::post(mesh::signal).route_layer(from_fn_with_state(app.clone(), routes::within_time)),
         )
-        .route(NEAR_PATH, axum::routing::get(mesh::near))
+        .route(BULK_PATH, axum::routing::get(mesh::bulk))
         .fallback(routes::nothing_here)
         .method_not_allowed_fallback(routes::another_method)
         .with_state(app)

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     config::{Config, Limits},
-    mesh::nodes::{NEAR_PATH, NodeMesh, SIGNAL_PATH},
+    mesh::nodes::{BULK_PATH, NodeMesh, SIGNAL_PATH},
     metrics::{Metrics, Traffic},
     peers::starting,
 };
@@ -69,7 +69,7 @@ impl Reception {
         let begun = Instant::now();
         let traffic = match (request.method(), request.uri().path()) {
             (&Method::POST, SIGNAL_PATH) => Traffic::Signal,
-            (&Method::GET, NEAR_PATH) => Traffic::Near,
+            (&Method::GET, BULK_PATH) => Traffic::Bulk,
             (&Method::GET, "/healthz") => Traffic::Probe,
             _ => Traffic::Refused,
         };
@@ -79,7 +79,7 @@ impl Reception {
                 let answer = mesh::answer(&self.nodes, &self.attempts, peer.ip(), request);
                 routes::within(self.limits.request(), answer).await
             }
-            Traffic::Near => mesh::take(&self.nodes, request),
+            Traffic::Bulk => mesh::take(&self.nodes, request),
             Traffic::Probe => "ok\n".into_response(),
             _ => refused(),
         };

@@ -37,7 +37,7 @@ pub enum Traffic {
     /// What sets connections up: a browser's WebSocket, another node's offer.
     Signal,
     /// What another node, of the same network, sends and fetches.
-    Near,
+    Bulk,
     /// `/healthz`, `/readyz`, `/metrics`.
     Probe,
     /// A host, an origin or a path that is not served, and what was no HTTP.
@@ -45,14 +45,14 @@ pub enum Traffic {
 }
 
 impl Traffic {
-    pub const ALL: [Self; 6] = [Self::Bootstrap, Self::Api, Self::Signal, Self::Near, Self::Probe, Self::Refused];
+    pub const ALL: [Self; 6] = [Self::Bootstrap, Self::Api, Self::Signal, Self::Bulk, Self::Probe, Self::Refused];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Bootstrap => "bootstrap",
             Self::Api => "api",
             Self::Signal => "signal",
-            Self::Near => "near",
+            Self::Bulk => "bulk",
             Self::Probe => "probe",
             Self::Refused => "refused",
         }

@@ -3,13 +3,13 @@
 //! They need root. `make bed` runs all of them, the long ones too. What they measure is printed behind `MEASURED`.
 
 mod board;
+mod carried;
 mod daemon;
 mod damage;
 mod data;
 mod engine;
 mod ledger;
 mod machines;
-mod near;
 mod partition;
 mod power;
 mod rolling;

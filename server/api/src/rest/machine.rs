@@ -377,7 +377,7 @@ pub enum LinkState {
 #[serde(rename_all = "kebab-case")]
 pub enum BulkPath {
     /// TLS to the other machine's listener, as both are in one network.
-    Near,
+    Tls,
     /// Data channels.
     Channels,
 }

@@ -14,7 +14,7 @@ use super::*;
 use crate::{
     mesh::{
         Addresses, Certificate,
-        nodes::{ENVELOPE_MAX, NEAR_ATTEMPT, NEAR_PATH, NEAR_PROTOCOL, NodeConfig, NodeMesh, SIGNAL_PATH, contact},
+        nodes::{BULK_ATTEMPT, BULK_PATH, BULK_PROTOCOL, ENVELOPE_MAX, NodeConfig, NodeMesh, SIGNAL_PATH, contact},
     },
     peers::{Handler, Method as Call, Stream},
 };
@@ -37,7 +37,7 @@ async fn a_node_that_starts_answers_other_nodes_and_tells_everybody_else_to_wait
     assert_eq!(code(ask(Method::POST, SIGNAL_PATH).body("{}")).await, ErrorCode::SignalInvalid);
     assert!(failed(&nodes.id().0).await.contains("this machine is just starting"), "{}", failed(&nodes.id().0).await);
     assert_eq!(ask(Method::GET, "/healthz").send().await.unwrap().status(), StatusCode::OK);
-    assert_eq!(code(ask(Method::GET, NEAR_PATH)).await, ErrorCode::InvalidRequest);
+    assert_eq!(code(ask(Method::GET, BULK_PATH)).await, ErrorCode::InvalidRequest);
     for path in ["/readyz", "/api/v1/services", "/", SIGNAL_PATH] {
         let answer = ask(Method::GET, path).send().await.unwrap();
         assert_eq!(answer.headers()["retry-after"], "1", "{path}");
@@ -95,9 +95,9 @@ async fn another_node_needs_no_token_and_gets_no_further_than_the_mesh() {
     assert_eq!(code(post(b"{}".to_vec()).header("host", "anna.lan")).await, ErrorCode::SignalInvalid);
     assert_eq!(running.get(SIGNAL_PATH).send().await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
 
-    assert_eq!(code(running.get(NEAR_PATH)).await, ErrorCode::InvalidRequest);
-    let upgrade = running.get(NEAR_PATH).header("connection", "upgrade").header("upgrade", NEAR_PROTOCOL);
-    assert_eq!(code(upgrade.header(NEAR_ATTEMPT, "0".repeat(32))).await, ErrorCode::NotFound, "nobody is awaited");
+    assert_eq!(code(running.get(BULK_PATH)).await, ErrorCode::InvalidRequest);
+    let upgrade = running.get(BULK_PATH).header("connection", "upgrade").header("upgrade", BULK_PROTOCOL);
+    assert_eq!(code(upgrade.header(BULK_ATTEMPT, "0".repeat(32))).await, ErrorCode::NotFound, "nobody is awaited");
 
     let contact = Box::pin(contact(&config(2), &[running.address().to_string()], &node.0)).await.unwrap();
     assert_eq!(contact.node, node);

@@ -19,9 +19,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     mux::{Mux, MuxChannel, Offered},
-    near,
     pulse::GAPS_AT_MOST_EVERY,
     stream::NodeStream,
+    tls,
 };
 use crate::{
     mesh::{
@@ -106,14 +106,14 @@ pub(super) struct BulkLink {
 pub(super) enum Carrier {
     /// A WebRTC connection, and what its buffers were chosen for.
     WebRtc(Link, End),
-    Near(near::Line),
+    Tls(tls::Line),
 }
 
 impl Carrier {
     /// The first is preferred.
     fn rank(&self) -> u8 {
         match self {
-            Self::Near(_) => 0,
+            Self::Tls(_) => 0,
             Self::WebRtc(_, End::Node) => 1,
             Self::WebRtc(..) => 2,
         }
@@ -122,7 +122,7 @@ impl Carrier {
     fn is_up(&self) -> bool {
         match self {
             Self::WebRtc(link, _) => *link.state().borrow() == LinkState::Connected,
-            Self::Near(line) => line.is_up(),
+            Self::Tls(line) => line.is_up(),
         }
     }
 
@@ -133,21 +133,21 @@ impl Carrier {
                 // A connection without a driver is lost, too.
                 let _ = link.state().wait_for(over).await;
             }
-            Self::Near(line) => line.lost().await,
+            Self::Tls(line) => line.lost().await,
         }
     }
 
     fn traffic(&self) -> (u64, u64) {
         match self {
             Self::WebRtc(link, _) => link.traffic(),
-            Self::Near(line) => line.traffic(),
+            Self::Tls(line) => line.traffic(),
         }
     }
 
     async fn close(&self) {
         match self {
             Self::WebRtc(link, _) => link.close().await,
-            Self::Near(line) => line.close(),
+            Self::Tls(line) => line.close(),
         }
     }
 }
@@ -163,7 +163,7 @@ impl Bulk {
 
     /// What carries streams at present.
     pub(super) fn path(&self) -> Option<BulkPath> {
-        self.find(0).map(|link| if link.is_near() { BulkPath::Near } else { BulkPath::Channels })
+        self.find(0).map(|link| if link.is_tls() { BulkPath::Tls } else { BulkPath::Channels })
     }
 
     /// What the next WebRTC connection is made for.
@@ -277,8 +277,8 @@ impl BulkLink {
         !self.closed.is_cancelled() && !self.retired.load(Ordering::Relaxed) && self.carrier.is_up()
     }
 
-    pub(super) fn is_near(&self) -> bool {
-        matches!(self.carrier, Carrier::Near(_))
+    pub(super) fn is_tls(&self) -> bool {
+        matches!(self.carrier, Carrier::Tls(_))
     }
 
     /// Not to be used for another stream.

@@ -79,7 +79,7 @@ pub(super) enum Purpose {
     Control,
     Bulk,
     /// The same over TLS, to the listener: the descriptions are fingerprints of the certificates.
-    Near,
+    Tls,
     /// First contact of a machine that is no member yet.
     Join,
 }

@@ -1,7 +1,7 @@
 //! The mesh between nodes: a link with every other member, and what is said over it.
 //!
 //! [`NodeMesh`] implements [`Peers`] over WebRTC. With each member it keeps a *control* link for calls, and makes a *bulk* link when a
-//! stream is wanted, so that bulk can't delay a heartbeat; between machines of one network that is a [`near`] link. Links are set up by signed envelopes ([`envelope`]), which are brought by
+//! stream is wanted, so that bulk can't delay a heartbeat; between machines of one network that is a [`tls`] link. Links are set up by signed envelopes ([`envelope`]), which are brought by
 //! HTTP to the other node's listener or by a node that both have a link to.
 
 mod bulk;
@@ -11,7 +11,6 @@ mod dial;
 mod envelope;
 mod figures;
 mod mux;
-mod near;
 mod outbox;
 mod peer;
 mod post;
@@ -20,6 +19,7 @@ mod rpc;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,8 +44,8 @@ use webrtc::peer_connection::RTCIceServer;
 
 pub use contact::{Contact, ContactError, contact};
 pub use envelope::{ENVELOPE_MAX, NODE_SIGNAL_VERSION};
-pub use near::{Arrival, NEAR_ATTEMPT, NEAR_PATH, NEAR_PROTOCOL};
 pub use post::SIGNAL_PATH;
+pub use tls::{Arrival, BULK_ATTEMPT, BULK_PATH, BULK_PROTOCOL};
 
 use super::{
     Addresses, Certificate, Error, Port,
@@ -59,9 +59,9 @@ use bulk::{Carrier, LABEL_MAX, Taker};
 use control::{CONNECTING, Control, Hello, PROTOCOL};
 use dial::{HOPS_MAX, Passed};
 use envelope::{Answer, Author, Body, Offer, Purpose, Seen, invalid};
-use near::Near;
 use peer::{Input, Peer};
 use rpc::Answers;
+use tls::Tls;
 
 /// How often this machine's addresses are looked at.
 const NETWORK_LOOK: Duration = Duration::from_secs(2);
@@ -139,7 +139,7 @@ struct Shared {
     seen: Mutex<Seen>,
     strangers: Arc<Semaphore>,
     bulk_answers: Semaphore,
-    near: Near,
+    tls: Tls,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -166,7 +166,7 @@ impl NodeMesh {
         let post = post::Post::new().map_err(|error| Error::Certificate(error.to_string()))?;
         let shared = Shared {
             author: Author::new(config.key.clone()),
-            near: Near::new(&config.certificate)?,
+            tls: Tls::new(&config.certificate)?,
             config,
             post,
             run: OnceLock::new(),
@@ -384,7 +384,7 @@ impl Shared {
         }
         let described = match offer.purpose {
             Purpose::Bulk => Box::pin(self.answer_bulk(&peer, offer, boot)).await,
-            Purpose::Near => self.answer_near(&peer, offer, boot),
+            Purpose::Tls => self.answer_tls(&peer, offer, boot),
             _ => peer.offered(offer.clone(), boot.clone()).await,
         };
         let body = match described {

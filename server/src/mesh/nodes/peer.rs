@@ -26,7 +26,7 @@ use super::{
     control::{self, Control, Lanes, NotUp, Part},
     dial::{self, Failure, Manner, Progress},
     envelope::Offer,
-    near,
+    tls,
 };
 use crate::{
     clock,
@@ -68,7 +68,7 @@ pub(super) struct Peer {
     control: Mutex<Option<Arc<Control>>>,
     status: Mutex<Status>,
     pub(super) bulk: Arc<Bulk>,
-    pub(super) near_failed: near::Failed,
+    pub(super) tls_failed: tls::Failed,
     stop: CancellationToken,
 }
 
@@ -106,7 +106,7 @@ impl Peer {
             control: Mutex::default(),
             status: Mutex::new(status),
             bulk: Arc::default(),
-            near_failed: near::Failed::default(),
+            tls_failed: tls::Failed::default(),
             stop,
         });
         let keeper = Keeper {
@@ -159,7 +159,7 @@ impl Peer {
         label: &str,
         lane: usize,
     ) -> Result<Stream, CallError> {
-        let lane = if self.goes_near(shared) { lane % near::LANES } else { lane.min(LANES_MAX - 1) };
+        let lane = if self.goes_over_tls(shared) { lane % tls::LANES } else { lane.min(LANES_MAX - 1) };
         for last in [false, true] {
             let (link, fresh) = match self.find_bulk(shared, lane) {
                 Some(link) => (link, false),
@@ -181,20 +181,20 @@ impl Peer {
         Err(CallError::Unreachable)
     }
 
-    /// A link that works; a data channel only where a near link can't be had.
+    /// A link that works; a data channel only where a TLS link can't be had.
     fn find_bulk(&self, shared: &Shared, lane: usize) -> Option<Arc<BulkLink>> {
         let link = self.bulk.find(lane)?;
-        (link.is_near() || !self.goes_near(shared)).then_some(link)
+        (link.is_tls() || !self.goes_over_tls(shared)).then_some(link)
     }
 
-    fn goes_near(&self, shared: &Shared) -> bool {
-        self.control().is_some_and(|control| near::is_wanted(shared, self, &control))
+    fn goes_over_tls(&self, shared: &Shared) -> bool {
+        self.control().is_some_and(|control| tls::is_wanted(shared, self, &control))
     }
 
     async fn bulk_link(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<Arc<BulkLink>, CallError> {
         let control = self.control().ok_or(CallError::Unreachable)?;
-        if near::is_wanted(shared, self, &control)
-            && let Some(link) = Box::pin(near::link(shared, self, &control)).await
+        if tls::is_wanted(shared, self, &control)
+            && let Some(link) = Box::pin(tls::link(shared, self, &control)).await
         {
             return Ok(link);
         }

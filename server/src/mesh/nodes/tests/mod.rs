@@ -3,9 +3,9 @@
 mod calls;
 mod join;
 mod links;
-mod near;
 mod signals;
 mod streams;
+mod tls;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -51,8 +51,8 @@ struct Plan {
     seed: u8,
     config: NodeConfig,
     gate: Option<Gate>,
-    /// Its listener takes near links.
-    near: bool,
+    /// Its listener takes TLS links.
+    takes_tls: bool,
 }
 
 /// Lets signalling in only when it says so.
@@ -62,7 +62,7 @@ impl Plan {
     fn new(seed: u8) -> Self {
         let addresses = Addresses::Only(vec![[127, 0, 0, 1].into()]);
         let config = NodeConfig::new(SigningKey::from_bytes(&[seed; 32]), Certificate::generate().unwrap(), addresses);
-        Self { seed, config, gate: None, near: false }
+        Self { seed, config, gate: None, takes_tls: false }
     }
 
     fn id(&self) -> NodeId {
@@ -81,7 +81,7 @@ impl Plan {
             mesh.start(members, echo);
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap().to_string();
-            tokio::spawn(serve(listener, Arc::clone(&mesh), plan.gate, plan.near));
+            tokio::spawn(serve(listener, Arc::clone(&mesh), plan.gate, plan.takes_tls));
             (mesh, address)
         });
         let (mesh, address) = started.await.unwrap();
@@ -89,7 +89,7 @@ impl Plan {
     }
 }
 
-async fn serve(listener: TcpListener, mesh: Arc<NodeMesh>, gate: Option<Gate>, near: bool) {
+async fn serve(listener: TcpListener, mesh: Arc<NodeMesh>, gate: Option<Gate>, takes_tls: bool) {
     let taking = Arc::clone(&mesh);
     let answer = move |request: Request| {
         let (mesh, gate) = (Arc::clone(&mesh), gate.clone());
@@ -105,20 +105,20 @@ async fn serve(listener: TcpListener, mesh: Arc<NodeMesh>, gate: Option<Gate>, n
         }
     };
     let take = move |mut request: Request| async move {
-        let attempt = request.headers()[NEAR_ATTEMPT].to_str().unwrap().to_owned();
-        match taking.near(&attempt) {
+        let attempt = request.headers()[BULK_ATTEMPT].to_str().unwrap().to_owned();
+        match taking.arrival(&attempt) {
             Ok(arrival) => {
                 let upgrade = request.extensions_mut().remove::<OnUpgrade>().unwrap();
                 arrival.take(async { upgrade.await.ok().map(TokioIo::new) });
-                (http::StatusCode::SWITCHING_PROTOCOLS, [("connection", "upgrade"), ("upgrade", NEAR_PROTOCOL)])
+                (http::StatusCode::SWITCHING_PROTOCOLS, [("connection", "upgrade"), ("upgrade", BULK_PROTOCOL)])
                     .into_response()
             }
             Err(_) => http::StatusCode::NOT_FOUND.into_response(),
         }
     };
     let mut router = Router::new().route(SIGNAL_PATH, post(answer));
-    if near {
-        router = router.route(NEAR_PATH, get(take));
+    if takes_tls {
+        router = router.route(BULK_PATH, get(take));
     }
     axum::serve(listener, router).await.unwrap();
 }

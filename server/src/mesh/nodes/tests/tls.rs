@@ -1,13 +1,13 @@
-//! Near links: TLS to the listener, between machines of one network.
+//! TLS links, to the listener of the other node.
 
 use flotilla_api::rest::BulkPath;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::*;
-use crate::{mesh::nodes::near as links, tunnel::Channel};
+use crate::{mesh::nodes::tls as links, tunnel::Channel};
 
-async fn near(plans: [Plan; 2]) -> [Node; 2] {
-    let [one, other] = plans.map(|plan| Plan { near: true, ..plan });
+async fn listening(plans: [Plan; 2]) -> [Node; 2] {
+    let [one, other] = plans.map(|plan| Plan { takes_tls: true, ..plan });
     let (one, other) = (one.start().await, other.start().await);
     introduce(&[&one, &other]);
     all_linked(&[&one, &other]).await;
@@ -30,19 +30,19 @@ async fn says_back(one: &Node, other: &Node, bytes: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_large_goes_over_tls_between_near_machines_both_ways() {
-    let [one, other] = near([Plan::new(1), Plan::new(2)]).await;
+    let [one, other] = listening([Plan::new(1), Plan::new(2)]).await;
     assert_eq!(one.link(&other).bulk, None);
     says_back(&one, &other, 20_000_000).await;
-    assert_eq!(one.link(&other).bulk, Some(BulkPath::Near));
+    assert_eq!(one.link(&other).bulk, Some(BulkPath::Tls));
     // The same connection.
-    assert_eq!(other.link(&one).bulk, Some(BulkPath::Near));
+    assert_eq!(other.link(&one).bulk, Some(BulkPath::Tls));
     says_back(&other, &one, 1_000_000).await;
     let beside = timeout(PATIENCE, one.mesh.stream_beside(&other.id(), "echo", 3)).await.unwrap();
     assert!(beside.is_ok(), "a further lane");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_data_channel_carries_it_where_the_listener_takes_no_near_link() {
+async fn a_data_channel_carries_it_where_the_listener_takes_no_tls_link() {
     let [one, other] = [Plan::new(1).start().await, Plan::new(2).start().await];
     introduce(&[&one, &other]);
     all_linked(&[&one, &other]).await;
@@ -52,8 +52,8 @@ async fn a_data_channel_carries_it_where_the_listener_takes_no_near_link() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_of_a_near_link_end_with_their_node_and_the_next_one_goes_to_its_next_run() {
-    let [one, mut other] = near([Plan::new(1), Plan::new(2)]).await;
+async fn streams_of_a_tls_link_end_with_their_node_and_the_next_one_goes_to_its_next_run() {
+    let [one, mut other] = listening([Plan::new(1), Plan::new(2)]).await;
     let mut stream = one.stream(&other, "echo").await;
     stream.write_all(b"x").await.unwrap();
     assert_eq!(stream.read_u8().await.unwrap(), b'x');
@@ -71,17 +71,17 @@ async fn streams_of_a_near_link_end_with_their_node_and_the_next_one_goes_to_its
 /// Whoever is not who was told that they may come gets nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_is_taken_once_and_only_from_who_offered_it() {
-    let [one, other] = near([Plan::new(1), Plan::new(2)]).await;
+    let [one, other] = listening([Plan::new(1), Plan::new(2)]).await;
     let peer = other.mesh.shared.peer(&one.id()).unwrap();
     let expect = |attempt: &str, certificate: &Certificate| {
-        let description = Near::new(certificate).unwrap().identity.fingerprint().0;
-        let (purpose, attempt) = (Purpose::Near, attempt.to_owned());
+        let description = Tls::new(certificate).unwrap().identity.fingerprint().0;
+        let (purpose, attempt) = (Purpose::Tls, attempt.to_owned());
         let offer = Offer { purpose, attempt, description, relay: false, shared_port: false };
-        other.mesh.shared.answer_near(&peer, &offer, "boot")
+        other.mesh.shared.answer_tls(&peer, &offer, "boot")
     };
     let knock = async |attempt: &str, with: &Certificate, expected: &str| -> Result<Option<Bytes>, links::Error> {
         let tcp = links::connect(other.address.parse().unwrap(), attempt).await?;
-        let connector = Near::new(with).unwrap().identity.connector(links::Fingerprint(expected.to_owned()))?;
+        let connector = Tls::new(with).unwrap().identity.connector(links::Fingerprint(expected.to_owned()))?;
         let name = ServerName::try_from("flotilla").unwrap();
         let (_line, channel) = links::Line::over(Box::new(connector.connect(name, tcp).await?));
         Ok(timeout(PATIENCE, channel.recv()).await.unwrap())

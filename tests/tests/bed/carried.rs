@@ -11,7 +11,7 @@ use crate::ledger::{Database, SERVICE, copied, deploy};
 
 #[tokio::test]
 async fn copies_go_over_tls_within_one_network() -> Result<()> {
-    carried(BedSpec::lan(3), BulkPath::Near).await
+    carried(BedSpec::lan(3), BulkPath::Tls).await
 }
 
 #[tokio::test]

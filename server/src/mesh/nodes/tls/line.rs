@@ -107,7 +107,7 @@ impl Channel for LineChannel {
         let mut reading = self.reading.lock().await;
         let read = self.closed.run_until_cancelled(reading.next()).await;
         let Some(Some(Ok(message))) = read else {
-            tracing::debug!(?read, "a line to a near machine ended");
+            tracing::debug!(?read, "a TLS link ended");
             self.closed.cancel();
             return None;
         };
@@ -151,7 +151,7 @@ async fn write(
         Ok::<_, std::io::Error>(())
     };
     if let Some(Err(error)) = closed.run_until_cancelled(writing).await {
-        tracing::debug!(%error, "a line to a near machine broke");
+        tracing::debug!(%error, "a TLS link broke");
     }
     closed.cancel();
     // Without it the other side notices the silence.

@@ -1,4 +1,4 @@
-//! Near links: between two machines of one network, what is large goes over TLS to the other node's listener (ADR 19).
+//! TLS links: between two machines of one network, what is large goes over TLS to the other node's listener (ADR 19).
 //!
 //! A data channel does in the program what the kernel does for TCP, and takes four times as long on the processor for it; between machines that TCP gets through to
 //! that buys nothing. Who is at the other end is proven as on every link: a signed offer and its answer name the certificates, and the connection
@@ -48,19 +48,19 @@ pub(super) use pinned::Fingerprint;
 use pinned::Identity;
 
 /// The route on every node's listener.
-pub const NEAR_PATH: &str = "/mesh/v1/near";
+pub const BULK_PATH: &str = "/mesh/v1/bulk";
 
 /// What the connection is for afterwards (RFC 9110, 7.8).
-pub const NEAR_PROTOCOL: &str = "flotilla-near";
+pub const BULK_PROTOCOL: &str = "flotilla-bulk";
 
 /// Header that names the attempt.
-pub const NEAR_ATTEMPT: &str = "flotilla-attempt";
+pub const BULK_ATTEMPT: &str = "flotilla-attempt";
 
 /// A round trip below this is that of one network: Wi-Fi has some milliseconds. Farther away a data channel gets through more often, and several of them carry
 /// more where packets are lost.
 const NEAR_MS: f64 = 10.0;
 
-/// Near links to one machine: each keeps one core busy at either end, and loses nothing that another one would have to make up for.
+/// TLS links to one machine: each keeps one core busy at either end, and loses nothing that another one would have to make up for.
 pub(super) const LANES: usize = 2;
 
 /// From an offer that was answered to a connection that is taken; and what the connection itself may take. Something in between may swallow it.
@@ -79,8 +79,8 @@ const AGAIN_AFTER: Duration = Duration::from_secs(300);
 /// The answering side's first word: TLS 1.3 lets the other one write before it was looked at.
 const GREETING: &[u8] = b"flotilla";
 
-/// What it takes to make near links.
-pub(super) struct Near {
+/// What it takes to make TLS links.
+pub(super) struct Tls {
     pub(super) identity: Identity,
     /// Those that may come, by attempt.
     awaited: Mutex<HashMap<String, Awaited>>,
@@ -93,7 +93,7 @@ struct Awaited {
     until: Instant,
 }
 
-impl Near {
+impl Tls {
     pub(super) fn new(certificate: &Certificate) -> Result<Self, MeshError> {
         Ok(Self { identity: Identity::new(certificate)?, awaited: Mutex::default() })
     }
@@ -103,7 +103,7 @@ impl Near {
     }
 }
 
-/// When a near link to a machine could not be made.
+/// When a TLS link to a machine could not be made.
 #[derive(Debug, Default)]
 pub(super) struct Failed(Mutex<Option<Instant>>);
 
@@ -141,20 +141,20 @@ pub(super) enum Error {
     Tls(#[from] rustls::Error),
 }
 
-/// Whether near links are worth a try.
+/// Whether TLS links are worth a try.
 pub(super) fn is_wanted(shared: &Shared, peer: &Peer, over: &Control) -> bool {
     let direct = over.path().is_some_and(|path| path.kind == LinkPath::Direct);
     let near = over.figures().rtt_ms.is_some_and(|round_trip| round_trip < NEAR_MS);
-    direct && near && !shared.config.relayed_only && !peer.near_failed.lately()
+    direct && near && !shared.config.relayed_only && !peer.tls_failed.lately()
 }
 
-/// Makes a near link; `None` where that can't be done.
+/// Makes a TLS link; `None` where that can't be done.
 pub(super) async fn link(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control) -> Option<Arc<BulkLink>> {
     match make(shared, peer, over).await {
         Ok(link) => Some(link),
         Err(error) => {
-            tracing::debug!(peer = %peer.id, %error, "no near link; a data channel carries it");
-            peer.near_failed.now();
+            tracing::debug!(peer = %peer.id, %error, "no TLS link; a data channel carries it");
+            peer.tls_failed.now();
             None
         }
     }
@@ -167,14 +167,14 @@ async fn make(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control) -> Result<
     }
     let attempt = random_name();
     let offer = Offer {
-        purpose: Purpose::Near,
+        purpose: Purpose::Tls,
         attempt: attempt.clone(),
-        description: shared.near.identity.fingerprint().0,
+        description: shared.tls.identity.fingerprint().0,
         relay: false,
         shared_port: false,
     };
     let answer = dial::over_control(shared, peer, over, &offer).await.map_err(Error::Offer)?;
-    let connector = shared.near.identity.connector(Fingerprint(answer.description))?;
+    let connector = shared.tls.identity.connector(Fingerprint(answer.description))?;
     let mut last = Error::NoAddress;
     for address in addresses {
         let connecting = async {
@@ -187,7 +187,7 @@ async fn make(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control) -> Result<
         match timeout(CONNECTING, connecting).await.unwrap_or(Err(Error::Timeout)) {
             Ok((line, channel)) => {
                 let taker = shared.taker(&peer.id);
-                return Ok(peer.bulk.add(Carrier::Near(line), Box::new(channel), answer.boot, true, taker));
+                return Ok(peer.bulk.add(Carrier::Tls(line), Box::new(channel), answer.boot, true, taker));
             }
             Err(error) => last = error,
         }
@@ -211,11 +211,11 @@ pub(super) async fn connect(address: SocketAddr, attempt: &str) -> Result<TcpStr
     tcp.set_nodelay(true)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(tcp)).await?;
     tokio::spawn(connection.with_upgrades());
-    let request = Request::get(NEAR_PATH)
+    let request = Request::get(BULK_PATH)
         .header(HOST, address.to_string())
         .header(CONNECTION, "upgrade")
-        .header(UPGRADE, NEAR_PROTOCOL)
-        .header(NEAR_ATTEMPT, attempt)
+        .header(UPGRADE, BULK_PROTOCOL)
+        .header(BULK_ATTEMPT, attempt)
         .body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -230,7 +230,7 @@ pub(super) async fn connect(address: SocketAddr, attempt: &str) -> Result<TcpStr
 
 impl Shared {
     /// Answers an offer: who made it may connect now.
-    pub(super) fn answer_near(&self, peer: &Peer, offer: &Offer, boot: &str) -> Result<String, ApiError> {
+    pub(super) fn answer_tls(&self, peer: &Peer, offer: &Offer, boot: &str) -> Result<String, ApiError> {
         let busy = || ApiError::new(ErrorCode::RateLimited, "there are many links already; try again");
         if offer.attempt.len() != NONCE_LEN {
             return Err(invalid("an attempt has another name than that"));
@@ -238,7 +238,7 @@ impl Shared {
         if peer.bulk.is_full() {
             return Err(busy());
         }
-        let mut awaited = self.near.awaited();
+        let mut awaited = self.tls.awaited();
         let now = Instant::now();
         awaited.retain(|_, awaited| awaited.until > now);
         if awaited.len() >= AWAITED_MAX {
@@ -247,11 +247,11 @@ impl Shared {
         let certificate = Fingerprint(offer.description.clone());
         let from = Awaited { from: peer.id.clone(), boot: boot.to_owned(), certificate, until: now + AWAITED };
         awaited.insert(offer.attempt.clone(), from);
-        Ok(self.near.identity.fingerprint().0)
+        Ok(self.tls.identity.fingerprint().0)
     }
 }
 
-/// A connection that may become a near link.
+/// A connection that may become a TLS link.
 pub struct Arrival {
     shared: Arc<Shared>,
     awaited: Awaited,
@@ -262,8 +262,8 @@ impl NodeMesh {
     ///
     /// # Errors
     /// Nobody was told that they may come under this name.
-    pub fn near(&self, attempt: &str) -> Result<Arrival, ApiError> {
-        let awaited = self.shared.near.awaited().remove(attempt).filter(|awaited| awaited.until > Instant::now());
+    pub fn arrival(&self, attempt: &str) -> Result<Arrival, ApiError> {
+        let awaited = self.shared.tls.awaited().remove(attempt).filter(|awaited| awaited.until > Instant::now());
         let nobody = || ApiError::new(ErrorCode::NotFound, "no machine is awaited under this name");
         Ok(Arrival { shared: Arc::clone(&self.shared), awaited: awaited.ok_or_else(nobody)? })
     }
@@ -279,8 +279,8 @@ impl Arrival {
         tasks.spawn(async move {
             match timeout(AWAITED, self.greet(upgraded)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "a near link was not made"),
-                Err(_) => tracing::debug!("a near link was not made in time"),
+                Ok(Err(error)) => tracing::debug!(%error, "a TLS link was not made"),
+                Err(_) => tracing::debug!("a TLS link was not made in time"),
             }
         });
     }
@@ -291,13 +291,13 @@ impl Arrival {
     {
         let Self { shared, awaited } = self;
         let stream: Stream = Box::new(upgraded.await.ok_or(Error::Timeout)?);
-        let acceptor = shared.near.identity.acceptor(awaited.certificate)?;
+        let acceptor = shared.tls.identity.acceptor(awaited.certificate)?;
         let (line, channel) = Line::over(Box::new(acceptor.accept(stream).await?));
         channel.send(BytesMut::from(GREETING)).await?;
         // One that was removed meanwhile is gone.
         if let Some(peer) = shared.peer(&awaited.from) {
             let taker = shared.taker(&awaited.from);
-            peer.bulk.add(Carrier::Near(line), Box::new(channel), awaited.boot, false, taker);
+            peer.bulk.add(Carrier::Tls(line), Box::new(channel), awaited.boot, false, taker);
         }
         Ok(())
     }
