@@ -11,10 +11,11 @@ use axum::{
 };
 use flotilla_api::ErrorCode;
 use http::{HeaderMap, StatusCode, header};
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 
-use super::{App, answer::Failure, attempts::Attempts, gate::Asker};
+use super::{App, answer::Failure, attempts::Attempts, gate::Asker, meter::Metered};
 use crate::mesh::nodes::{BULK_ATTEMPT, BULK_PROTOCOL, ENVELOPE_MAX, NodeMesh};
 
 pub(super) async fn signal(State(app): State<Arc<App>>, asker: Asker, request: Request) -> Response {
@@ -51,12 +52,18 @@ pub(super) fn take(nodes: &NodeMesh, mut request: Request) -> Response {
     let attempt = request.headers().get(BULK_ATTEMPT).and_then(|attempt| attempt.to_str().ok()).unwrap_or_default();
     match nodes.arrival(attempt) {
         Ok(arrival) => {
-            arrival.take(async { upgrade.await.ok().map(TokioIo::new) });
+            arrival.take(async { upgrade.await.ok().and_then(plain) });
             let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, BULK_PROTOCOL)];
             (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
         }
         Err(error) => Failure(error).into_response(),
     }
+}
+
+/// What another node connected with; `None` if that is not TCP by itself, or if it says more than it was asked.
+fn plain(upgraded: Upgraded) -> Option<Metered<TcpStream>> {
+    let parts = upgraded.downcast::<TokioIo<Metered<TcpStream>>>().ok()?;
+    parts.read_buf.is_empty().then(|| parts.io.into_inner())
 }
 
 fn wants_bulk(headers: &HeaderMap) -> bool {

@@ -36,7 +36,7 @@ pub enum Traffic {
     Api,
     /// What sets connections up: a browser's WebSocket, another node's offer.
     Signal,
-    /// What another node, of the same network, sends and fetches.
+    /// What another node sends and fetches over TLS.
     Bulk,
     /// `/healthz`, `/readyz`, `/metrics`.
     Probe,

@@ -376,7 +376,7 @@ pub enum LinkState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BulkPath {
-    /// TLS to the other machine's listener, as both are in one network.
+    /// TLS to the listener of one of them.
     Tls,
     /// Data channels.
     Channels,

@@ -1,7 +1,7 @@
 //! The mesh between nodes: a link with every other member, and what is said over it.
 //!
 //! [`NodeMesh`] implements [`Peers`] over WebRTC. With each member it keeps a *control* link for calls, and makes a *bulk* link when a
-//! stream is wanted, so that bulk can't delay a heartbeat; between machines of one network that is a [`tls`] link. Links are set up by signed envelopes ([`envelope`]), which are brought by
+//! stream is wanted, so that bulk can't delay a heartbeat; where TCP gets through that is a [`tls`] link. Links are set up by signed envelopes ([`envelope`]), which are brought by
 //! HTTP to the other node's listener or by a node that both have a link to.
 
 mod bulk;

@@ -412,6 +412,8 @@ impl Keeper {
         let answers = self.shared.member_answers(&self.peer.id);
         control.start(lanes, answers, Arc::clone(&self.peer.bulk), &self.shared.tasks);
         self.peer.bulk.keep_only(Some(&control.other.boot));
+        // It may be somewhere else now.
+        self.peer.tls_failed.is_over();
         let before = lock(&self.peer.control).replace(Arc::clone(control));
         if let Some(before) = before {
             before.end(None);

@@ -29,11 +29,11 @@ use ed25519_dalek::SigningKey;
 use flotilla_api::{ApiError, ErrorCode, NodeId, rest::LinkState};
 use flotilla_core::State;
 use futures::{FutureExt, future::BoxFuture};
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     runtime::Runtime,
     sync::watch,
     time::timeout,
@@ -109,7 +109,8 @@ async fn serve(listener: TcpListener, mesh: Arc<NodeMesh>, gate: Option<Gate>, t
         match taking.arrival(&attempt) {
             Ok(arrival) => {
                 let upgrade = request.extensions_mut().remove::<OnUpgrade>().unwrap();
-                arrival.take(async { upgrade.await.ok().map(TokioIo::new) });
+                let tcp = |upgraded: Upgraded| upgraded.downcast::<TokioIo<TcpStream>>().unwrap().io.into_inner();
+                arrival.take(async move { upgrade.await.ok().map(tcp) });
                 (http::StatusCode::SWITCHING_PROTOCOLS, [("connection", "upgrade"), ("upgrade", BULK_PROTOCOL)])
                     .into_response()
             }

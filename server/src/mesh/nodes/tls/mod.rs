@@ -1,16 +1,20 @@
-//! TLS links: between two machines of one network, what is large goes over TLS to the other node's listener (ADR 19).
+//! TLS links: where TCP gets through, what is large goes over TLS to the other node's listener (ADR 19, ADR 22).
 //!
 //! A data channel does in the program what the kernel does for TCP, and takes four times as long on the processor for it; between machines that TCP gets through to
-//! that buys nothing. Who is at the other end is proven as on every link: a signed offer and its answer name the certificates, and the connection
-//! is taken only from and to who has them. Where it can't be made a data channel carries it.
+//! that buys nothing. Far away it counts how TCP takes a lost packet: only with [BBR](congestion) it fills a line that loses some.
+//!
+//! Who is at the other end is proven as on every link: a signed offer and its answer name the certificates, and the connection is taken only from and to who has
+//! them. Where it can't be made a data channel carries it.
 
+mod congestion;
 mod line;
 mod pinned;
 
 use std::{
     collections::HashMap,
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -40,7 +44,7 @@ use super::{
 };
 use crate::{
     mesh::{Certificate, Error as MeshError},
-    peers::Stream,
+    peers::{Duplex, Stream},
     tunnel::{Channel, ChannelClosed},
 };
 pub(super) use line::Line;
@@ -56,16 +60,18 @@ pub const BULK_PROTOCOL: &str = "flotilla-bulk";
 /// Header that names the attempt.
 pub const BULK_ATTEMPT: &str = "flotilla-attempt";
 
-/// A round trip below this is that of one network: Wi-Fi has some milliseconds. Farther away a data channel gets through more often, and several of them carry
-/// more where packets are lost.
+/// A round trip below this is that of one network: Wi-Fi has some milliseconds.
 const NEAR_MS: f64 = 10.0;
 
 /// TLS links to one machine: each keeps one core busy at either end, and loses nothing that another one would have to make up for.
 pub(super) const LANES: usize = 2;
 
-/// From an offer that was answered to a connection that is taken; and what the connection itself may take. Something in between may swallow it.
+/// From an offer that was answered to a connection that is taken.
 const AWAITED: Duration = Duration::from_secs(10);
+
+/// What the connection itself may take: four round trips. Something in between may swallow it.
 const CONNECTING: Duration = Duration::from_millis(500);
+const CONNECTING_FAR: Duration = Duration::from_secs(2);
 
 /// Connections that are awaited at one time, of all machines.
 const AWAITED_MAX: usize = 64;
@@ -73,8 +79,9 @@ const AWAITED_MAX: usize = 64;
 /// Addresses of one machine that are tried.
 const ADDRESSES_MAX: usize = 4;
 
-/// After a failure data channels do for so long.
+/// After a failure data channels do for so long; twice as long after each further one, up to the second value: a firewall seldom comes to let something in.
 const AGAIN_AFTER: Duration = Duration::from_secs(300);
+const AGAIN_AFTER_MAX: Duration = Duration::from_secs(6 * 3600);
 
 /// The answering side's first word: TLS 1.3 lets the other one write before it was looked at.
 const GREETING: &[u8] = b"flotilla";
@@ -90,6 +97,7 @@ struct Awaited {
     from: NodeId,
     boot: String,
     certificate: Fingerprint,
+    distance: Distance,
     until: Instant,
 }
 
@@ -103,17 +111,32 @@ impl Tls {
     }
 }
 
-/// When a TLS link to a machine could not be made.
+/// When a TLS link to a machine could not be made, and how often in a row.
 #[derive(Debug, Default)]
-pub(super) struct Failed(Mutex<Option<Instant>>);
+pub(super) struct Failed(Mutex<Option<(Instant, u32)>>);
 
 impl Failed {
     fn now(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        // Several lanes may fail at once.
+        if !self.lately() {
+            let mut last = self.last();
+            *last = Some((Instant::now(), last.map_or(1, |(_, times)| times.saturating_add(1))));
+        }
     }
 
     fn lately(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < AGAIN_AFTER)
+        self.last().is_some_and(|(at, times)| {
+            let doubled = AGAIN_AFTER.saturating_mul(2_u32.saturating_pow(times.saturating_sub(1)));
+            at.elapsed() < doubled.min(AGAIN_AFTER_MAX)
+        })
+    }
+
+    pub(super) fn is_over(&self) {
+        *self.last() = None;
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<(Instant, u32)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -141,17 +164,56 @@ pub(super) enum Error {
     Tls(#[from] rustls::Error),
 }
 
+/// How far a machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Distance {
+    /// In one network.
+    Near,
+    Far,
+}
+
+impl Distance {
+    /// `None` before the way was measured.
+    fn over(control: &Control) -> Option<Self> {
+        let round_trip = control.figures().rtt_ms?;
+        Some(if round_trip < NEAR_MS { Self::Near } else { Self::Far })
+    }
+
+    fn connecting(self) -> Duration {
+        match self {
+            Self::Near => CONNECTING,
+            Self::Far => CONNECTING_FAR,
+        }
+    }
+
+    /// Whether TCP carries as much as many data channels do, from this machine.
+    fn suits_tcp(self) -> bool {
+        self == Self::Near || congestion::has_bbr()
+    }
+
+    /// Makes a connection ready for it.
+    fn prepare(self, tcp: impl AsFd) -> io::Result<()> {
+        match self {
+            Self::Near => Ok(()),
+            Self::Far => congestion::take_bbr(tcp),
+        }
+    }
+}
+
 /// Whether TLS links are worth a try.
 pub(super) fn is_wanted(shared: &Shared, peer: &Peer, over: &Control) -> bool {
     let direct = over.path().is_some_and(|path| path.kind == LinkPath::Direct);
-    let near = over.figures().rtt_ms.is_some_and(|round_trip| round_trip < NEAR_MS);
-    direct && near && !shared.config.relayed_only && !peer.tls_failed.lately()
+    let suits = Distance::over(over).is_some_and(Distance::suits_tcp);
+    direct && suits && !shared.config.relayed_only && !peer.tls_failed.lately()
 }
 
 /// Makes a TLS link; `None` where that can't be done.
 pub(super) async fn link(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control) -> Option<Arc<BulkLink>> {
     match make(shared, peer, over).await {
-        Ok(link) => Some(link),
+        Ok(link) => {
+            peer.tls_failed.is_over();
+            Some(link)
+        }
         Err(error) => {
             tracing::debug!(peer = %peer.id, %error, "no TLS link; a data channel carries it");
             peer.tls_failed.now();
@@ -161,7 +223,8 @@ pub(super) async fn link(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control)
 }
 
 async fn make(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control) -> Result<Arc<BulkLink>, Error> {
-    let addresses = addresses(shared, peer, over);
+    let distance = Distance::over(over).unwrap_or(Distance::Far);
+    let addresses = addresses(shared, peer, over, distance);
     if addresses.is_empty() {
         return Err(Error::NoAddress);
     }
@@ -179,12 +242,13 @@ async fn make(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control) -> Result<
     for address in addresses {
         let connecting = async {
             let tcp = connect(address, &attempt).await?;
+            distance.prepare(&tcp)?;
             let name = ServerName::IpAddress(address.ip().into());
             let (line, channel) = Line::over(Box::new(connector.connect(name, tcp).await?));
             channel.recv().await.ok_or(ChannelClosed)?;
             Ok((line, channel))
         };
-        match timeout(CONNECTING, connecting).await.unwrap_or(Err(Error::Timeout)) {
+        match timeout(distance.connecting(), connecting).await.unwrap_or(Err(Error::Timeout)) {
             Ok((line, channel)) => {
                 let taker = shared.taker(&peer.id);
                 return Ok(peer.bulk.add(Carrier::Tls(line), Box::new(channel), answer.boot, true, taker));
@@ -195,12 +259,18 @@ async fn make(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control) -> Result<
     Err(last)
 }
 
-/// Where the other node's listener may be reached, first where the packets of the control link go.
-fn addresses(shared: &Shared, peer: &Peer, over: &Control) -> Vec<SocketAddr> {
+/// Where the other node's listener may be reached: first where the packets of the control link go, and far away nowhere else, as a private address is another
+/// machine's there.
+fn addresses(shared: &Shared, peer: &Peer, over: &Control, distance: Distance) -> Vec<SocketAddr> {
     let known = shared.addresses_of(&peer.id);
+    let remote: Option<IpAddr> =
+        over.path().and_then(|path| path.remote.parse().ok()).map(|remote: SocketAddr| remote.ip());
+    let is_remote = |address: &SocketAddr| Some(address.ip()) == remote;
     let mut addresses: Vec<SocketAddr> = known.iter().filter_map(|address| address.parse().ok()).collect();
-    let remote: Option<SocketAddr> = over.path().and_then(|path| path.remote.parse().ok());
-    addresses.sort_by_key(|address| Some(address.ip()) != remote.map(|remote| remote.ip()));
+    match distance {
+        Distance::Near => addresses.sort_by_key(|address| !is_remote(address)),
+        Distance::Far => addresses.retain(is_remote),
+    }
     addresses.truncate(ADDRESSES_MAX);
     addresses
 }
@@ -238,6 +308,11 @@ impl Shared {
         if peer.bulk.is_full() {
             return Err(busy());
         }
+        let distance = peer.control().and_then(|control| Distance::over(&control)).unwrap_or(Distance::Far);
+        if !distance.suits_tcp() {
+            let said = "TCP would be slow so far away: this machine's kernel has no BBR for it";
+            return Err(ApiError::new(ErrorCode::Conflict, said));
+        }
         let mut awaited = self.tls.awaited();
         let now = Instant::now();
         awaited.retain(|_, awaited| awaited.until > now);
@@ -245,7 +320,8 @@ impl Shared {
             return Err(busy());
         }
         let certificate = Fingerprint(offer.description.clone());
-        let from = Awaited { from: peer.id.clone(), boot: boot.to_owned(), certificate, until: now + AWAITED };
+        let from =
+            Awaited { from: peer.id.clone(), boot: boot.to_owned(), certificate, distance, until: now + AWAITED };
         awaited.insert(offer.attempt.clone(), from);
         Ok(self.tls.identity.fingerprint().0)
     }
@@ -273,7 +349,7 @@ impl Arrival {
     /// Takes the connection once it is no HTTP any more.
     pub fn take<S>(self, upgraded: impl Future<Output = Option<S>> + Send + 'static)
     where
-        S: crate::peers::Duplex + 'static,
+        S: Duplex + AsFd + 'static,
     {
         let tasks = self.shared.tasks.clone();
         tasks.spawn(async move {
@@ -287,10 +363,12 @@ impl Arrival {
 
     async fn greet<S>(self, upgraded: impl Future<Output = Option<S>>) -> Result<(), Error>
     where
-        S: crate::peers::Duplex + 'static,
+        S: Duplex + AsFd + 'static,
     {
         let Self { shared, awaited } = self;
-        let stream: Stream = Box::new(upgraded.await.ok_or(Error::Timeout)?);
+        let tcp = upgraded.await.ok_or(Error::Timeout)?;
+        awaited.distance.prepare(&tcp)?;
+        let stream: Stream = Box::new(tcp);
         let acceptor = shared.tls.identity.acceptor(awaited.certificate)?;
         let (line, channel) = Line::over(Box::new(acceptor.accept(stream).await?));
         channel.send(BytesMut::from(GREETING)).await?;
@@ -306,5 +384,31 @@ impl Arrival {
 impl fmt::Debug for Arrival {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Arrival").field("from", &self.awaited.from).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn after_each_failure_data_channels_do_for_longer_until_a_link_is_made() {
+        let failed = Failed::default();
+        assert!(!failed.lately());
+        for minutes in [5, 10, 20, 40, 80, 160, 320, 360, 360] {
+            failed.now();
+            advance(Duration::from_secs(minutes * 60 - 1)).await;
+            // Of another lane.
+            failed.now();
+            assert!(failed.lately(), "before {minutes} minutes");
+            advance(Duration::from_secs(1)).await;
+            assert!(!failed.lately(), "after {minutes} minutes");
+        }
+        failed.is_over();
+        failed.now();
+        advance(AGAIN_AFTER).await;
+        assert!(!failed.lately());
     }
 }
