@@ -30,7 +30,7 @@ use flotilla_api::{ApiError, ErrorCode, NodeId, rest::LinkState};
 use flotilla_core::State;
 use futures::{FutureExt, future::BoxFuture};
 use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
+use hyper_util::{rt::TokioIo, server::conn::auto::upgrade::downcast};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -109,7 +109,7 @@ async fn serve(listener: TcpListener, mesh: Arc<NodeMesh>, gate: Option<Gate>, t
         match taking.arrival(&attempt) {
             Ok(arrival) => {
                 let upgrade = request.extensions_mut().remove::<OnUpgrade>().unwrap();
-                let tcp = |upgraded: Upgraded| upgraded.downcast::<TokioIo<TcpStream>>().unwrap().io.into_inner();
+                let tcp = |upgraded: Upgraded| downcast::<TokioIo<TcpStream>>(upgraded).unwrap().io.into_inner();
                 arrival.take(async move { upgrade.await.ok().map(tcp) });
                 (http::StatusCode::SWITCHING_PROTOCOLS, [("connection", "upgrade"), ("upgrade", BULK_PROTOCOL)])
                     .into_response()
