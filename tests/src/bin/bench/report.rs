@@ -48,8 +48,8 @@ impl fmt::Display for Report {
         for Figure { name, value, unit, goal, met } in &self.figures {
             let goal = match goal {
                 None => String::new(),
-                Some(Goal::AtLeast(least)) => format!(">= {least:.1} {unit}"),
-                Some(Goal::AtMost(most)) => format!("<= {most:.1} {unit}"),
+                Some(Goal::AtLeast(least)) => format!(">= {least:.2} {unit}"),
+                Some(Goal::AtMost(most)) => format!("<= {most:.2} {unit}"),
             };
             writeln!(f, "| {name} | {value:.2} {unit} | {goal} | {} |", if *met { "" } else { "**missed**" })?;
         }
