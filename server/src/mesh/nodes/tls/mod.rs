@@ -11,7 +11,7 @@ mod line;
 mod pinned;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt, io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
@@ -224,7 +224,9 @@ pub(super) async fn link(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control)
 
 async fn make(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control) -> Result<Arc<BulkLink>, Error> {
     let distance = Distance::over(over).unwrap_or(Distance::Far);
-    let addresses = addresses(shared, peer, over, distance);
+    let known = shared.addresses_of(&peer.id).iter().filter_map(|address| address.parse().ok()).collect();
+    let remote: Option<SocketAddr> = over.path().and_then(|path| path.remote.parse().ok());
+    let addresses = addresses(known, remote.map(|remote| remote.ip()), distance);
     if addresses.is_empty() {
         return Err(Error::NoAddress);
     }
@@ -259,20 +261,18 @@ async fn make(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control) -> Result<
     Err(last)
 }
 
-/// Where the other node's listener may be reached: first where the packets of the control link go, and far away nowhere else, as a private address is another
-/// machine's there.
-fn addresses(shared: &Shared, peer: &Peer, over: &Control, distance: Distance) -> Vec<SocketAddr> {
-    let known = shared.addresses_of(&peer.id);
-    let remote: Option<IpAddr> =
-        over.path().and_then(|path| path.remote.parse().ok()).map(|remote: SocketAddr| remote.ip());
-    let is_remote = |address: &SocketAddr| Some(address.ip()) == remote;
-    let mut addresses: Vec<SocketAddr> = known.iter().filter_map(|address| address.parse().ok()).collect();
+/// Where the other node's listener may be reached, if packets of the control link go to `remote`: there first. Far away nowhere else, as a private address is another
+/// machine's there; but the machine itself may not know that one, if its router lets the port in.
+fn addresses(mut known: Vec<SocketAddr>, remote: Option<IpAddr>, distance: Distance) -> Vec<SocketAddr> {
     match distance {
-        Distance::Near => addresses.sort_by_key(|address| !is_remote(address)),
-        Distance::Far => addresses.retain(is_remote),
+        Distance::Near => known.sort_by_key(|address| Some(address.ip()) != remote),
+        Distance::Far => {
+            let ports: BTreeSet<u16> = known.iter().map(SocketAddr::port).collect();
+            known = ports.into_iter().filter_map(|port| Some((remote?, port).into())).collect();
+        }
     }
-    addresses.truncate(ADDRESSES_MAX);
-    addresses
+    known.truncate(ADDRESSES_MAX);
+    known
 }
 
 /// A connection to another node's listener that is no HTTP any more.
@@ -392,6 +392,18 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+
+    #[test]
+    fn far_away_only_the_address_counts_that_packets_go_to() {
+        let told = ["192.168.1.2:7070", "10.0.0.2:7070"].map(|address| address.parse().unwrap());
+        let to = |remote: Option<[u8; 4]>, distance| addresses(told.to_vec(), remote.map(IpAddr::from), distance);
+        assert_eq!(to(Some([10, 0, 0, 2]), Distance::Near), [told[1], told[0]]);
+        assert_eq!(to(None, Distance::Near), told);
+        assert_eq!(to(Some([10, 0, 0, 2]), Distance::Far), [told[1]]);
+        // A router's.
+        assert_eq!(to(Some([203, 0, 113, 7]), Distance::Far), [SocketAddr::from(([203, 0, 113, 7], 7070))]);
+        assert!(to(None, Distance::Far).is_empty());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn after_each_failure_data_channels_do_for_longer_until_a_link_is_made() {
