@@ -107,6 +107,7 @@ pub async fn contact(config: &NodeConfig, addresses: &[String], fingerprint: &st
         description: link.offer(false).await?,
         relay: false,
         shared_port: false,
+        far: false,
     };
     let mut asked: FuturesUnordered<_> =
         addresses.iter().take(ADDRESSES_MAX).map(|address| ask(&post, &author, address, &offer, fingerprint)).collect();

@@ -154,7 +154,7 @@ pub(super) async fn over_control(
 async fn offer(link: &Link, purpose: Purpose, manner: Manner) -> Result<Offer, Error> {
     let description = link.offer(false).await?;
     let Manner { relay, shared_port } = manner;
-    Ok(Offer { purpose, attempt: random_name(), description, relay, shared_port })
+    Ok(Offer { purpose, attempt: random_name(), description, relay, shared_port, far: false })
 }
 
 /// What the other node answered.

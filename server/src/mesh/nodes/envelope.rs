@@ -97,6 +97,9 @@ pub(super) struct Offer {
     /// The writer uses the port that it shares among its links; then the other end shall not.
     #[serde(default)]
     pub(super) shared_port: bool,
+    /// The way is long, as the writer measured it. Of a TLS link.
+    #[serde(default)]
+    pub(super) far: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -327,6 +330,7 @@ mod tests {
             description: "v=0".to_owned(),
             relay: false,
             shared_port: false,
+            far: false,
         })
     }
 

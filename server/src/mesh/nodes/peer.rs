@@ -535,7 +535,7 @@ async fn ended(control: Option<&Control>) {
     }
 }
 
-fn doubled(pause: Duration, times: u32, max: Duration) -> Duration {
+pub(super) fn doubled(pause: Duration, times: u32, max: Duration) -> Duration {
     pause.saturating_mul(1 << times.min(16)).min(max)
 }
 

@@ -9,6 +9,7 @@ fn offer(purpose: Purpose) -> Body {
         description: "v=0".to_owned(),
         relay: false,
         shared_port: false,
+        far: false,
     })
 }
 

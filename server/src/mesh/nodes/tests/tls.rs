@@ -76,7 +76,7 @@ async fn a_connection_is_taken_once_and_only_from_who_offered_it() {
     let expect = |attempt: &str, certificate: &Certificate| {
         let description = Tls::new(certificate).unwrap().identity.fingerprint().0;
         let (purpose, attempt) = (Purpose::Tls, attempt.to_owned());
-        let offer = Offer { purpose, attempt, description, relay: false, shared_port: false };
+        let offer = Offer { purpose, attempt, description, relay: false, shared_port: false, far: false };
         other.mesh.shared.answer_tls(&peer, &offer, "boot")
     };
     let knock = async |attempt: &str, with: &Certificate, expected: &str| -> Result<Option<Bytes>, links::Error> {

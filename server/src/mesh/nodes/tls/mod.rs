@@ -40,7 +40,7 @@ use super::{
     control::Control,
     dial::{self, Failure},
     envelope::{NONCE_LEN, Offer, Purpose, invalid, random_name},
-    peer::Peer,
+    peer::{Peer, doubled},
 };
 use crate::{
     mesh::{Certificate, Error as MeshError},
@@ -111,7 +111,7 @@ impl Tls {
     }
 }
 
-/// When a TLS link to a machine could not be made, and how often in a row.
+/// When a TLS link to a machine could not be made, and how often in a row before that.
 #[derive(Debug, Default)]
 pub(super) struct Failed(Mutex<Option<(Instant, u32)>>);
 
@@ -120,15 +120,12 @@ impl Failed {
         // Several lanes may fail at once.
         if !self.lately() {
             let mut last = self.last();
-            *last = Some((Instant::now(), last.map_or(1, |(_, times)| times.saturating_add(1))));
+            *last = Some((Instant::now(), last.map_or(0, |(_, before)| before.saturating_add(1))));
         }
     }
 
     fn lately(&self) -> bool {
-        self.last().is_some_and(|(at, times)| {
-            let doubled = AGAIN_AFTER.saturating_mul(2_u32.saturating_pow(times.saturating_sub(1)));
-            at.elapsed() < doubled.min(AGAIN_AFTER_MAX)
-        })
+        self.last().is_some_and(|(at, before)| at.elapsed() < doubled(AGAIN_AFTER, before, AGAIN_AFTER_MAX))
     }
 
     pub(super) fn is_over(&self) {
@@ -237,6 +234,7 @@ async fn make(shared: &Arc<Shared>, peer: &Arc<Peer>, over: &Control) -> Result<
         description: shared.tls.identity.fingerprint().0,
         relay: false,
         shared_port: false,
+        far: distance == Distance::Far,
     };
     let answer = dial::over_control(shared, peer, over, &offer).await.map_err(Error::Offer)?;
     let connector = shared.tls.identity.connector(Fingerprint(answer.description))?;
@@ -308,7 +306,7 @@ impl Shared {
         if peer.bulk.is_full() {
             return Err(busy());
         }
-        let distance = peer.control().and_then(|control| Distance::over(&control)).unwrap_or(Distance::Far);
+        let distance = if offer.far { Distance::Far } else { Distance::Near };
         if !distance.suits_tcp() {
             let said = "TCP would be slow so far away: this machine's kernel has no BBR for it";
             return Err(ApiError::new(ErrorCode::Conflict, said));
